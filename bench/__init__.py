@@ -1,0 +1,1 @@
+"""Speed and fidelity, measured. Never imported by the nodes."""

@@ -1,0 +1,96 @@
+"""Multiply-accumulates of a traced run, counted by running its evaluations on a UNet under torch's own counter.
+
+Linear layers, convolutions and attention count; element-wise work and the recording of surroundings do none, and show
+in the wall clock only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ..demo.plain import ALIGN, PlainModel, dense_call, window_call
+from ..engine.config import HighlightConfig
+from ..engine.run import HighlightRun
+from ..engine.trace import Box, Evaluation, Run
+from ..engine.window import Window
+
+
+def _cpu_attention(q: tuple, k: tuple, v: tuple, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
+
+
+def macs(call: Callable[[], object]) -> int:
+    """Multiply-accumulates that a call executes (half of torch's count of floating point operations)."""
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with torch.no_grad(), counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Executed MACs by what they were for, and what the dense run would have taken."""
+
+    dense: int
+    partial: int
+    heatmap: int
+    dense_run: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times cheaper than the dense run."""
+        return self.dense_run / max(self.dense + self.partial + self.heatmap, 1)
+
+
+class CostModel:
+    """Costs of one UNet at one latent shape; every kind of evaluation is run and counted once."""
+
+    def __init__(self, model: PlainModel, shape: tuple[int, ...]):
+        self.model, self.x = model, torch.zeros(shape)
+        self.frame = (shape[-2], shape[-1])
+        self.full = macs(lambda: model(self.x, 1.0))
+        self.listened = macs(lambda: self._dense(heatmap=True)) - self.full
+        self._windows: dict[Box, int] = {}
+
+    def _state(self) -> HighlightRun:
+        run = Run(tuple(self.x.shape), "euler", tuple(float(s) for s in range(12, -1, -1)))
+        return HighlightRun(HighlightConfig(), run, self.frame, ALIGN)
+
+    def _dense(self, heatmap: bool, windows: tuple[Window, ...] = ()) -> list[Tensor]:
+        state, evaluation = self._state(), Evaluation(0, 1, 1.0, "dense", "", 1.0)
+        if heatmap:
+            state.begin_dense(evaluation)
+        for window in windows:
+            window.begin(1.0)
+        return dense_call(self.model, state, self.x, evaluation, windows)
+
+    def window(self, box: Box) -> int:
+        """MACs of computing one window."""
+        if box not in self._windows:
+            window = Window(box, self.frame)
+            with torch.no_grad():
+                self._dense(False, (window,))
+            evaluation = Evaluation(0, 2, 0.9, "partial", "", 0.0)
+            self._windows[box] = macs(lambda: window_call(self.model, self.x, evaluation, (window,)))
+        return self._windows[box]
+
+    def of(self, run: dict) -> Cost:
+        """Cost of a run in the form of `Run.as_dict`."""
+        dense = partial = heatmap = 0
+        evaluations = run["evaluations"]
+        for i, evaluation in enumerate(evaluations):
+            if evaluation["kind"] == "dense":
+                dense += self.full
+                later = any(e["kind"] != "dense" for e in evaluations[i:])
+                heatmap += self.listened if evaluation["step"] >= 1 and later else 0
+            elif evaluation["kind"] == "partial":
+                partial += sum(self.window(tuple(box)) for box in evaluation["windows"])
+        return Cost(dense, partial, heatmap, self.full * len(evaluations))

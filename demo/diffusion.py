@@ -1,0 +1,72 @@
+"""SD's discrete noise schedule with v-prediction, and a plain Euler sampler with classifier-free guidance.
+
+x_t = alpha_t x0 + sigma_t eps with alpha^2 + sigma^2 = 1; the network predicts v = alpha eps - sigma x0 (Salimans
+and Ho, "Progressive Distillation", 2022). The sampler works in the variance-exploding form that k-diffusion and
+ComfyUI use: x = x0 + sigma eps with sigma = sigma_t / alpha_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+STEPS = 1000
+
+
+def alphas_cumprod() -> Tensor:
+    """alpha_t^2 for t = 0..999: SD's scaled-linear betas from 0.00085 to 0.012."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def schedule_sigmas() -> Tensor:
+    """sigma for t = 0..999, ascending, float32 (1000,)."""
+    squares = alphas_cumprod()
+    return ((1 - squares) / squares).sqrt().float()
+
+
+def normal_sigmas(steps: int) -> Tensor:
+    """ComfyUI's scheduler "normal": timesteps evenly from 999 to 0, then a final 0. Descending, (steps + 1,)."""
+    log_sigmas = schedule_sigmas().log()
+    timesteps = torch.linspace(STEPS - 1, 0, steps)
+    low = timesteps.floor().long()
+    high, part = timesteps.ceil().long(), timesteps.frac()
+    sigmas = ((1 - part) * log_sigmas[low] + part * log_sigmas[high]).exp()
+    return torch.cat([sigmas, torch.zeros(1)])
+
+
+def timestep_of(sigma: Tensor) -> Tensor:
+    """Index of the nearest schedule sigma, as k-diffusion's discrete schedule rounds it."""
+    return (sigma.log() - schedule_sigmas().log()[:, None]).abs().argmin(dim=0)
+
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def denoiser(unet: Callable[[Tensor, Tensor, Tensor], Tensor], context: Tensor) -> Denoise:
+    """(x, sigma) -> denoised image x0, for x (B, 4, H, W), a scalar sigma and context (B, tokens, dim)."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        scale = (sigma**2 + 1) ** 0.5
+        timestep = timestep_of(sigma.view(1)).expand(x.shape[0])
+        v = unet(x / scale, timestep, context)
+        return x / scale**2 - v * sigma / scale
+
+    return denoise
+
+
+def sample_euler(
+    positive: Denoise, negative: Denoise, noise: Tensor, sigmas: Tensor, cfg: float,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Euler from noise (B, 4, H, W) of unit variance along sigmas (n + 1,) to a latent of the same shape."""
+    x = noise * (1 + sigmas[0] ** 2) ** 0.5
+    for i in range(len(sigmas) - 1):
+        if callback:
+            callback(i, x)
+        uncond = negative(x, sigmas[i])
+        denoised = uncond + cfg * (positive(x, sigmas[i]) - uncond)
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x

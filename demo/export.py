@@ -1,0 +1,38 @@
+"""Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt --vae runs/vae/last.pt`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .load import WEIGHTS
+
+LIMIT = 24 * 2**20
+
+
+def save(part: str, weights: dict[str, torch.Tensor]) -> None:
+    path = WEIGHTS / f"{part}.safetensors"
+    WEIGHTS.mkdir(exist_ok=True)
+    save_file({name: weight.half().contiguous() for name, weight in weights.items()}, path)
+    if path.stat().st_size > LIMIT:
+        raise SystemExit(f"{path} has {path.stat().st_size} bytes, more than {LIMIT}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--unet", type=Path)
+    parser.add_argument("--vae", type=Path)
+    args = parser.parse_args()
+    if args.unet:
+        average = torch.load(args.unet, map_location="cpu")["average"]
+        for part in ("unet", "text"):
+            save(part, {name.removeprefix(f"{part}."): w for name, w in average.items() if name.startswith(f"{part}.")})
+    if args.vae:
+        save("vae", torch.load(args.vae, map_location="cpu")["vae"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Highlight Diffusion without ComfyUI: the engine on the plain demo UNet, sampled with Euler.
+
+It plays the host's part (host/unet.py is the real one): two streams, positive and negative, in one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from ..engine.config import HighlightConfig
+from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
+from ..engine.run import HighlightRun, paste
+from ..engine.trace import Evaluation, Run
+from ..engine.window import Window, computing, recording, swapped
+from .diffusion import normal_sigmas, timestep_of
+from .unet import UNet
+
+STREAMS = ("positive", "negative")
+ALIGN = 8
+HEATMAP_GRIDS = (2, 4)  # the frame's size over the grid's, as in host/attention.py
+
+
+@contextmanager
+def listening(unet: UNet, accumulator: HeatmapAccumulator, frame: tuple[int, int]) -> Iterator[None]:
+    """While this holds, cross-attentions at middle resolution add the positive stream's maps to `accumulator`."""
+    forwards = {}
+
+    def listen(attention) -> None:
+        forward = attention.forward
+
+        def heard(x: Tensor, context: Tensor) -> Tensor:
+            grid = grid_of(x.shape[1], *frame)
+            if frame[0] // grid[0] in HEATMAP_GRIDS:
+                q, k = attention.to_q(x).chunk(2)[0], attention.to_k(context).chunk(2)[0]
+                accumulator.add(token_maps(q, k, attention.heads), grid)
+            return forward(x, context)
+
+        forwards[attention] = heard
+
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            listen(module)
+    with swapped(forwards):
+        yield
+
+
+class PlainModel:
+    """The two streams of a guided demo UNet: x (B, 4, H, W) and sigma -> denoised positive and negative."""
+
+    def __init__(self, unet: UNet, positive: Tensor, negative: Tensor):
+        self.unet, self.positive, self.negative = unet, positive, negative
+
+    def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
+        scale = (sigma**2 + 1) ** 0.5
+        batch = len(x)
+        context = torch.cat([self.positive.expand(batch, -1, -1), self.negative.expand(batch, -1, -1)])
+        timestep = timestep_of(torch.tensor([sigma])).expand(2 * batch)
+        v = self.unet(torch.cat([x, x]) / scale, timestep, context)
+        return [x / scale**2 - part * sigma / scale for part in v.chunk(2)]
+
+
+def dense_call(
+    model: PlainModel, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]
+) -> list[Tensor]:
+    """A full evaluation that also records for `windows` and listens for the heatmap, where that is wanted."""
+    with ExitStack() as stack:
+        if state.accumulator is not None:
+            stack.enter_context(listening(model.unet, state.accumulator, state.frame))
+        if windows:
+            stack.enter_context(recording(model.unet, windows, STREAMS))
+        return model(x, evaluation.sigma)
+
+
+def window_call(model: PlainModel, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
+    """The windows alone, in tensors of full size."""
+    full = [torch.zeros_like(x) for _ in STREAMS]
+    for window in windows:
+        with computing(model.unet, window, STREAMS, evaluation.sigma):
+            parts = model(window.crop(x), evaluation.sigma)
+        for whole, part in zip(full, parts, strict=True):
+            paste(whole, part, window.box)
+    return full
+
+
+def sample(model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig) -> tuple[Tensor, Run]:
+    """Euler over `steps` of the scheduler "normal", from noise (B, 4, H, W); returns the latent and the trace's run."""
+    sigmas = normal_sigmas(steps).tolist()
+    run = Run(tuple(noise.shape), "euler", tuple(sigmas))
+    state = HighlightRun(config, run, tuple(noise.shape[-2:]), ALIGN)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        x = noise * (1 + sigmas[0] ** 2) ** 0.5
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            positive, negative = state.evaluate(
+                x, sigma, "plain",
+                dense=lambda evaluation, windows, x=x: dense_call(model, state, x, evaluation, windows),
+                partial=lambda evaluation, windows, x=x: window_call(model, x, evaluation, windows),
+            )  # fmt: skip
+            denoised = negative + cfg * (positive - negative)
+            x = x + (x - denoised) / sigma * (following - sigma)
+    run.seconds, run.completed = time.perf_counter() - started, True
+    return x, run

@@ -1,0 +1,75 @@
+"""What the user asked for: validated once, frozen, shared by every clone of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ForecastSpace = Literal["auto", "noise", "denoised"]
+AUTO = "auto"
+
+
+def parse_interval(text: str) -> tuple[int, ...] | None:
+    """ "auto" -> None; "3" -> (3,); "1,3,5" -> (1, 3, 5), spread over the schedule.
+
+    Raises ValueError for anything else, and for an interval below 1.
+    """
+    if text.strip().lower() == AUTO:
+        return None
+    try:
+        interval = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f'interval is "{text}"; write "auto", a whole number such as 3, or a list such as 1,3,5,7,9') from None
+    low = min(interval)
+    if low < 1:
+        raise ValueError(f"interval has {low}; the smallest is 1, which computes every evaluation")
+    return interval
+
+
+@dataclass(frozen=True)
+class HighlightConfig:
+    """Settings of Highlight Diffusion.
+
+    interval: gaps between dense evaluations, None for gaps placed for the sampler.
+    start_percent, end_percent: the share of the schedule in which anything may be saved.
+    warmup: dense steps before the first gap; the highlight is found in them.
+    correct: compute the highlight once in each gap and correct the forecast with it.
+    threshold: heat above which a cell is highlighted, 0 for everything.
+    halo: cells computed around the highlight and thrown away.
+    max_area: a highlight whose windows cover more of the frame is refused; the budget is then spent in time only.
+    forecast: what is extrapolated, "auto" to choose it for the sampler.
+    """
+
+    interval: tuple[int, ...] | None = None
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    warmup: int = 4
+    correct: bool = True
+    threshold: float = 0.5
+    halo: int = 2
+    max_area: float = 0.6
+    forecast: ForecastSpace = "auto"
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("start_percent", "end_percent", "threshold", "max_area"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
+        if self.start_percent >= self.end_percent:
+            raise ValueError(
+                f"start_percent {self.start_percent} is not below end_percent {self.end_percent}; swap or widen them"
+            )
+        if self.interval is not None and min(self.interval, default=0) < 1:
+            raise ValueError(f"interval is {self.interval}; it needs at least one gap, each 1 or more")
+        if self.warmup < 2:
+            raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from")
+        if self.halo < 0:
+            raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
+        if self.forecast not in ("auto", "noise", "denoised"):
+            raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
+
+    @property
+    def active(self) -> bool:
+        """False when every evaluation is to be dense."""
+        return self.enabled and (self.interval is None or max(self.interval) > 1)

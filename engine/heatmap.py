@@ -1,0 +1,64 @@
+"""Cross-attention -> heatmap: how much the prompt attends to each cell of the frame."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Attention probabilities of image queries on text keys, heads averaged: (B, n, C), (B, m, C) -> (B, m, n).
+
+    Softmax over the text, as in the model's own cross-attention (Hertz et al., "Prompt-to-Prompt", 2022).
+    """
+    batch, n, channels = q.shape
+    q = q.view(batch, n, heads, -1).transpose(1, 2).float()
+    k = k.view(batch, -1, heads, channels // heads).transpose(1, 2).float()
+    scores = (q @ k.transpose(-1, -2)) * (channels // heads) ** -0.5
+    return scores.softmax(-1).mean(1).transpose(1, 2)
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """The (h, w) of a UNet level with that many tokens, for a latent of height x width; None if no level has it."""
+    h, w = height, width
+    while h * w > tokens and h > 1 and w > 1:
+        h, w = -(-h // 2), -(-w // 2)
+    return (h, w) if h * w == tokens else None
+
+
+class HeatmapAccumulator:
+    """Collects token maps of several layers and evaluations on one grid.
+
+    Text tokens are weighted by how unevenly they attend over the frame, so that a word that looks at one place counts
+    and padding or "a" and "the", which look everywhere, do not. The start token, which attention uses as its rest
+    place, is left out.
+    """
+
+    def __init__(self, height: int, width: int):
+        self.size = (height, width)
+        self.maps: Tensor | None = None
+        self.count = 0
+
+    def add(self, maps: Tensor, grid: tuple[int, int]) -> None:
+        """maps (B, m, n) with n = grid[0] * grid[1]; other layers are resized to this grid."""
+        maps = maps.unflatten(-1, grid)
+        if grid != self.size:
+            maps = F.interpolate(maps, self.size, mode="bilinear", antialias=True)
+        self.maps = maps if self.maps is None else self.maps + maps
+        self.count += 1
+
+    def heatmap(self) -> Tensor:
+        """Float (B, 1, h, w), 0..1 for each image. Raises ValueError when nothing was collected."""
+        if self.maps is None:
+            raise ValueError("no cross-attention was collected: the model has no text attention on this grid")
+        return combine(self.maps / self.count)
+
+
+def combine(maps: Tensor) -> Tensor:
+    """Token maps (B, m, h, w) of probabilities -> heatmap (B, 1, h, w) in 0..1."""
+    maps = maps[:, 1:] if maps.shape[1] > 1 else maps
+    spread = maps.std(dim=(-2, -1), keepdim=True)
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    heat = (spread * (maps - low) / (high - low).clamp(min=1e-8)).sum(1, keepdim=True)
+    low, high = heat.amin(dim=(-2, -1), keepdim=True), heat.amax(dim=(-2, -1), keepdim=True)
+    return (heat - low) / (high - low).clamp(min=1e-8)

@@ -1,0 +1,129 @@
+"""Heatmap -> highlight -> windows, or a refusal with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from .config import HighlightConfig
+from .trace import Box
+
+FLAT = 0.12  # standard deviation of a heatmap under which it points nowhere (AccelAes, 2026)
+MAX_WINDOWS = 4
+
+
+@dataclass(frozen=True)
+class Region:
+    """Windows of the latent to compute.
+
+    inner: the boxes (y0, y1, x0, x1) around the highlight, whose values count; outer: the same with their halo, snapped
+    outwards to the UNet's downsampling, which is what is computed. A refused region has no windows and says why.
+    """
+
+    inner: tuple[Box, ...]
+    outer: tuple[Box, ...]
+    frame: tuple[int, int]
+    reason: str
+
+    @property
+    def area(self) -> float:
+        """Share of the frame that is computed, halos and overlaps included."""
+        return sum(_area(box) for box in self.outer) / (self.frame[0] * self.frame[1])
+
+    @property
+    def everything(self) -> bool:
+        return self.inner == ((0, self.frame[0], 0, self.frame[1]),)
+
+
+def _area(box: Box) -> int:
+    return (box[1] - box[0]) * (box[3] - box[2])
+
+
+def refine(heatmap: Tensor, threshold: float) -> Tensor:
+    """Heatmap (B, 1, h, w) in 0..1 -> highlight bool (B, h, w): smoothed over 3x3 cells, then thresholded."""
+    smooth = F.avg_pool2d(F.pad(heatmap, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return smooth[:, 0] >= threshold
+
+
+def _grow(box: Box, by: int, align: int, height: int, width: int) -> Box:
+    """Widen a box and snap it outwards to the alignment, within the frame."""
+    y0, y1, x0, x1 = box
+    down = lambda v: max(0, v - by) // align * align  # noqa: E731
+    up = lambda v, end: min(end, -(-(v + by) // align) * align)  # noqa: E731
+    return down(y0), up(y1, height), down(x0), up(x1, width)
+
+
+def _hull(a: Box, b: Box) -> Box:
+    return min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3])
+
+
+def _merge(boxes: list[Box], grown: Callable[[Box], Box]) -> list[Box]:
+    """Join boxes whose common window costs no more than the two, and the closest ones while there are too many."""
+    while len(boxes) > 1:
+        pairs = [(i, j) for i in range(len(boxes)) for j in range(i)]
+        cost = [_area(grown(box)) for box in boxes]
+        waste = {(i, j): _area(grown(_hull(boxes[i], boxes[j]))) - cost[i] - cost[j] for i, j in pairs}
+        (i, j), extra = min(waste.items(), key=lambda item: item[1])
+        if extra > 0 and len(boxes) <= MAX_WINDOWS:
+            break
+        boxes = [box for n, box in enumerate(boxes) if n not in (i, j)] + [_hull(boxes[i], boxes[j])]
+    return sorted(boxes)
+
+
+def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
+    """Boxes around the connected patches of a mask (h, w), in cells of a frame (H, W)."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    boxes = []
+    for slices in ndimage.find_objects(labels):
+        scaled = [(s.start * full // n, -(-s.stop * full // n)) for s, n, full in zip(slices, mask.shape, frame, strict=True)]
+        boxes.append((*scaled[0], *scaled[1]))
+    return boxes
+
+
+def find_region(heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig) -> tuple[Tensor, Region]:
+    """Refine a heatmap (B, 1, h, w) to a highlight (B, h, w) and to windows of a latent frame (H, W).
+
+    All images of a batch share the windows. `align` is the UNet's downsampling. Refused when the heatmap is flat,
+    when nothing is above the threshold, or when the windows cover more than `config.max_area` of the frame.
+    """
+    heatmap = heatmap.float().cpu()
+    highlight = refine(heatmap, config.threshold)
+    height, width = frame
+
+    def refused(reason: str) -> tuple[Tensor, Region]:
+        return highlight, Region((), (), frame, reason)
+
+    if bool(highlight.all()):
+        whole = (0, height, 0, width)
+        return highlight, Region((whole,), (whole,), frame, "the highlight is the whole frame")
+    spread = float(heatmap.std())
+    if spread < FLAT:
+        return refused(f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {FLAT})")
+    mask = highlight.any(0).numpy()
+    boxes = _bounding_boxes(mask, frame)
+    if not boxes:
+        return refused(f"no highlight: nothing is above the threshold {config.threshold}")
+
+    def grown(box: Box) -> Box:
+        return _grow(box, config.halo, align, height, width)
+
+    inner = _merge(boxes, grown)
+    outer = tuple(grown(box) for box in inner)
+    region = Region(tuple(inner), outer, frame, "highlight")
+    if region.area > config.max_area:
+        return refused(f"no highlight: it covers {region.area:.0%} of the frame, more than {config.max_area:.0%}")
+    return highlight, region
+
+
+def boxes_mask(boxes: tuple[Box, ...], frame: tuple[int, int]) -> Tensor:
+    """Bool (H, W), true inside the boxes."""
+    mask = torch.zeros(frame, dtype=torch.bool)
+    for y0, y1, x0, x1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    return mask

@@ -1,0 +1,93 @@
+"""What really happened in a sampling run: small CPU data that outlives the run, read by preview, report and bench."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["dense", "partial", "skipped"]
+Box = tuple[int, int, int, int]
+
+
+@dataclass
+class Evaluation:
+    """One call of the model by the sampler.
+
+    step: index of the schedule interval whose upper sigma brackets this evaluation (two share one under Heun).
+    active: share of the frame computed, 1.0 dense, 0.0 skipped.
+    boxes: where the computed values count, (y0, y1, x0, x1) in latent cells; windows: what was computed for that, halo
+    included. Both are empty unless partial.
+    heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
+    forecast_error: rms(computed - forecast) / rms(computed) inside the windows of a partial evaluation.
+    seconds: wall clock of the evaluation, control nets included.
+    """
+
+    index: int
+    step: int
+    sigma: float
+    kind: Kind
+    reason: str
+    active: float
+    boxes: tuple[Box, ...] = ()
+    windows: tuple[Box, ...] = ()
+    heatmap: Tensor | None = None
+    forecast_error: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """One sampling run.
+
+    shape: the latent's (B, C, H, W). sigmas: the full schedule, the final 0 included. highlight: bool (B, h, w) or None,
+    with the reason why there is one or none. rgb_factors: the model's latent-to-RGB table, for rough pictures.
+    cache_bytes: the most that recorded surroundings took, on the model's device.
+    """
+
+    shape: tuple[int, ...]
+    sampler: str
+    sigmas: tuple[float, ...]
+    node_id: str = ""
+    rgb_factors: tuple[tuple[float, ...], ...] = ()
+    evaluations: list[Evaluation] = field(default_factory=list)
+    highlight: Tensor | None = None
+    highlight_reason: str = "no highlight was looked for"
+    cache_bytes: int = 0
+    seconds: float = 0.0
+    completed: bool = False
+    started: float = field(default_factory=time.time)
+
+    def count(self, kind: Kind) -> int:
+        return sum(e.kind == kind for e in self.evaluations)
+
+    @property
+    def mean_active(self) -> float:
+        """Mean share of the frame computed per evaluation."""
+        return sum(e.active for e in self.evaluations) / max(len(self.evaluations), 1)
+
+    def summary(self) -> str:
+        total = len(self.evaluations)
+        parts = ", ".join(f"{self.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        state = "" if self.completed else " (interrupted)"
+        return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
+
+    def as_dict(self) -> dict:
+        """The run without its tensors, for JSON."""
+        run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("evaluations", "highlight", "rgb_factors")}
+        run["evaluations"] = [{f.name: getattr(e, f.name) for f in fields(e) if f.name != "heatmap"} for e in self.evaluations]
+        return run
+
+
+class Trace:
+    """The last few runs of one node, newest last. Empty when ComfyUI served the sampler from its cache."""
+
+    def __init__(self, keep: int = 8):
+        self.runs: deque[Run] = deque(maxlen=keep)
+
+    @property
+    def last(self) -> Run | None:
+        return self.runs[-1] if self.runs else None

@@ -1,0 +1,86 @@
+"""How Highlight Diffusion attaches to a MODEL: the only file that touches ModelPatcher.
+
+The clone carries keyed wrappers and a frozen config. A run's state is created when sampling starts and dropped when
+it ends, also by an exception, so nothing is left behind for the next run or for other clones of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ..engine.config import HighlightConfig
+from ..engine.trace import Run, Trace
+from .unet import UNetRun, require_unet
+
+KEY = "highlight_diffusion"
+log = logging.getLogger("highlight_diffusion")
+
+
+def attach(model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
+    """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
+
+    Applied again, it replaces what it attached before. Raises ValueError for a model that is not a supported UNet.
+    """
+    require_unet(model)
+    clone = model.clone()
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+        clone.remove_wrappers_with_key(kind, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(config, trace, node_id))
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
+    return clone
+
+
+class _OuterSample:
+    """Creates the state of a run around the whole sampling call."""
+
+    def __init__(self, config: HighlightConfig, trace: Trace, node_id: str):
+        self.config, self.trace, self.node_id = config, trace, node_id
+
+    def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        guider = executor.class_obj
+        function = getattr(sampler, "sampler_function", None)
+        name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), self.node_id, _rgb_factors(guider.model_patcher))
+        options = guider.model_options.setdefault("transformer_options", {})
+        options[KEY] = UNetRun(self.config, run, guider)
+        self.trace.runs.append(run)
+        started = time.perf_counter()
+        try:
+            result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            run.completed = True
+            return result
+        finally:
+            del options[KEY]
+            run.seconds = time.perf_counter() - started
+            log.info("Highlight Diffusion: %s", run.summary())
+
+
+def _rgb_factors(model: ModelPatcher) -> tuple[tuple[float, ...], ...]:
+    factors = model.get_model_object("latent_format").latent_rgb_factors
+    return tuple(tuple(row) for row in factors) if factors else ()
+
+
+def _state(model_options: dict) -> UNetRun:
+    return model_options["transformer_options"][KEY]
+
+
+def _predict_noise(executor: WrapperExecutor, x, timestep, model_options=None, seed=None):
+    _state(model_options).begin_evaluation()
+    return executor(x, timestep, model_options, seed)
+
+
+def _calc_cond_batch(executor: WrapperExecutor, model, conds, x_in, timestep, model_options):
+    return _state(model_options).calc_cond_batch(executor, model, conds, x_in, timestep, model_options)
+
+
+def _apply_model(
+    executor: WrapperExecutor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+):
+    options = transformer_options or {}
+    return options[KEY].apply_model(executor, x, t, c_concat, c_crossattn, control, options, **kwargs)

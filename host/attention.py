@@ -1,0 +1,94 @@
+"""Cross-attention as ComfyUI computes it, listened to without taking anybody's place.
+
+An attn2 replacement has one slot a block, which IP-Adapter fills. So the tap is put into a copy of the call's
+transformer_options, for that call alone, and calls whatever was there before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
+from torch import Tensor
+
+from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
+
+LAYERS = 6  # cross-attentions listened to; more cost more and say the same
+FACTORS = (2, 4)  # of the latent's resolution: fine enough to place an object, coarse enough to mean one
+
+Site = tuple[str, int, int]
+
+
+def cross_attention_sites(unet: UNetModel) -> list[Site]:
+    """(block, number, depth) of the cross-attentions at middle resolution, at most `LAYERS`, spread evenly."""
+    sites, factor = [], 1
+    for number, block in enumerate(unet.input_blocks):
+        factor *= 2 ** sum(isinstance(layer, Downsample) for layer in block)
+        sites += _sites("input", number, block, factor)
+    sizes = [2 ** sum(isinstance(layer, Downsample) for b in unet.input_blocks[: n + 1] for layer in b)
+             for n in range(len(unet.input_blocks))]  # fmt: skip
+    for number, (block, factor) in enumerate(zip(unet.output_blocks, reversed(sizes), strict=True)):
+        sites += _sites("output", number, block, factor)
+    if len(sites) <= LAYERS:
+        return sites
+    return [sites[i * (len(sites) - 1) // (LAYERS - 1)] for i in range(LAYERS)]
+
+
+def _sites(name: str, number: int, block, factor: int) -> list[Site]:
+    if factor not in FACTORS:
+        return []
+    depth = sum(len(layer.transformer_blocks) for layer in block if isinstance(layer, SpatialTransformer))
+    return [(name, number, i) for i in range(depth)]
+
+
+class HeatmapTap:
+    """Listens to the cross-attentions of one call for the rows of the positive conds."""
+
+    def __init__(
+        self, accumulator: HeatmapAccumulator, unet: UNetModel, rows: Sequence[int], streams: int, frame: tuple[int, int]
+    ):
+        self.accumulator, self.rows, self.streams, self.frame = accumulator, rows, streams, frame
+        self.sites = set(cross_attention_sites(unet))
+
+    def attached(self, options: dict) -> dict:
+        """A copy of transformer_options in which the chosen attn2 calls pass by this tap."""
+        options = dict(options)
+        replace = dict(options.get("patches_replace", {}))
+        replace["attn2"] = _Slots(replace.get("attn2", {}), self)
+        options["patches_replace"] = replace
+        return options
+
+    def hear(self, q: Tensor, k: Tensor, heads: int) -> None:
+        grid = grid_of(q.shape[1], *self.frame)
+        if grid is None:
+            return
+        queries, keys = q.chunk(self.streams), k.chunk(self.streams)
+        for row in self.rows:
+            self.accumulator.add(token_maps(queries[row], keys[row], heads), grid)
+
+
+class _Slots(dict):
+    """The attn2 slots of one call: foreign replacements stay, chosen sites are listened to."""
+
+    def __init__(self, foreign: dict, tap: HeatmapTap):
+        super().__init__(foreign)
+        self.tap = tap
+
+    def __contains__(self, site) -> bool:
+        return site in self.tap.sites or super().__contains__(site)
+
+    def __getitem__(self, site) -> Callable:
+        if site not in self.tap.sites:
+            return super().__getitem__(site)
+        foreign = self.get(site, self.get(site[:2]))
+
+        def listened(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+            self.tap.hear(q, k, extra["n_heads"])
+            if foreign is not None:
+                return foreign(q, k, v, extra)
+            return optimized_attention(
+                q, k, v, extra["n_heads"], attn_precision=extra["attn_precision"], transformer_options=extra
+            )
+
+        return listened

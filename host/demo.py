@@ -1,0 +1,92 @@
+"""The bundled demo model as ComfyUI's own MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
+from comfy.supported_models_base import ClipTarget
+
+from ..demo.load import read_weights
+from ..demo.text import TextConfig, full_embedding
+from ..demo.unet import UNetConfig
+from ..demo.vae import CONFIG as VAE_CONFIG
+
+ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)  # the former is newer
+
+
+class DemoUNet(comfy.supported_models.SD15):
+    """SD1.5's layout at small widths, trained for v-prediction."""
+
+    def model_type(self, state_dict, prefix=""):
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
+def _unet_config() -> dict:
+    """The demo's widths in ComfyUI's words."""
+    config = UNetConfig()
+    depth = [int(has) for has in config.attention for _ in range(config.num_res_blocks)]
+    depth_out = [int(has) for has in config.attention for _ in range(config.num_res_blocks + 1)]
+    return {
+        "image_size": 32, "in_channels": config.in_channels, "out_channels": config.in_channels,
+        "model_channels": config.model_channels, "num_res_blocks": [config.num_res_blocks] * len(config.channel_mult),
+        "channel_mult": list(config.channel_mult), "transformer_depth": depth, "transformer_depth_output": depth_out,
+        "transformer_depth_middle": 1, "use_linear_in_transformer": False, "context_dim": config.context_dim,
+        "adm_in_channels": None, "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+    }  # fmt: skip
+
+
+def load_unet() -> comfy.model_patcher.ModelPatcher:
+    weights = read_weights("unet")
+    config = DemoUNet(_unet_config())
+    config.unet_config.update(num_heads=-1, num_head_channels=UNetConfig().head_channels)
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    parameters = sum(w.numel() for w in weights.values())
+    dtype = comfy.model_management.unet_dtype(model_params=parameters, supported_dtypes=config.supported_inference_dtypes)
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, manual_cast)
+    model = config.get_model(weights, "", device=offload)
+    model.load_model_weights(dict(weights), "")
+    return ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def load_clip() -> comfy.sd.CLIP:
+    config = TextConfig()
+    sizes = {name: getattr(config, name) for name in TextConfig.__dataclass_fields__}
+    clip = comfy.sd.CLIP(
+        ClipTarget(SD1Tokenizer, SD1ClipModel),
+        model_options={"clip_l_model_config": {**sizes, "projection_dim": config.hidden_size}},
+    )
+    weights = read_weights("text")
+    renamed = {"clip_l.transformer.text_projection.weight": torch.eye(config.hidden_size)}
+    for name, weight in weights.items():
+        if name == "token_embedding.weight":
+            weight = full_embedding(weight)
+        part = "embeddings." if "embedding" in name else "encoder." if name.startswith("layers.") else ""
+        renamed[f"clip_l.transformer.text_model.{part}{name}"] = weight
+    missing, unexpected = clip.cond_stage_model.load_state_dict(renamed, strict=False)
+    wrong = [name for name in missing if "transformer" in name] + list(unexpected)
+    if wrong:
+        raise RuntimeError(f"the demo's text weights do not fit this ComfyUI's CLIP: {', '.join(wrong)}")
+    return clip
+
+
+def load_vae() -> comfy.sd.VAE:
+    ddconfig = {
+        "double_z": True, "resolution": 256, "in_channels": 3, "out_ch": 3, "attn_resolutions": [], "dropout": 0.0,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in VAE_CONFIG.items()},
+    }  # fmt: skip
+    return comfy.sd.VAE(
+        sd=read_weights("vae"), config={"params": {"ddconfig": ddconfig, "embed_dim": VAE_CONFIG["z_channels"]}}
+    )
+
+
+def load_demo() -> tuple:
+    """MODEL, CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
+    return load_unet(), load_clip(), load_vae()

@@ -1,0 +1,12 @@
+"""The nodes: schema and `execute`, nothing else."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .demo import HighlightDemoModel
+from .highlight import HighlightDiffusion
+from .preview import HighlightMaskPreview
+
+
+class HighlightExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [HighlightDiffusion, HighlightMaskPreview, HighlightDemoModel]

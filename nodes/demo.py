@@ -1,0 +1,29 @@
+"""Load Highlight Demo Model: a bundled tiny text-to-image model, so that the pack shows itself without a download."""
+
+from comfy_api.latest import io
+
+from ..host.demo import load_demo
+from .types import CATEGORY
+
+
+class HighlightDemoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HighlightDemoModel",
+            display_name="Load Highlight Demo Model",
+            category=CATEGORY,
+            description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds at 256x256, "
+            'for example "a large red circle at the top left and a small blue star at the right on a striped beige background".',
+            search_aliases=["demo", "tiny model", "example model"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(tooltip="SD1.5's layout at small widths, v-prediction, 32x32 latents."),
+                io.Clip.Output(tooltip="A tiny CLIP that knows the words of the demo scenes."),
+                io.Vae.Output(tooltip="A small 8x VAE."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_demo())

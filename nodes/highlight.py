@@ -1,0 +1,90 @@
+"""Highlight Diffusion: the node that makes a MODEL sample faster."""
+
+from comfy_api.latest import io
+
+from ..engine.config import HighlightConfig, parse_interval
+from ..engine.trace import Trace
+from ..host.attach import attach
+from .types import ADVANCED, CATEGORY, HighlightTrace
+
+
+class HighlightDiffusion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HighlightDiffusion",
+            display_name="Highlight Diffusion",
+            category=CATEGORY,
+            description="Samples faster without retraining: after a dense warm-up only some evaluations are computed in "
+            "full; in between, predictions are forecast and the region the prompt looks at is computed to correct them.",
+            search_aliases=["accelerate", "speed up", "cache", "skip steps", "region"],
+            inputs=[
+                io.Model.Input("model", tooltip="An SD1.x, SD2.x or SDXL model. Put this node last, after LoRA and IP-Adapter."),
+                io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
+                io.String.Input(
+                    "interval",
+                    default="auto",
+                    tooltip="Gap between dense evaluations. auto places them for the sampler; 2 computes every second one; "
+                    "a list such as 1,3,5,7,9 is spread over the schedule; 1 computes everything.",
+                ),
+                io.Boolean.Input(
+                    "correct",
+                    default=True,
+                    tooltip="Compute the highlight once in each longer gap and correct the forecast with it. "
+                    "Off: forecast alone, faster and less exact where the prompt looks.",
+                ),
+                io.Int.Input(
+                    "warmup", default=4, min=2, max=100, extra_dict=ADVANCED,
+                    tooltip="Dense steps at the start, in which the layout settles and the highlight is found.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                    tooltip="Nothing is saved before this share of the schedule.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                    tooltip="Nothing is saved after this share of the schedule.",
+                ),
+                io.Float.Input(
+                    "threshold", default=0.5, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                    tooltip="Heat above which a cell belongs to the highlight. 0 highlights everything, which computes everything.",
+                ),
+                io.Int.Input(
+                    "halo", default=2, min=0, max=32, extra_dict=ADVANCED,
+                    tooltip="Latent cells computed around the highlight and thrown away; more is more exact and slower.",
+                ),
+                io.Float.Input(
+                    "max_area", default=0.6, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                    tooltip="A highlight that needs more of the frame than this is not corrected; the saving is then in time only.",
+                ),
+                io.Combo.Input(
+                    "forecast", options=["auto", "noise", "denoised"], default="auto", extra_dict=ADVANCED,
+                    tooltip="What is extrapolated. auto: the noise for deterministic samplers, the denoised image for ancestral and SDE ones.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model, sampling with Highlight Diffusion."),
+                HighlightTrace.Output(display_name="trace", tooltip="What happened at each evaluation; for Highlight Mask Preview."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, interval: str) -> bool | str:
+        try:
+            parse_interval(interval)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model: io.Model.Type, enabled: bool, interval: str, correct: bool, warmup: int, start_percent: float,
+        end_percent: float, threshold: float, halo: int, max_area: float, forecast: str,
+    ) -> io.NodeOutput:  # fmt: skip
+        config = HighlightConfig(
+            interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent, warmup=warmup,
+            correct=correct, threshold=threshold, halo=halo, max_area=max_area, forecast=forecast, enabled=enabled,
+        )  # fmt: skip
+        trace = Trace()
+        return io.NodeOutput(attach(model, config, trace, str(cls.hidden.unique_id or "")), trace)

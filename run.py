@@ -1,0 +1,107 @@
+"""The two commands of the README: `python run.py demo` and `python run.py test`. Standard library only.
+
+Each sets up what it needs first: a virtual environment in .venv with pinned packages, and a ComfyUI, which is looked
+for at COMFYUI_PATH, in the parent of the custom_nodes folder this pack sits in, and at ~/comfy/ComfyUI, and else
+installed there with comfy-cli.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+VENV = PACK / ".venv"
+DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
+PINNED = [
+    "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
+    "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "ruff==0.17.5",
+]  # fmt: skip
+COMFY_CLI = "comfy-cli==1.23.0"
+NO_COMFYUI = (
+    "No ComfyUI was found at COMFYUI_PATH, in the folder above custom_nodes, or at ~/comfy/ComfyUI, and comfy-cli could "
+    "not install one; set COMFYUI_PATH to yours."
+)
+
+
+def find_comfyui() -> Path | None:
+    """The ComfyUI checkout to use, or None. Raises SystemExit when COMFYUI_PATH is set to something else."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        if not (Path(named) / "comfyui_version.py").exists():
+            raise SystemExit(f"COMFYUI_PATH is {named}, which is no ComfyUI checkout; correct or unset it")
+        return Path(named).resolve()
+    places = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
+    return next((p for p in [*places, DEFAULT_COMFYUI] if (p / "comfyui_version.py").exists()), None)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _python() -> Path:
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _install(*arguments: str) -> None:
+    subprocess.run([_python(), "-m", "uv", "pip", "install", "-q", "--python", _python(), *arguments], check=True)
+
+
+def _install_comfyui() -> Path | None:
+    """Install ComfyUI with comfy-cli at its default place; None when its source cannot be reached."""
+    say("installing ComfyUI with comfy-cli ...")
+    _install(COMFY_CLI)
+    comfy = _python().with_name("comfy.exe" if os.name == "nt" else "comfy")
+    command = [comfy, "--skip-prompt", "--workspace", DEFAULT_COMFYUI, "install", "--cpu", "--skip-manager"]
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "DO_NOT_TRACK": "1"}
+    try:
+        subprocess.run(command, check=True, timeout=600, capture_output=True, env=environment, stdin=subprocess.DEVNULL)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return find_comfyui()
+
+
+def set_up() -> Path | None:
+    """Make the environment, or bring it up to date; returns the ComfyUI to use, None where none can be had."""
+    if sys.version_info < (3, 10):
+        raise SystemExit(f"Python {sys.version.split()[0]} is too old; use 3.10 or newer")
+    if not _python().exists():
+        say("making a virtual environment in .venv ...")
+        venv.create(VENV, with_pip=True)
+        subprocess.run([_python(), "-m", "pip", "install", "-q", "uv"], check=True)
+    comfyui = find_comfyui()
+    wanted = [*PINNED, str(comfyui), (comfyui / "requirements.txt").read_text() if comfyui else ""]
+    stamp, digest = VENV / "installed", hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest:
+        say("installing pinned packages ...")
+        _install(*PINNED)
+        if comfyui is None:
+            comfyui = _install_comfyui()
+        if comfyui is not None:
+            _install("-r", str(comfyui / "requirements.txt"), *PINNED)
+        stamp.write_text(digest)
+    say(f"ComfyUI: {comfyui}" if comfyui else NO_COMFYUI)
+    return comfyui
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test"])
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
+    arguments = parser.parse_args()
+    comfyui = set_up()
+    environment = dict(os.environ)
+    if comfyui:
+        environment["COMFYUI_PATH"] = str(comfyui)
+    program = ["-m", "pytest", "tests"] if arguments.command == "test" else [str(PACK / "bench" / "start.py")]
+    return subprocess.run([_python(), *program, *arguments.rest], cwd=PACK, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.heatmap import HeatmapAccumulator, combine, grid_of, token_maps
+from highlight_diffusion.engine.highlight import boxes_mask, find_region
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def heat(height: int, width: int, *spots: tuple[int, int, int, int]) -> torch.Tensor:
+    values = torch.zeros(1, 1, height, width)
+    for y0, y1, x0, x1 in spots:
+        values[..., y0:y1, x0:x1] = 1.0
+    return values
+
+
+SPOT = st.tuples(st.integers(0, 14), st.integers(0, 22), st.integers(3, 8), st.integers(3, 8))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(SPOT, min_size=1, max_size=5), st.integers(0, 4), st.sampled_from([4, 8]))
+def test_windows_hold_the_highlight_and_its_halo_and_are_aligned(spots, halo, align):
+    heatmap = heat(20, 28, *((y, min(20, y + h), x, min(28, x + w)) for y, x, h, w in spots))
+    frame = (40, 56)
+    highlight, region = find_region(heatmap, frame, align, HighlightConfig(max_area=1.0, halo=halo))
+    if not region.outer:
+        assert region.reason.startswith("no highlight")
+        return
+    wanted = torch.nn.functional.interpolate(highlight[:, None].float(), frame, mode="nearest")[0, 0] > 0
+    assert not (wanted & ~boxes_mask(region.inner, frame)).any()
+    for (y0, y1, x0, x1), inner in zip(region.outer, region.inner, strict=True):
+        assert not any(v % align for v in (y0, y1, x0, x1))
+        assert y0 <= max(0, inner[0] - halo) and x0 <= max(0, inner[2] - halo)
+        assert y1 >= min(frame[0], inner[1] + halo) and x1 >= min(frame[1], inner[3] + halo)
+
+
+def test_far_objects_get_windows_of_their_own():
+    _, region = find_region(heat(32, 32, (2, 7, 2, 7), (24, 30, 24, 30)), (64, 64), 8, HighlightConfig())
+    assert len(region.outer) == 2 and region.area < 0.3
+
+
+def test_near_objects_share_one_window():
+    _, region = find_region(heat(32, 32, (2, 7, 2, 7), (2, 7, 9, 14)), (64, 64), 8, HighlightConfig())
+    assert len(region.outer) == 1
+
+
+@pytest.mark.parametrize(
+    ("heatmap", "words"),
+    [
+        (0.5 + 0.01 * torch.randn(1, 1, 16, 16), "flat"),
+        (heat(16, 16, (0, 15, 0, 14)), "covers 100% of the frame, more than 60%"),
+        (heat(16, 16, (4, 5, 4, 5)), "flat"),
+    ],
+)
+def test_a_refusal_says_why(heatmap, words):
+    _, region = find_region(heatmap, (32, 32), 8, HighlightConfig(threshold=0.6))
+    assert not region.outer and words in region.reason
+
+
+def test_threshold_zero_highlights_everything():
+    _, region = find_region(torch.rand(1, 1, 8, 8), (16, 16), 8, HighlightConfig(threshold=0.0))
+    assert region.everything
+
+
+def test_windows_of_a_batch_hold_every_images_highlight():
+    both = torch.cat([heat(16, 16, (0, 5, 0, 5)), heat(16, 16, (10, 15, 10, 15))])
+    highlight, region = find_region(both, (32, 32), 8, HighlightConfig(max_area=1.0))
+    assert highlight.shape == (2, 16, 16) and len(region.outer) == 2
+
+
+def test_token_maps_are_probabilities_over_the_text():
+    maps = token_maps(torch.randn(2, 16, 32), torch.randn(2, 7, 32), heads=4)
+    assert maps.shape == (2, 7, 16) and torch.allclose(maps.sum(1), torch.ones(2, 16), atol=1e-5)
+
+
+def test_heatmap_follows_the_word_that_looks_at_one_place():
+    maps = torch.full((1, 4, 8, 8), 0.2)
+    maps[:, 0] = torch.rand(8, 8)  # the start token is no word
+    maps[:, 2, 2:4, 5:7] = 0.9
+    result = combine(maps)
+    assert result.amax() == 1 and result.amin() == 0
+    assert torch.equal(result[0, 0] > 0.5, maps[0, 2] > 0.5)
+
+
+def test_layers_of_other_sizes_are_resized():
+    accumulator = HeatmapAccumulator(8, 12)
+    accumulator.add(torch.rand(1, 5, 96), (8, 12))
+    accumulator.add(torch.rand(1, 5, 24), (4, 6))
+    assert accumulator.heatmap().shape == (1, 1, 8, 12)
+
+
+def test_empty_accumulator_is_an_error():
+    with pytest.raises(ValueError, match="no cross-attention"):
+        HeatmapAccumulator(8, 8).heatmap()
+
+
+def test_grid_of_finds_the_level():
+    assert grid_of(64 * 96, 64, 96) == (64, 96)
+    assert grid_of(32 * 48, 64, 96) == (32, 48)
+    assert grid_of(9 * 9, 33, 33) == (9, 9)
+    assert grid_of(77, 64, 64) is None

@@ -1,0 +1,100 @@
+"""Partial evaluation on the demo UNet with random weights: exact at the moment of recording."""
+
+import pytest
+import torch
+from highlight_diffusion.demo.unet import UNet, UNetConfig
+from highlight_diffusion.engine.window import Window, computing, recording
+
+KEYS = ("positive", "negative")
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(model_channels=32, channel_mult=(1, 2, 2, 2), head_channels=32)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(height: int, width: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x, context = torch.randn(2, 4, height, width, generator=g), torch.randn(2, 77, 128, generator=g)
+    return x, torch.tensor([500, 500]), context
+
+
+def record(unet: UNet, box, frame, sigma: float = 5.0, seed: int = 1) -> tuple[Window, torch.Tensor]:
+    window, (x, t, context) = Window(box, frame), inputs(*frame, seed)
+    window.begin(sigma)
+    with recording(unet, [window], KEYS):
+        dense = unet(x, t, context)
+    return window, dense
+
+
+@pytest.mark.parametrize("frame", [(32, 32), (32, 48)])
+@pytest.mark.parametrize("box", [(8, 24, 8, 24), (0, 16, 16, 32), (16, 32, 0, 8), (0, 32, 0, 32)])
+def test_window_equals_dense_where_it_was_recorded(unet, box, frame):
+    window, dense = record(unet, box, frame)
+    x, t, context = inputs(*frame)
+    with computing(unet, window, KEYS, 5.0):
+        inside = unet(window.crop(x), t, context)
+    expected = window.crop(dense)
+    bare = unet(window.crop(x), t, context)
+    assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()
+    if box != (0, 32, 0, 32) or frame != (32, 32):
+        assert (bare - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+def test_recording_changes_no_bit(unet):
+    x, t, context = inputs(32, 32)
+    _, dense = record(unet, (8, 24, 8, 24), (32, 32))
+    assert torch.equal(dense, unet(x, t, context))
+
+
+def test_forwards_are_restored_also_after_an_error(unet):
+    class Stop(Exception):
+        pass
+
+    window, _ = record(unet, (8, 24, 8, 24), (32, 32))
+    for context in (recording(unet, [window], KEYS), computing(unet, window, KEYS, 5.0)):
+        with pytest.raises(Stop), context:
+            raise Stop
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+    assert all(m.padding == (1, 1) for m in unet.modules() if getattr(m, "kernel_size", None) == (3, 3))
+
+
+def test_a_foreign_forward_survives(unet):
+    calls, conv = [], unet.out[2]
+    original = conv.forward
+    conv.forward = foreign = lambda x: (calls.append(1), original(x))[1]
+    try:
+        record(unet, (8, 24, 8, 24), (32, 32))
+        assert calls and conv.forward is foreign
+    finally:
+        del conv.forward
+
+
+def test_streams_recorded_apart_serve_a_call_with_both(unet):
+    window, (x, t, context) = Window((8, 24, 8, 24), (32, 32)), inputs(32, 32)
+    window.begin(5.0)
+    for i, key in enumerate(KEYS):
+        with recording(unet, [window], [key]):
+            unet(x[i : i + 1], t[:1], context[i : i + 1])
+    assert window.ready(KEYS) and not window.ready(["another"])
+    with computing(unet, window, KEYS, 5.0):
+        inside = unet(window.crop(x), t, context)
+    expected = window.crop(unet(x, t, context))
+    assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_only_two_recordings_are_kept_and_their_size_is_known(unet):
+    window, _ = record(unet, (8, 24, 8, 24), (32, 32), sigma=5.0)
+    one = window.bytes
+    assert one > 0
+    for sigma in (4.0, 3.0):
+        window.begin(sigma)
+        x, t, context = inputs(32, 32)
+        with recording(unet, [window], KEYS):
+            unet(x, t, context)
+    assert window.bytes == 2 * one and [r.sigma for r in window.recordings] == [4.0, 3.0]
