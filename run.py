@@ -1,4 +1,4 @@
-"""The two commands of the README: `python run.py demo` and `python run.py test`. Standard library only.
+"""The commands of the README: `python run.py demo`, `test` and `judge`. Standard library only.
 
 Each sets up what it needs first: a virtual environment in .venv with pinned packages, and a ComfyUI, which is looked
 for at COMFYUI_PATH, in the parent of the custom_nodes folder this pack sits in, and at ~/comfy/ComfyUI, and else
@@ -69,8 +69,6 @@ def _install_comfyui() -> Path | None:
 
 def set_up() -> Path | None:
     """Make the environment, or bring it up to date; returns the ComfyUI to use, None where none can be had."""
-    if sys.version_info < (3, 10):
-        raise SystemExit(f"Python {sys.version.split()[0]} is too old; use 3.10 or newer")
     if not _python().exists():
         say("making a virtual environment in .venv ...")
         venv.create(VENV, with_pip=True)
@@ -92,14 +90,17 @@ def set_up() -> Path | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test"])
+    parser.add_argument("command", choices=["demo", "test", "judge"])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()
     environment = dict(os.environ)
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
-    program = ["-m", "pytest", "tests"] if arguments.command == "test" else [str(PACK / "bench" / "start.py")]
+    if arguments.command == "test":
+        program = ["-m", "pytest", "tests"]
+    else:
+        program = [str(PACK / "bench" / "start.py"), arguments.command]
     return subprocess.run([_python(), *program, *arguments.rest], cwd=PACK, env=environment).returncode
 
 

@@ -14,7 +14,6 @@ from comfy.supported_models_base import ClipTarget
 from ..demo.load import read_weights
 from ..demo.text import TextConfig, full_embedding
 from ..demo.unet import UNetConfig
-from ..demo.vae import CONFIG as VAE_CONFIG
 
 ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)  # the former is newer
 
@@ -78,13 +77,7 @@ def load_clip() -> comfy.sd.CLIP:
 
 
 def load_vae() -> comfy.sd.VAE:
-    ddconfig = {
-        "double_z": True, "resolution": 256, "in_channels": 3, "out_ch": 3, "attn_resolutions": [], "dropout": 0.0,
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in VAE_CONFIG.items()},
-    }  # fmt: skip
-    return comfy.sd.VAE(
-        sd=read_weights("vae"), config={"params": {"ddconfig": ddconfig, "embed_dim": VAE_CONFIG["z_channels"]}}
-    )
+    return comfy.sd.VAE(sd=read_weights("vae"))
 
 
 def load_demo() -> tuple:

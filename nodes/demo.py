@@ -14,7 +14,7 @@ class HighlightDemoModel(io.ComfyNode):
             display_name="Load Highlight Demo Model",
             category=CATEGORY,
             description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds at 256x256, "
-            'for example "a large red circle at the top left and a small blue star at the right on a striped beige background".',
+            'such as "a large red circle at the top left and a small blue star at the right on a striped beige background".',
             search_aliases=["demo", "tiny model", "example model"],
             inputs=[],
             outputs=[

@@ -19,7 +19,7 @@ class HighlightDiffusion(io.ComfyNode):
             "full; in between, predictions are forecast and the region the prompt looks at is computed to correct them.",
             search_aliases=["accelerate", "speed up", "cache", "skip steps", "region"],
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.x, SD2.x or SDXL model. Put this node last, after LoRA and IP-Adapter."),
+                io.Model.Input("model", tooltip="An SD1.x, SD2.x or SDXL model, after LoRA and IP-Adapter."),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
                 io.String.Input(
                     "interval",
@@ -47,7 +47,7 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
-                    tooltip="Heat above which a cell belongs to the highlight. 0 highlights everything, which computes everything.",
+                    tooltip="Heat above which a cell is highlighted. 0 highlights, and computes, everything.",
                 ),
                 io.Int.Input(
                     "halo", default=2, min=0, max=32, extra_dict=ADVANCED,
@@ -55,16 +55,16 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "max_area", default=0.6, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
-                    tooltip="A highlight that needs more of the frame than this is not corrected; the saving is then in time only.",
+                    tooltip="A highlight that needs more of the frame than this is left to the forecast.",
                 ),
                 io.Combo.Input(
                     "forecast", options=["auto", "noise", "denoised"], default="auto", extra_dict=ADVANCED,
-                    tooltip="What is extrapolated. auto: the noise for deterministic samplers, the denoised image for ancestral and SDE ones.",
+                    tooltip="What is extrapolated. auto: noise for deterministic samplers, denoised for ancestral and SDE ones.",
                 ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, sampling with Highlight Diffusion."),
-                HighlightTrace.Output(display_name="trace", tooltip="What happened at each evaluation; for Highlight Mask Preview."),
+                HighlightTrace.Output(display_name="trace", tooltip="What each evaluation did; for Highlight Mask Preview."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

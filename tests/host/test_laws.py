@@ -1,0 +1,194 @@
+"""The laws of the design, on real UNets in the real host: off is off, all is all, nothing leaks, say what you did."""
+
+import gc
+import weakref
+
+import comfy.model_management
+import comfy.patcher_extension
+import pytest
+import torch
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.window import Window
+from highlight_diffusion.host import demo
+from highlight_diffusion.host.attach import KEY, attach
+
+from . import tiny
+
+APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+PARTIAL = HighlightConfig(interval=(4,), warmup=3, threshold=0.7, halo=1, max_area=1.0)
+FAMILIES = {"sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "demo": lambda: tiny.Tiny(demo.load_unet(), context=128)}
+SIZE = {"demo": (32, 32)}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family) -> tiny.Tiny:
+    return FAMILIES[family]()
+
+
+@pytest.fixture
+def run(model, family):
+    """Sample with a config (None for the model as it is); returns the latent and the trace."""
+
+    def sampled(config=None, **kwargs):
+        trace = Trace()
+        patcher = attach(model.patcher, config, trace) if config else model.patcher
+        kwargs = {"size": SIZE.get(family, (24, 32)), **kwargs}
+        return tiny.sample(model, patcher, **kwargs), trace
+
+    return sampled
+
+
+def kinds(trace: Trace) -> list[str]:
+    return [e.kind for e in trace.last.evaluations]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_sde"])
+@pytest.mark.parametrize("config", [HighlightConfig(enabled=False), HighlightConfig(interval=(1,))], ids=["off", "interval 1"])
+def test_off_is_off(run, config, sampler):
+    vanilla, _ = run(sampler=sampler)
+    latent, trace = run(config, sampler=sampler)
+    assert torch.equal(latent, vanilla)
+    assert set(kinds(trace)) == {"dense"}
+
+
+def test_all_is_all(run):
+    vanilla, _ = run()
+    latent, trace = run(HighlightConfig(threshold=0.0))
+    assert torch.equal(latent, vanilla)
+    assert "the highlight is the whole frame" in {e.reason for e in trace.last.evaluations}
+
+
+def test_partial_equals_dense_where_it_was_recorded(model, family):
+    """Every dense evaluation is followed by a partial one at the same x and sigma."""
+    size, worst = SIZE.get(family, (24, 32)), []
+
+    def twice(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        args = (x, t, c_concat, c_crossattn, control, transformer_options)
+        dense = executor(*args, **kwargs)
+        state, box = transformer_options[KEY], (8, 24, 0, 16)
+        window = Window(box, size, state.engine.affine)
+        window.begin(1.0)
+        state.current = state.engine.trace.evaluations[-1]
+        state.current.sigma, sigma = 1.0, state.current.sigma
+        state.recorded, accumulator, state.engine.accumulator = [window], state.engine.accumulator, None
+        assert torch.equal(state.apply_model(executor, *args, **kwargs), dense)
+        state.recorded, state.computed = (), [window]
+        inside = window.crop(state.apply_model(executor, *args, **kwargs))
+        state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
+        expected = window.crop(dense)
+        worst.append(float((inside - expected).abs().max() / expected.abs().max()))
+        return dense
+
+    patcher = attach(model.patcher, HighlightConfig(enabled=False), Trace())
+    patcher.add_wrapper_with_key(APPLY_MODEL, "twice", twice)
+    tiny.sample(model, patcher, size=size, steps=4)
+    assert len(worst) >= 4 and max(worst) < 2e-5
+
+
+def test_forecast_and_windows_really_save(run):
+    vanilla, _ = run()
+    latent, trace = run(PARTIAL)
+    assert not torch.equal(latent, vanilla)
+    assert kinds(trace).count("skipped") >= 3
+    assert kinds(trace).count("dense") <= 6
+
+
+def test_partial_evaluations_happen_on_real_attention(run):
+    _, trace = run(PARTIAL, steps=14)
+    partial = [e for e in trace.last.evaluations if e.kind == "partial"]
+    assert partial, [(e.kind, e.reason) for e in trace.last.evaluations]
+    assert all(e.boxes and e.windows and e.forecast_error is not None and 0 < e.active < 1 for e in partial)
+    assert trace.last.cache_bytes > 0
+
+
+def test_a_second_run_equals_the_first(run, model, family):
+    trace = Trace()
+    patcher = attach(model.patcher, PARTIAL, trace)
+    size = SIZE.get(family, (24, 32))
+    assert torch.equal(tiny.sample(model, patcher, size=size), tiny.sample(model, patcher, size=size))
+    assert len(trace.runs) == 2 and kinds(trace) == [e.kind for e in trace.runs[0].evaluations]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt": 9}, {"size": (16, 40)}, {"batch": 2}, {"seed": 7}, {"sampler": "dpmpp_2m"}, {"steps": 6}, {"cfg": 1.0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_nothing_leaks_into_another_run_on_the_same_model(model, family, change):
+    size = SIZE.get(family, (24, 32))
+    used = attach(model.patcher, PARTIAL, Trace())
+    tiny.sample(model, used, size=size)
+    changed = {"size": size, **change}
+    fresh = attach(model.patcher, PARTIAL, Trace())
+    assert torch.equal(tiny.sample(model, used, **changed), tiny.sample(model, fresh, **changed))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, comfy.model_management.InterruptProcessingException])
+@pytest.mark.parametrize("at", [2, 5])
+def test_after_an_error_the_next_run_is_vanilla_and_memory_is_back(model, family, run, error, at):
+    vanilla, _ = run()
+    trace, states = Trace(), []
+    patcher = attach(model.patcher, PARTIAL, trace)
+
+    def watch(executor, *args, **kwargs):
+        states.append(weakref.ref(args[4]["transformer_options"][KEY]))
+        return executor(*args, **kwargs)
+
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "watch", watch)
+
+    def callback(step, *_):
+        if step == at:
+            raise error
+
+    with pytest.raises(error):
+        tiny.sample(model, patcher, size=SIZE.get(family, (24, 32)), callback=callback)
+    assert not trace.last.completed
+    assert torch.equal(run()[0], vanilla)
+    assert not any("forward" in m.__dict__ for m in model.patcher.model.diffusion_model.modules())
+    gc.collect()
+    assert states and all(state() is None for state in states)
+
+
+def test_the_node_applied_twice_is_the_last_one(model, run):
+    once, _ = run(PARTIAL)
+    twice = attach(attach(model.patcher, HighlightConfig(interval=(2,)), Trace()), PARTIAL, trace := Trace())
+    latent = tiny.sample(model, twice, size=tuple(once.shape[-2:]))
+    assert torch.equal(latent, once) and len(trace.runs) == 1
+
+
+def test_a_sibling_of_the_model_stays_vanilla(model, run):
+    vanilla, _ = run()
+    attach(model.patcher, PARTIAL, Trace())
+    assert torch.equal(run()[0], vanilla)
+
+
+@pytest.mark.parametrize(
+    "sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "euler_ancestral", "dpmpp_sde", "uni_pc", "dpm_fast"]
+)
+def test_every_evaluation_is_in_the_trace_with_its_reason(model, family, sampler):
+    calls, trace = [], Trace()
+    patcher = attach(model.patcher, PARTIAL, trace)
+
+    def count(executor, *args, **kwargs):
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, "count", count)
+    out = tiny.sample(model, patcher, size=SIZE.get(family, (24, 32)), sampler=sampler)
+    last = trace.last
+    assert torch.isfinite(out).all() and last.completed and last.sampler == sampler or sampler in ("uni_pc", "dpm_fast")
+    assert len(last.evaluations) == len(calls) == sum(last.count(kind) for kind in ("dense", "partial", "skipped"))
+    assert all(e.reason and e.seconds > 0 for e in last.evaluations)
+
+
+def test_in_inference_mode_as_the_executor_runs_it(run):
+    outside, _ = run(PARTIAL)
+    with torch.inference_mode():
+        inside, _ = run(PARTIAL)
+    assert torch.equal(inside, outside)

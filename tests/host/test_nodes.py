@@ -1,0 +1,128 @@
+"""Registration and the nodes themselves, loaded by ComfyUI's own loader."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+import torch
+from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.host import demo
+from highlight_diffusion.nodes.highlight import HighlightDiffusion
+from highlight_diffusion.nodes.preview import HighlightMaskPreview
+
+import nodes as comfy_nodes
+
+from . import tiny
+
+IDS = {"HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"}
+DEFAULTS = {
+    "enabled": True, "interval": "auto", "correct": True, "warmup": 4, "start_percent": 0.0, "end_percent": 1.0,
+    "threshold": 0.5, "halo": 2, "max_area": 0.6, "forecast": "auto",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> tiny.Tiny:
+    return tiny.sd15()
+
+
+def test_comfyui_loads_the_pack_without_a_warning(pack, caplog):
+    before = set(comfy_nodes.NODE_CLASS_MAPPINGS)
+    try:
+        with caplog.at_level(logging.INFO):
+            assert asyncio.run(comfy_nodes.load_custom_node(str(pack)))
+        assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert set(comfy_nodes.NODE_CLASS_MAPPINGS) - before == IDS
+    finally:
+        for name in set(comfy_nodes.NODE_CLASS_MAPPINGS) - before:
+            del comfy_nodes.NODE_CLASS_MAPPINGS[name]
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_every_input_and_output_is_explained(name):
+    import highlight_diffusion.nodes as pack_nodes
+
+    schema = getattr(pack_nodes, name).GET_SCHEMA()
+    assert schema.node_id == name and schema.description and schema.category == "highlight diffusion"
+    assert all(i.tooltip for i in schema.inputs) and all(o.tooltip for o in schema.outputs)
+
+
+def test_the_experts_parameters_are_marked_advanced():
+    info = HighlightDiffusion.GET_NODE_INFO_V1()
+    advanced = {name for name, spec in info["input"]["required"].items() if len(spec) > 1 and spec[1].get("advanced")}
+    assert advanced == {"warmup", "start_percent", "end_percent", "threshold", "halo", "max_area", "forecast"}
+
+
+def test_node_ids_and_inputs_are_what_saved_workflows_rely_on(pack):
+    """Renaming an input breaks saved workflows: change this list only together with a NodeReplace."""
+    assert list(HighlightDiffusion.GET_NODE_INFO_V1()["input"]["required"]) == ["model", *DEFAULTS]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"interval": "0"}, "interval has 0; the smallest is 1"),
+        ({"interval": "often"}, 'interval is "often"; write "auto"'),
+        ({"start_percent": 0.9, "end_percent": 0.1}, "start_percent 0.9 is not below end_percent 0.1"),
+    ],
+)
+def test_bad_input_is_a_clear_error_and_the_model_stays_usable(model, change, words):
+    vanilla = tiny.sample(model)
+    with pytest.raises(ValueError, match=words):
+        HighlightDiffusion.execute(model=model.patcher, **{**DEFAULTS, **change})
+    assert torch.equal(tiny.sample(model), vanilla)
+
+
+def test_bad_interval_is_refused_before_the_graph_runs():
+    assert HighlightDiffusion.validate_inputs(interval="3") is True
+    assert "smallest is 1" in HighlightDiffusion.validate_inputs(interval="0")
+
+
+def test_an_unsupported_model_is_named():
+    with pytest.raises(ValueError, match=r"does not support Flux .*SD1\.x, SD2\.x, SDXL"):
+        HighlightDiffusion.execute(model=tiny.flux().patcher, **DEFAULTS)
+
+
+def test_a_latent_of_another_model_is_a_clear_error_and_the_model_stays_usable(model):
+    patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
+    noise = torch.zeros(1, 16, 16, 16)
+    with pytest.raises(ValueError, match=r"latent has shape \(1, 16, 16, 16\).* 4 latent channels.*EmptyLatentImage"):
+        tiny.comfy.sample.sample(
+            patcher, noise, 4, 4.0, "euler", "normal", tiny.cond(model, 1), tiny.cond(model, 2), noise, disable_pbar=True
+        )  # fmt: skip
+    assert torch.isfinite(tiny.sample(model, patcher)).all() and trace.last.completed
+
+
+def test_preview_shows_one_frame_an_evaluation(model):
+    patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
+    latent = tiny.sample(model, patcher, size=(16, 24), batch=2)
+    output = HighlightMaskPreview.execute(trace=trace, samples={"samples": latent}, image_index=1)
+    frames, mask = output.result
+    assert len(frames) == 10 and frames.shape[2] >= 256 and frames.ndim == 4
+    assert mask.shape[0] == 2 and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert len(output.ui["images"]) == 10 and "10 evaluations" in output.ui["text"][0]
+    run = json.loads(json.dumps(output.ui["highlight_runs"]))[0]
+    assert len(run["evaluations"]) == 10 and {"kind", "reason", "sigma", "active", "seconds"} <= set(run["evaluations"][0])
+
+
+def test_preview_of_an_empty_trace_says_so_and_does_not_fail():
+    output = HighlightMaskPreview.execute(trace=Trace(), images=torch.rand(1, 64, 64, 3))
+    assert "No sampling run" in output.ui["text"][0]
+    assert output.result[0].shape == (1, 64, 64, 3) and output.result[1].shape == (1, 64, 64)
+    json.dumps(output.ui)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [({}, "connect the sampler's LATENT"), ({"images": torch.rand(2, 8, 8, 3), "image_index": 2}, "the last is 1")],
+)
+def test_preview_with_bad_input(inputs, words):
+    with pytest.raises(ValueError, match=words):
+        HighlightMaskPreview.execute(trace=Trace(), **inputs)
+
+
+def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("highlight_diffusion.demo.load.WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="reinstall the pack"):
+        demo.load_unet()

@@ -1,0 +1,87 @@
+"""The demo workflow on a real headless ComfyUI."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from highlight_diffusion.bench.server import Server, ServerError
+from highlight_diffusion.bench.workflow import of_type, to_prompt
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def server(comfyui):
+    with Server(comfyui) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prompt(server, pack):
+    workflow = json.loads((pack / "workflows" / "highlight_demo.json").read_text())
+    return to_prompt(workflow, server.get("/object_info"))
+
+
+def picture(server, outputs) -> np.ndarray:
+    saved = next(o for o in outputs.values() if "highlight_runs" not in o)
+    return np.asarray(Image.open(server.path_of(saved["images"][0])).convert("RGB"))
+
+
+def last_run(outputs) -> dict:
+    return next(o for o in outputs.values() if "highlight_runs" in o)["highlight_runs"][-1]
+
+
+def test_the_pack_loads_without_a_complaint(server):
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log and "highlight-diffusion" in log
+    assert not [line for line in log.splitlines() if "highlight" in line.lower() and "warn" in line.lower()]
+
+
+def test_the_demo_workflow_runs_and_is_accelerated(server, prompt):
+    outputs = server.run(prompt)
+    image, run = picture(server, outputs), last_run(outputs)
+    assert image.shape == (256, 256, 3) and image.std() > 10
+    kinds = [e["kind"] for e in run["evaluations"]]
+    assert len(kinds) == 30 and kinds.count("dense") < 20 and kinds[-1] == "dense"
+    preview = next(o for o in outputs.values() if "highlight_runs" in o)
+    assert len(preview["images"]) == 30
+
+
+def test_off_equals_the_sampler_without_our_node_and_on_is_close(server, prompt):
+    off = copy.deepcopy(prompt)
+    of_type(off, "HighlightDiffusion")["enabled"] = False
+    bare = {k: v for k, v in copy.deepcopy(prompt).items() if v["class_type"] != "HighlightMaskPreview"}
+    of_type(bare, "KSampler")["model"] = of_type(bare, "HighlightDiffusion")["model"]
+    bare = {k: v for k, v in bare.items() if v["class_type"] != "HighlightDiffusion"}
+    dense = picture(server, server.run(bare))
+    assert np.array_equal(picture(server, server.run(off)), dense)
+    on = picture(server, server.run(prompt))
+    assert 0 < np.abs(on.astype(int) - dense).mean() < 10
+
+
+def test_a_prompt_served_from_the_cache_keeps_its_trace(server, prompt):
+    server.run(prompt)
+    again = copy.deepcopy(prompt)
+    of_type(again, "HighlightMaskPreview")["image_index"] = 0
+    assert last_run(server.run(again))["evaluations"]
+
+
+@pytest.mark.parametrize(("interval", "words"), [("0", "smallest is 1"), ("soon", "write")])
+def test_bad_interval_is_refused_by_the_server(server, prompt, interval, words):
+    bad = copy.deepcopy(prompt)
+    of_type(bad, "HighlightDiffusion")["interval"] = interval
+    with pytest.raises(ServerError, match=words):
+        server.run(bad)
+
+
+def test_reversed_percentages_fail_the_node_and_the_next_prompt_works(server, prompt):
+    bad = copy.deepcopy(prompt)
+    of_type(bad, "HighlightDiffusion").update(start_percent=0.8, end_percent=0.3)
+    with pytest.raises(ServerError, match=r"start_percent 0.8 is not below end_percent 0.3"):
+        server.run(bad)
+    assert last_run(server.run(prompt))["completed"]
+
+
+def test_node_help_is_served(server):
+    for name in ("HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"):
+        assert server._open(f"/extensions/highlight-diffusion/docs/{name}.md").startswith(b"# ")

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from highlight_diffusion.bench.cost import CostModel, macs
+from highlight_diffusion.bench.fidelity import BEST, psnr, ssim
+from highlight_diffusion.bench.workflow import of_type, to_prompt
+from highlight_diffusion.demo.plain import PlainModel
+from highlight_diffusion.demo.unet import UNet
+from highlight_diffusion.engine.trace import Evaluation, Run
+
+
+def test_psnr_of_a_known_error():
+    a = np.zeros((8, 8, 3))
+    assert psnr(a, a + 0.1) == pytest.approx(20.0)
+    assert psnr(a, a) == BEST
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    b = a.copy()
+    b[:4] = 0.1
+    assert psnr(a, b, mask) == pytest.approx(20.0) and psnr(a, b) == pytest.approx(23.01, abs=0.01)
+
+
+def test_ssim_of_equal_and_unequal_pictures():
+    a = np.random.default_rng(0).random((32, 32, 3)).astype(np.float32)
+    assert ssim(a, a) == pytest.approx(1.0)
+    assert ssim(a, 1 - a) < 0.1
+
+
+def test_macs_of_known_layers():
+    linear, conv = torch.nn.Linear(8, 16), torch.nn.Conv2d(3, 5, 3, padding=1)
+    q = torch.randn(1, 2, 10, 4)
+    assert macs(lambda: linear(torch.randn(4, 8))) == 4 * 8 * 16
+    assert macs(lambda: conv(torch.randn(1, 3, 6, 6))) == 5 * 3 * 9 * 36
+    assert macs(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * 10 * 10 * 4
+
+
+def test_cost_counts_each_kind_of_evaluation():
+    context = torch.randn(1, 77, 128)
+    model = CostModel(PlainModel(UNet(), context, context), (1, 4, 32, 32))
+    window = (0, 16, 0, 16)
+    run = Run((1, 4, 32, 32), "euler", (2.0, 1.0, 0.5, 0.0))
+    run.evaluations = [
+        Evaluation(0, 0, 2.0, "dense", "", 1.0),
+        Evaluation(1, 1, 1.0, "partial", "", 0.25, (window,), (window,)),
+        Evaluation(2, 2, 0.5, "skipped", "", 0.0),
+    ]
+    cost = model.of(run.as_dict())
+    assert cost.dense == model.full and cost.dense_run == 3 * model.full
+    assert 0.2 * model.full < cost.partial < 0.35 * model.full
+    assert cost.heatmap == 0 and 0 < model.listened < 0.02 * model.full
+    assert 2.2 < cost.ratio < 2.6
+
+
+INFO = {
+    "Sampler": {
+        "input": {"required": {"model": ["MODEL"], "seed": ["INT", {"control_after_generate": True}], "name": [["a", "b"]]}}
+    },
+    "Loader": {"input": {"required": {}}},
+}
+WORKFLOW = {
+    "nodes": [
+        {"id": 1, "type": "Loader", "widgets_values": []},
+        {"id": 2, "type": "Sampler", "inputs": [{"name": "model", "link": 7}], "widgets_values": [5, "fixed", "b"]},
+        {"id": 3, "type": "Note", "widgets_values": ["hello"]},
+    ],
+    "links": [[7, 1, 0, 2, 0, "MODEL"]],
+}
+
+
+def test_a_workflow_becomes_the_prompt_the_frontend_would_send():
+    prompt = to_prompt(WORKFLOW, INFO)
+    assert prompt["2"]["inputs"] == {"seed": 5, "name": "b", "model": ["1", 0]} and set(prompt) == {"1", "2"}
+    assert of_type(prompt, "Sampler")["seed"] == 5
+
+
+def test_an_unknown_node_is_named():
+    with pytest.raises(ValueError, match="node Sampler"):
+        to_prompt(WORKFLOW, {"Loader": INFO["Loader"]})
+    with pytest.raises(ValueError, match="0 nodes of type KSampler"):
+        of_type(to_prompt(WORKFLOW, INFO), "KSampler")

@@ -1,0 +1,37 @@
+"""A reader should know from the folder what a file may import."""
+
+import ast
+
+import pytest
+
+COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
+ALLOWED = {
+    "engine": {"engine"},
+    "host": {"host", "engine", "demo"},
+    "nodes": {"nodes", "host", "engine"},
+    "demo": {"demo", "engine"},
+    "bench": {"bench", "demo", "engine"},
+}
+
+
+def imports(path):
+    """(pack folder or None, absolute top-level name or None) of every import."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((None, name.name.split(".")[0]) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                yield None, node.module.split(".")[0]
+            elif node.level == 1:
+                yield path.parent.name, None
+            elif node.module:
+                yield node.module.split(".")[0], None
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_imports_flow_one_way(pack, folder):
+    for path in (pack / folder).glob("*.py"):
+        for inner, outer in imports(path):
+            assert inner is None or inner in ALLOWED[folder], f"{path} imports {inner}"
+            assert outer not in COMFYUI or folder == "host", f"{path} imports {outer}"
+            assert outer != "comfy_api" or folder in ("host", "nodes"), f"{path} imports {outer}"

@@ -1,0 +1,95 @@
+"""The engine on the bundled model in plain torch: dense, partial and forecast, without ComfyUI."""
+
+import pytest
+import torch
+from highlight_diffusion.demo.load import encode_prompt, load_plain
+from highlight_diffusion.demo.plain import ALIGN, PlainModel, dense_call, sample, window_call
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.run import HighlightRun
+from highlight_diffusion.engine.trace import Run
+
+PROMPT = "a large red circle at the top left on a plain navy background"
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> PlainModel:
+    unet, text, _ = load_plain()
+    return PlainModel(unet, encode_prompt(text, PROMPT), encode_prompt(text, ""))
+
+
+def run(model: PlainModel, config: HighlightConfig, seed: int = 0, size=(32, 32), batch: int = 1):
+    noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
+    return sample(model, noise, STEPS, 3.0, config)
+
+
+@pytest.fixture(scope="module")
+def dense(model) -> torch.Tensor:
+    return run(model, HighlightConfig(enabled=False))[0]
+
+
+@pytest.mark.parametrize(
+    "config", [HighlightConfig(interval=(1,)), HighlightConfig(threshold=0.0)], ids=["interval 1", "everything"]
+)
+def test_off_and_everything_give_the_dense_latent(model, dense, config):
+    latent, trace = run(model, config)
+    assert torch.equal(latent, dense) and trace.count("dense") == STEPS
+
+
+def test_highlighted_is_near_dense_and_computes_less(model, dense):
+    latent, trace = run(model, HighlightConfig())
+    assert trace.count("skipped") >= 4 and len(trace.evaluations) == STEPS and trace.completed
+    assert 0 < (latent - dense).square().mean().sqrt() < 0.1 * dense.std()
+
+
+def test_runs_do_not_touch_each_other(model):
+    first = run(model, HighlightConfig())[0]
+    for change in ({"seed": 4}, {"size": (32, 48)}, {"batch": 2}):
+        run(model, HighlightConfig(), **change)
+    assert torch.equal(run(model, HighlightConfig())[0], first)
+    assert not any("forward" in m.__dict__ for m in model.unet.modules())
+
+
+def test_the_highlight_lies_where_the_object_was_asked_for(model):
+    _, trace = run(model, HighlightConfig())
+    heat = trace.evaluations[-2].heatmap if trace.evaluations[-2].heatmap is not None else trace.evaluations[-1].heatmap
+    h, w = heat.shape[-2:]
+    corner, rest = heat[0, 0, : h // 2, : w // 2], heat[0, 0, h // 2 :, w // 2 :]
+    assert corner.mean() > 2 * rest.mean()
+
+
+def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_later(model):
+    """Along a dense path: record at one step, compute the window at that step and at the next, with its history."""
+    size, sigmas = (32, 32), None
+    trace = Run((1, 4, *size), "euler", tuple(float(s) for s in __import__("numpy").geomspace(14, 0.3, 13)) + (0.0,))
+    sigmas = trace.sigmas
+    state = HighlightRun(HighlightConfig(interval=(4,), warmup=2, threshold=0.4), trace, size, ALIGN)
+    x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1)) * sigmas[0]
+    exact, better = [], []
+    with torch.inference_mode():
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            truth = model(x, sigma)
+
+            def partial(evaluation, windows, x=x, truth=truth):
+                computed = window_call(model, x, evaluation, windows)
+                guess = state.forecast(evaluation, x)
+                for y0, y1, x0, x1 in evaluation.boxes:
+                    inside = (..., slice(y0, y1), slice(x0, x1))
+                    for c, g, t in zip(computed, guess, truth, strict=True):
+                        better.append(bool((c - t)[inside].norm() < (g - t)[inside].norm()))
+                return computed
+
+            def dense_evaluation(evaluation, windows, x=x, truth=truth, sigma=sigma):
+                result = dense_call(model, state, x, evaluation, windows)
+                for window in windows:
+                    again = window_call(model, x, evaluation, [window])
+                    for a, t in zip(again, truth, strict=True):
+                        scale = t.abs().max()
+                        exact.append(float((window.crop(a) - window.crop(t)).abs().max() / scale))
+                return result
+
+            state.evaluate(x, sigma, "dense path", dense_evaluation, partial)
+            denoised = truth[1] + 3.0 * (truth[0] - truth[1])
+            x = x + (x - denoised) / sigma * (following - sigma)
+    assert exact and max(exact) < 1e-4
+    assert better and sum(better) >= 0.75 * len(better), better
