@@ -31,6 +31,7 @@ from ..engine.config import HighlightConfig
 from ..engine.overlay import frames
 from .cost import Cost, CostModel
 from .fidelity import psnr, ssim
+from .probe import compare
 from .server import PACK, Server
 from .workflow import of_type, to_prompt
 
@@ -203,6 +204,23 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def probe_lines(scenes: list[Scene]) -> str:
+    """Partial evaluations against dense ones at the same points, for every other prompt, as text."""
+    unet, text, _ = load_plain()
+    negative, found = encode_prompt(text, ""), []
+    for scene in scenes[::2]:
+        model = PlainModel(unet, encode_prompt(text, scene.caption), negative)
+        noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+        found += compare(model, noise, STEPS, CFG, CONFIG)
+    lines = ["", "partial evaluations against dense ones at the same point, inside the highlight:"]
+    for label, picked in (("all", found), ("of at most 35% active area", [c for c in found if c.active <= 0.35])):
+        if picked:
+            nearer = sum(c.nearer for c in picked)
+            ratio = statistics.median(c.computed / max(c.forecast, 1e-9) for c in picked)
+            lines.append(f"  {label}: {nearer} of {len(picked)} nearer than the forecast; median error {ratio:.2f} of its")
+    return "\n".join(lines)
+
+
 def contact_sheet(rows: list[Row], path: Path, shown: int = 8) -> None:
     """Dense, highlighted, difference (8 times) and every third frame of the mask strip, a row a prompt."""
     picked = [rows[i * len(rows) // min(shown, len(rows))] for i in range(min(shown, len(rows)))]
@@ -235,7 +253,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with backend() as source:
         rows = collect(source, scenes, args.seeds)
-    report = table(rows)
+    report = table(rows) + "\n" + probe_lines(scenes)
     say(f"{len(scenes)} prompts, {args.seeds} seeds, {STEPS} steps, euler, CFG {CFG}; fidelity against dense\n\n{report}\n")
     contact_sheet(rows, args.out / "demo.png")
     (args.out / "demo.txt").write_text(report + "\n")

@@ -10,7 +10,7 @@ from scipy import ndimage
 from .scenes import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, Scene, Thing, signed_distance
 
 MIN_AREA = 0.006  # of the frame: below any object, above decoder speckle
-MIN_OVERLAP = 0.70  # intersection over union with the ideal outline
+MIN_OVERLAP = 0.60  # intersection over union with the best of the ideal outlines
 MAX_OFFSET = 0.14  # of the frame: half the way to the neighbouring position
 
 

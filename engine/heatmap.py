@@ -12,6 +12,7 @@ def token_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
     Softmax over the text, as in the model's own cross-attention (Hertz et al., "Prompt-to-Prompt", 2022).
     """
     batch, n, channels = q.shape
+    q, k = q.detach(), k.detach()  # some samplers run outside no_grad
     q = q.view(batch, n, heads, -1).transpose(1, 2).float()
     k = k.view(batch, -1, heads, channels // heads).transpose(1, 2).float()
     scores = (q @ k.transpose(-1, -2)) * (channels // heads) ** -0.5

@@ -19,8 +19,8 @@ from .schedule import PlannedStep, make_plan, step_of, traits_of
 from .trace import Box, Evaluation, Kind, Run
 from .window import Affine, Window, module_affine
 
-HEATMAP_MEMORY = 0.5  # share of the older heatmap in the running mean
-MOVED = 0.1  # share of the highlight outside the windows that makes them move
+HEATMAP_NEWEST = 0.2  # least share of the newest heatmap in the running mean
+MOVED = 0.2  # share of the highlight outside the windows that makes them move
 SHRUNK = 0.7  # new windows are taken up when they save at least this much
 
 
@@ -46,6 +46,7 @@ class HighlightRun:
         self.region: Region | None = None
         self.windows: list[Window] = []
         self.heatmap: Tensor | None = None
+        self.heard = 0
         self.accumulator: HeatmapAccumulator | None = None
         self.signature: object = None
         self.dense_reason: str | None = None
@@ -127,7 +128,9 @@ class HighlightRun:
         self.trace.cache_bytes = max(self.trace.cache_bytes, sum(window.bytes for window in self.windows))
         if self.accumulator and self.accumulator.count:
             heat = self.accumulator.heatmap()
-            self.heatmap = heat if self.heatmap is None else heat.lerp(self.heatmap, HEATMAP_MEMORY)
+            self.heard += 1
+            newest = max(HEATMAP_NEWEST, 1 / self.heard)
+            self.heatmap = heat if self.heatmap is None else self.heatmap.lerp(heat, newest)
             evaluation.heatmap = self.heatmap.cpu()
             self._aim(evaluation.heatmap)
         self.accumulator = None

@@ -92,7 +92,7 @@ class Window:
     def _keep(self, module: nn.Module, keys: Sequence[Key], parts: tuple[Tensor, ...]) -> None:
         streams = self.recordings[-1].parts.setdefault(module, {})
         for key, *rows in zip(keys, *(part.chunk(len(keys)) for part in parts), strict=True):
-            streams[key] = tuple(row.clone() for row in rows)
+            streams[key] = tuple(row.detach().clone() for row in rows)
 
     def record_conv(self, conv: nn.Conv2d, x: Tensor, keys: Sequence[Key]) -> None:
         """Keep the ring of cells around the window, zeros outside the frame: top, bottom, left, right."""

@@ -59,7 +59,7 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "forecast", options=["auto", "noise", "denoised"], default="auto", extra_dict=ADVANCED,
-                    tooltip="What is extrapolated. auto: noise for deterministic samplers, denoised for ancestral and SDE ones.",
+                    tooltip="What is extrapolated. auto: noise for deterministic samplers, else the denoised image.",
                 ),
             ],
             outputs=[
@@ -87,4 +87,4 @@ class HighlightDiffusion(io.ComfyNode):
             correct=correct, threshold=threshold, halo=halo, max_area=max_area, forecast=forecast, enabled=enabled,
         )  # fmt: skip
         trace = Trace()
-        return io.NodeOutput(attach(model, config, trace, str(cls.hidden.unique_id or "")), trace)
+        return io.NodeOutput(attach(model, config, trace, str(getattr(cls.hidden, "unique_id", None) or "")), trace)

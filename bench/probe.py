@@ -1,0 +1,69 @@
+"""Are partial evaluations worth it? Each is compared with a dense evaluation at the very same point.
+
+Runs in plain torch, where a second evaluation at the same x is one more call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..demo.diffusion import normal_sigmas
+from ..demo.plain import ALIGN, PlainModel, dense_call, window_call
+from ..engine.config import HighlightConfig
+from ..engine.run import HighlightRun
+from ..engine.trace import Box, Run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Inside the highlight, both branches together: rms distance to dense over rms of dense."""
+
+    active: float
+    gap: int
+    computed: float
+    forecast: float
+
+    @property
+    def nearer(self) -> bool:
+        return self.computed < self.forecast
+
+
+def _distance(values: list[Tensor], truth: list[Tensor], boxes: tuple[Box, ...]) -> float:
+    error = scale = 0.0
+    for value, true in zip(values, truth, strict=True):
+        for y0, y1, x0, x1 in boxes:
+            inside = (..., slice(y0, y1), slice(x0, x1))
+            error += float((value - true)[inside].square().sum())
+            scale += float(true[inside].square().sum())
+    return (error / max(scale, 1e-12)) ** 0.5
+
+
+def compare(model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig) -> list[Comparison]:
+    """Sample with `config`; at every partial evaluation also compute the dense one, for comparison only."""
+    sigmas = normal_sigmas(steps).tolist()
+    run = Run(tuple(noise.shape), "euler", tuple(sigmas))
+    state = HighlightRun(config, run, tuple(noise.shape[-2:]), ALIGN)
+    found: list[Comparison] = []
+    with torch.inference_mode():
+        x = noise * (1 + sigmas[0] ** 2) ** 0.5
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+
+            def partial(evaluation, windows, x=x, sigma=sigma):
+                computed, truth = window_call(model, x, evaluation, windows), model(x, sigma)
+                guess = state.forecast(evaluation, x)
+                last = max(e.index for e in run.evaluations if e.kind == "dense")
+                distances = (_distance(values, truth, evaluation.boxes) for values in (computed, guess))
+                found.append(Comparison(evaluation.active, evaluation.index - last, *distances))
+                return computed
+
+            positive, negative = state.evaluate(
+                x, sigma, "probe",
+                dense=lambda evaluation, windows, x=x: dense_call(model, state, x, evaluation, windows),
+                partial=partial,
+            )  # fmt: skip
+            denoised = negative + cfg * (positive - negative)
+            x = x + (x - denoised) / sigma * (following - sigma)
+    return found
