@@ -41,11 +41,12 @@ STEPS, CFG = 30, 3.0
 SEEDS = 2
 VARIANTS = ("dense", "highlight", "forecast")  # forecast: the same plan, partial evaluations left to the forecast
 CONFIG = HighlightConfig()
+STRIP = 5  # the contact sheet shows every fifth evaluation
 
 
 @dataclass
 class Sample:
-    """One sampled picture: RGB (256, 256, 3) in 0..1, its run as `Run.as_dict`, and its preview strip if any."""
+    """One sampled picture: RGB (256, 256, 3) in 0..1, its run as `Run.as_dict`, and frames of its preview where asked for."""
 
     image: np.ndarray
     run: dict
@@ -53,7 +54,7 @@ class Sample:
 
 
 class Backend(Protocol):
-    def sample(self, prompt: str, seed: int, variant: str) -> Sample: ...
+    def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample: ...
 
 
 class PlainBackend:
@@ -62,15 +63,15 @@ class PlainBackend:
     def __init__(self) -> None:
         self.unet, self.text, self.vae = load_plain()
 
-    def sample(self, prompt: str, seed: int, variant: str) -> Sample:
+    def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         model = PlainModel(self.unet, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
         config = replace(CONFIG, enabled=variant != "dense", correct=variant != "forecast")
         latent, run = sample(model, noise, STEPS, CFG, config)
         with torch.inference_mode():
             image = (self.vae.decode(latent / 0.18215)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-        strip = frames(run, image)[0].numpy() if variant == "highlight" else None
-        return Sample(image.numpy(), run.as_dict(), strip)
+        shown = frames(run, image, every=STRIP)[0].numpy() if strip else None
+        return Sample(image.numpy(), run.as_dict(), shown)
 
 
 class ServerBackend:
@@ -80,17 +81,18 @@ class ServerBackend:
         self.server = server
         self.prompt = to_prompt(json.loads(WORKFLOW.read_text()), server.get("/object_info"))
 
-    def sample(self, prompt: str, seed: int, variant: str) -> Sample:
+    def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         graph = copy.deepcopy(self.prompt)
         sampler = of_type(graph, "KSampler")
         sampler.update(seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal")
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
         of_type(graph, "HighlightDiffusion").update(enabled=variant != "dense", correct=variant != "forecast")
+        of_type(graph, "HighlightMaskPreview")["every"] = STRIP if strip else STEPS
         outputs = self.server.run(graph)
         preview = next(o for o in outputs.values() if "highlight_runs" in o)
         saved = next(o for o in outputs.values() if "highlight_runs" not in o and "images" in o)
-        strip = np.stack([self._read(i) for i in preview["images"]]) if variant == "highlight" else None
-        return Sample(self._read(saved["images"][0]), preview["highlight_runs"][-1], strip)
+        shown = np.stack([self._read(i) for i in preview["images"]]) if strip else None
+        return Sample(self._read(saved["images"][0]), preview["highlight_runs"][-1], shown)
 
     def _read(self, image: dict) -> np.ndarray:
         return np.asarray(Image.open(self.server.path_of(image)).convert("RGB"), dtype=np.float32) / 255
@@ -119,6 +121,7 @@ class Row:
     """One prompt and seed: the three samples, compared."""
 
     scene: Scene
+    seed: int
     samples: dict[str, Sample]
 
     def objects(self, variant: str) -> int:
@@ -149,7 +152,7 @@ def collect(source: Backend, scenes: list[Scene], seeds: int) -> list[Row]:
         for seed in range(seeds):
             order = VARIANTS[len(rows) % 3 :] + VARIANTS[: len(rows) % 3]
             samples = {variant: source.sample(scene.caption, seed, variant) for variant in order}
-            rows.append(Row(scene, samples))
+            rows.append(Row(scene, seed, samples))
             passed = time.monotonic() - started
             sys.stdout.write(
                 f"\r  {len(rows)}/{total} prompts, {passed:.0f} s, about {passed / len(rows) * (total - len(rows)):.0f} s left "
@@ -221,15 +224,15 @@ def probe_lines(scenes: list[Scene]) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(rows: list[Row], path: Path, shown: int = 8) -> None:
-    """Dense, highlighted, difference (8 times) and every third frame of the mask strip, a row a prompt."""
+def contact_sheet(source: Backend, rows: list[Row], path: Path, shown: int = 8) -> None:
+    """Dense, highlighted, difference (8 times) and some frames of the preview, a row a prompt."""
     picked = [rows[i * len(rows) // min(shown, len(rows))] for i in range(min(shown, len(rows)))]
     pictures = []
     for row in picked:
-        dense, highlight = row.samples["dense"].image, row.samples["highlight"]
-        difference = np.clip(np.abs(dense - highlight.image) * 8, 0, 1)
-        strip = [frame[: dense.shape[0]] for frame in highlight.strip[3::4]]
-        pictures.append(np.concatenate([dense, highlight.image, difference, *strip], axis=1))
+        dense, highlight = row.samples["dense"].image, row.samples["highlight"].image
+        difference = np.clip(np.abs(dense - highlight) * 8, 0, 1)
+        strip = source.sample(row.scene.caption, row.seed, "highlight", strip=True).strip
+        pictures.append(np.concatenate([dense, highlight, difference, *(frame[: dense.shape[0]] for frame in strip)], axis=1))
     width = max(p.shape[1] for p in pictures)
     label, height = 18, pictures[0].shape[0]
     sheet = Image.new("RGB", (width, len(pictures) * (height + label)), "white")
@@ -253,9 +256,9 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with backend() as source:
         rows = collect(source, scenes, args.seeds)
+        contact_sheet(source, rows, args.out / "demo.png")
     report = table(rows) + "\n" + probe_lines(scenes)
     say(f"{len(scenes)} prompts, {args.seeds} seeds, {STEPS} steps, euler, CFG {CFG}; fidelity against dense\n\n{report}\n")
-    contact_sheet(rows, args.out / "demo.png")
     (args.out / "demo.txt").write_text(report + "\n")
     say(f"contact sheet: {args.out / 'demo.png'}")
     return 0

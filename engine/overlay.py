@@ -53,8 +53,10 @@ def _timeline(run: Run, now: Evaluation, width: int) -> Tensor:
     return strip
 
 
-def frames(run: Run, picture: Tensor, image: int = 0) -> tuple[Tensor, Tensor]:
-    """Frames (evaluations, H + 14, W, 3) over a picture (H, W, 3), and the highlight of each image, float (B, h, w).
+def frames(run: Run, picture: Tensor, image: int = 0, every: int = 1) -> tuple[Tensor, Tensor]:
+    """Frames (n, H + 14, W, 3) over a picture (H, W, 3), and the highlight of each image, float (B, H, W).
+
+    One frame for every `every`-th evaluation, counted back from the last.
 
     A frame whose evaluation captured no heatmap shows the latest one before it. The mask has the picture's size.
     """
@@ -70,9 +72,11 @@ def frames(run: Run, picture: Tensor, image: int = 0) -> tuple[Tensor, Tensor]:
         highlight = mask[min(image, len(mask) - 1)] > 0.5
     shown, heat = [], None
     for evaluation in run.evaluations:
-        frame = picture.clone()
         if evaluation.heatmap is not None:
             heat = evaluation.heatmap[min(image, len(evaluation.heatmap) - 1), 0]
+        if (len(run.evaluations) - 1 - evaluation.index) % every:
+            continue
+        frame = picture.clone()
         if heat is not None:
             smooth = _resize(heat, size, "bilinear")
             strength = 0.25 + 0.45 * smooth[..., None]

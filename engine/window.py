@@ -64,6 +64,7 @@ class Window:
     def __init__(self, box: Box, frame: tuple[int, int], affine: Affine = module_affine):
         self.box, self.frame, self.affine = box, frame, affine
         self.recordings: list[Recording] = []
+        self._outsides: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def bytes(self) -> int:
@@ -110,11 +111,14 @@ class Window:
         self._keep(attention, keys, (tokens[:, self._outside(tokens.shape[1], tokens.device)],))
 
     def _outside(self, count: int, device: torch.device) -> Tensor:
-        height, width = self.level(count)
-        y0, y1, x0, x1 = self.at(height, width)
-        outside = torch.ones(height, width, dtype=torch.bool)
-        outside[y0:y1, x0:x1] = False
-        return outside.flatten().nonzero()[:, 0].to(device)
+        """Indices of the tokens outside the window, on the level of that many tokens."""
+        if (count, device) not in self._outsides:
+            height, width = self.level(count)
+            y0, y1, x0, x1 = self.at(height, width)
+            outside = torch.ones(height, width, dtype=torch.bool)
+            outside[y0:y1, x0:x1] = False
+            self._outsides[count, device] = outside.flatten().nonzero()[:, 0].to(device)
+        return self._outsides[count, device]
 
     def level(self, tokens: int) -> tuple[int, int]:
         """Height and width of the level with that many tokens."""

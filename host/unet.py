@@ -81,7 +81,8 @@ class UNetRun:
         self.calls += 1
         if self.calls > 1:  # extra passes of PAG, SLG, SAG: another model in effect, so never mixed with the forecast
             return executor(model, conds, x_in, timestep, model_options)
-        self._look_around(conds, x_in, timestep, model_options)
+        self._look_around(conds, x_in, model_options)
+        sigma = float(timestep.flatten()[0])
 
         def compute(evaluation: Evaluation, recorded: Sequence[Window], computed: Sequence[Window]) -> list[Tensor]:
             self.current, self.recorded, self.computed = evaluation, recorded, computed
@@ -91,12 +92,12 @@ class UNetRun:
                 self.current, self.recorded, self.computed = None, (), ()
 
         return self.engine.evaluate(
-            x_in, float(timestep.flatten()[0]), _signature(conds, x_in, timestep),
+            x_in, sigma, _signature(conds, x_in, sigma),
             dense=lambda evaluation, windows: compute(evaluation, windows, ()),
             partial=lambda evaluation, windows: compute(evaluation, (), windows),
         )  # fmt: skip
 
-    def _look_around(self, conds, x_in: Tensor, timestep: Tensor, model_options: dict) -> None:
+    def _look_around(self, conds, x_in: Tensor, model_options: dict) -> None:
         """Note what else is at work: some things rule out windows, some rule out saving anything."""
         self.engine.dense_reason = None
         if "multigpu_clones" in model_options:
@@ -169,9 +170,8 @@ def _foreign(conds, model_options: dict) -> str | None:
     return None
 
 
-def _signature(conds, x: Tensor, timestep: Tensor) -> tuple:
+def _signature(conds, x: Tensor, sigma: float) -> tuple:
     """What is being evaluated: the conds and control nets in effect at this sigma, and the latent's shape and dtype."""
-    sigma = float(timestep.flatten()[0])
 
     def control_state(control) -> tuple:
         state = []

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..engine.overlay import frames, picture_of_latent
 from ..engine.trace import Trace
-from .types import CATEGORY, HighlightTrace
+from .types import ADVANCED, CATEGORY, HighlightTrace
 
 
 class HighlightMaskPreview(io.ComfyNode):
@@ -23,6 +23,14 @@ class HighlightMaskPreview(io.ComfyNode):
                 io.Latent.Input("samples", optional=True, tooltip="The sampled latent; shown when no images are connected."),
                 io.Image.Input("images", optional=True, tooltip="The decoded picture to draw over."),
                 io.Int.Input("image_index", default=0, min=0, max=4095, tooltip="Which picture of the batch to show."),
+                io.Int.Input(
+                    "every",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    extra_dict=ADVANCED,
+                    tooltip="Show only every n-th evaluation; the last is always shown.",
+                ),
             ],
             outputs=[
                 io.Image.Output(tooltip="One frame an evaluation."),
@@ -33,7 +41,7 @@ class HighlightMaskPreview(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, trace: Trace, samples: dict | None = None, images: torch.Tensor | None = None, image_index: int = 0
+        cls, trace: Trace, image_index: int, every: int, samples: dict | None = None, images: torch.Tensor | None = None
     ) -> io.NodeOutput:
         if images is None and samples is None:
             raise ValueError(
@@ -50,7 +58,7 @@ class HighlightMaskPreview(io.ComfyNode):
             text = "No sampling run in this trace yet: the sampler did not run (ComfyUI kept its result) or uses another model."
             shown, mask = picture[None], torch.zeros(len(pictures), *picture.shape[:2])
         else:
-            shown, mask = frames(run, picture, image_index)
+            shown, mask = frames(run, picture, image_index, every)
             text = f"{run.summary()}\n{run.highlight_reason}"
         preview = ui.PreviewImage(shown, animated=False, cls=cls).as_dict()
         runs = [run.as_dict() for run in trace.runs]

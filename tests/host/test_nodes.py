@@ -97,17 +97,18 @@ def test_a_latent_of_another_model_is_a_clear_error_and_the_model_stays_usable(m
 def test_preview_shows_one_frame_an_evaluation(model):
     patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
     latent = tiny.sample(model, patcher, size=(16, 24), batch=2)
-    output = HighlightMaskPreview.execute(trace=trace, samples={"samples": latent}, image_index=1)
+    output = HighlightMaskPreview.execute(trace=trace, samples={"samples": latent}, image_index=1, every=1)
     frames, mask = output.result
     assert len(frames) == 10 and frames.shape[2] >= 256 and frames.ndim == 4
     assert mask.shape[0] == 2 and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert len(HighlightMaskPreview.execute(trace=trace, images=frames, image_index=0, every=4).result[0]) == 3
     assert len(output.ui["images"]) == 10 and "10 evaluations" in output.ui["text"][0]
     run = json.loads(json.dumps(output.ui["highlight_runs"]))[0]
     assert len(run["evaluations"]) == 10 and {"kind", "reason", "sigma", "active", "seconds"} <= set(run["evaluations"][0])
 
 
 def test_preview_of_an_empty_trace_says_so_and_does_not_fail():
-    output = HighlightMaskPreview.execute(trace=Trace(), images=torch.rand(1, 64, 64, 3))
+    output = HighlightMaskPreview.execute(trace=Trace(), images=torch.rand(1, 64, 64, 3), image_index=0, every=1)
     assert "No sampling run" in output.ui["text"][0]
     assert output.result[0].shape == (1, 64, 64, 3) and output.result[1].shape == (1, 64, 64)
     json.dumps(output.ui)
@@ -119,7 +120,7 @@ def test_preview_of_an_empty_trace_says_so_and_does_not_fail():
 )
 def test_preview_with_bad_input(inputs, words):
     with pytest.raises(ValueError, match=words):
-        HighlightMaskPreview.execute(trace=Trace(), **inputs)
+        HighlightMaskPreview.execute(**{"trace": Trace(), "image_index": 0, "every": 1, **inputs})
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
