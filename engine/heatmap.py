@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+MAX_SKEWNESS = 3.0  # beyond it a map is a speck, not a place
+
 
 def token_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """Attention probabilities of image queries on text keys, heads averaged: (B, n, C), (B, m, C) -> (B, m, n).
@@ -30,9 +32,10 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 class HeatmapAccumulator:
     """Collects token maps of several layers and evaluations on one grid.
 
-    Text tokens are weighted by how unevenly they attend over the frame, so that a word that looks at one place counts
-    and padding or "a" and "the", which look everywhere, do not. The start token, which attention uses as its rest
-    place, is left out.
+    Text tokens are weighted by how much their attention varies over the frame and by its skewness: a word that looks
+    at one place stands out in a few cells, while padding and the background's words are looked at everywhere but
+    there. So padding needs no telling apart, which the model's inputs would not allow. The start token, which
+    attention uses as its rest place, is left out.
     """
 
     def __init__(self, height: int, width: int):
@@ -58,8 +61,11 @@ class HeatmapAccumulator:
 def combine(maps: Tensor) -> Tensor:
     """Token maps (B, m, h, w) of probabilities -> heatmap (B, 1, h, w) in 0..1."""
     maps = maps[:, 1:] if maps.shape[1] > 1 else maps
-    spread = maps.std(dim=(-2, -1), keepdim=True)
+    deviation = maps - maps.mean(dim=(-2, -1), keepdim=True)
+    spread = deviation.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    skewness = deviation.pow(3).mean(dim=(-2, -1), keepdim=True) / spread.pow(3).clamp(min=1e-12)
+    weight = spread * skewness.clamp(0, MAX_SKEWNESS)
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    heat = (spread * (maps - low) / (high - low).clamp(min=1e-8)).sum(1, keepdim=True)
+    heat = (weight * (maps - low) / (high - low).clamp(min=1e-8)).sum(1, keepdim=True)
     low, high = heat.amin(dim=(-2, -1), keepdim=True), heat.amax(dim=(-2, -1), keepdim=True)
     return (heat - low) / (high - low).clamp(min=1e-8)
