@@ -44,6 +44,7 @@ class HighlightRun:
         self.space = traits_of(trace.sampler).space if config.forecast == "auto" else config.forecast
         self.forecasts: dict[int, Forecast] = {}
         self.region: Region | None = None
+        self.coming: Region | None = None
         self.windows: list[Window] = []
         self.heatmap: Tensor | None = None
         self.heard = 0
@@ -105,6 +106,8 @@ class HighlightRun:
 
     def begin_dense(self, evaluation: Evaluation) -> Sequence[Window]:
         """Prepare a dense evaluation; returns the windows to record, none when nothing will use them."""
+        if self.coming:
+            self._move(self.coming)
         self.accumulator = None
         if self.wants_heatmap(evaluation):
             self.accumulator = HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2))
@@ -139,7 +142,7 @@ class HighlightRun:
         """Find the highlight, and move the windows when they miss it or are much too large."""
         highlight, region = find_region(heatmap, self.frame, self.align, self.config)
         self.trace.highlight, self.trace.highlight_reason = highlight, region.reason
-        old = self.region
+        old, self.coming = self.region, None
         if old and old.outer and region.outer:
             inside = sum(_overlap(a, b) for a in region.inner for b in old.inner)
             wanted = sum(_overlap(a, a) for a in region.inner)
@@ -148,7 +151,13 @@ class HighlightRun:
         if old and old.outer == region.outer:
             self.region = region
             return
-        self.region = region
+        if region.everything or not any(window.recordings for window in self.windows):
+            self._move(region)
+        else:
+            self.coming = region  # this gap still has the old windows' recordings
+
+    def _move(self, region: Region) -> None:
+        self.region, self.coming = region, None
         boxes = () if region.everything else region.outer
         self.windows = [Window(box, self.frame, self.affine) for box in boxes]
 

@@ -12,8 +12,9 @@ from .trace import Kind
 FIRST_ORDER = {"euler", "ddim", "euler_cfg_pp"}
 # Samplers that add fresh noise: only the denoised image is smooth along their path.
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a")
-GROWING_GAPS = (2, 2, 3, 3, 4)
+GROWING_GAPS = (3, 4, 5)
 EVEN_GAPS = (2,)
+CORRECTED_GAP = 4  # shorter gaps are forecast well enough
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,18 @@ def dense_gaps(length: int, gaps: tuple[int, ...]) -> list[int]:
         placed.append(gap)
         position += gap
     excess = position - length
-    for i in range(len(placed)):
-        cut = min(excess, placed[i] - 1)
-        placed[i], excess = placed[i] - cut, excess - cut
-    while excess:  # every gap is down to 1: drop whole ones
+    while excess and excess >= placed[0]:
         excess -= placed.pop(0)
+    if excess:
+        placed[0] -= excess
     return placed
 
 
 def make_plan(steps: int, config: HighlightConfig, sampler: str, first: int = 0, last: int | None = None) -> list[PlannedStep]:
     """Plan `steps` steps; only those from `first` to `last` (inclusive) may be anything but dense.
 
-    The warm-up and the last planned step are dense; each gap of three or more has one partial step in its middle
-    where the highlight is to correct the forecast.
+    The warm-up and the last planned step are dense; each gap of four or more has one partial step in its middle, where
+    the highlight is to correct the forecast.
     """
     last = steps - 1 if last is None else last
     if not config.active:
@@ -77,7 +77,7 @@ def make_plan(steps: int, config: HighlightConfig, sampler: str, first: int = 0,
         plan[i] = PlannedStep("dense", "warm-up")
     position = warm
     for gap in dense_gaps(last - warm, config.interval or traits_of(sampler).gaps):
-        middle = position + gap // 2 + gap % 2 if gap >= 3 and config.correct else None
+        middle = position + gap // 2 + gap % 2 if gap >= CORRECTED_GAP and config.correct else None
         for i in range(position + 1, position + gap):
             correct = i == middle
             plan[i] = PlannedStep(

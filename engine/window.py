@@ -34,28 +34,56 @@ def module_affine(norm: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
     return norm.weight, norm.bias
 
 
+Keys = tuple[Key, ...]
+
+
 @dataclass
 class Recording:
-    """What one window lacks, from one dense evaluation: module -> stream -> tensors, on the model's device."""
+    """What one window lacks, from one dense evaluation, on the model's device.
+
+    parts: module -> the streams of one call -> a tensor whose rows are those streams', one after the other.
+    """
 
     sigma: float
-    parts: dict[nn.Module, dict[Key, tuple[Tensor, ...]]] = field(default_factory=dict)
+    parts: dict[nn.Module, dict[Keys, Tensor]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        tensors = (t for streams in self.parts.values() for parts in streams.values() for t in parts)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(part.numel() * part.element_size() for calls in self.parts.values() for part in calls.values())
+
+    def holds(self, keys: Keys) -> bool:
+        """True when these streams were recorded, in one call or several."""
+        calls = next(iter(self.parts.values()), {})
+        return keys in calls or set(keys) <= {key for call in calls for key in call}
+
+    def part(self, module: nn.Module, keys: Keys) -> Tensor:
+        """The rows of these streams, in their order."""
+        calls = self.parts[module]
+        if keys in calls:
+            return calls[keys]
+        rows = {key: row for call, part in calls.items() for key, row in zip(call, part.chunk(len(call)), strict=True)}
+        return torch.cat([rows[key] for key in keys])
 
 
-def _statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a group norm, each (B, groups), in float32."""
-    flat = x.reshape(x.shape[0], groups, -1).float()
-    variance, mean = torch.var_mean(flat, dim=-1, correction=0)
-    return mean, variance
+def _statistics(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) of a group norm, each (B, groups), by torch's own fused kernel."""
+    batch, channels, height, width = x.shape
+    x = x.contiguous()
+    _, mean, rstd = torch.native_group_norm(x, None, None, batch, channels, height * width, norm.num_groups, norm.eps)
+    return mean.float(), rstd.float()
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:
-    return values.repeat_interleave(channels // values.shape[1], dim=1)[:, :, None, None]
+    """(B, groups) -> (B, channels)."""
+    return values[..., None].expand(-1, -1, channels // values.shape[1]).flatten(1)
+
+
+def _edge(x: Tensor, y0: int, y1: int, x0: int, x1: int) -> Tensor:
+    """x[..., y0:y1, x0:x1] where the range may stick out of the frame by one cell, which then is zero."""
+    height, width = x.shape[-2:]
+    inside = x[..., max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+    outside = (max(-x0, 0), max(x1 - width, 0), max(-y0, 0), max(y1 - height, 0))
+    return F.pad(inside, outside) if any(outside) else inside
 
 
 class Window:
@@ -90,25 +118,24 @@ class Window:
 
     # -- recording -----------------------------------------------------------------------------------------------
 
-    def _keep(self, module: nn.Module, keys: Sequence[Key], parts: tuple[Tensor, ...]) -> None:
-        streams = self.recordings[-1].parts.setdefault(module, {})
-        for key, *rows in zip(keys, *(part.chunk(len(keys)) for part in parts), strict=True):
-            streams[key] = tuple(row.detach().clone() for row in rows)
-
-    def record_conv(self, conv: nn.Conv2d, x: Tensor, keys: Sequence[Key]) -> None:
-        """Keep the ring of cells around the window, zeros outside the frame: top, bottom, left, right."""
+    def record_conv(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """The ring of cells around the window, zeros outside the frame: top, bottom, left, right in a row."""
         y0, y1, x0, x1 = self.at(x.shape[-2], x.shape[-1])
-        ring = F.pad(x, (1, 1, 1, 1))[:, :, y0 : y1 + 2, x0 : x1 + 2]
-        self._keep(conv, keys, (ring[:, :, 0], ring[:, :, -1], ring[:, :, 1:-1, 0], ring[:, :, 1:-1, -1]))
+        rows = (_edge(x, y, y + 1, x0 - 1, x1 + 1) for y in (y0 - 1, y1))
+        columns = (_edge(x, y0, y1, c, c + 1) for c in (x0 - 1, x1))
+        return torch.cat([strip.flatten(-2) for strip in (*rows, *columns)], dim=-1)
 
-    def record_norm(self, norm: nn.GroupNorm, x: Tensor, keys: Sequence[Key]) -> None:
-        """Keep frame mean minus window mean, and log of the ratio of their variances, per group."""
-        (mean, var), (own_mean, own_var) = (_statistics(t, norm.num_groups) for t in (x, self.crop(x)))
-        self._keep(norm, keys, (mean - own_mean, ((var + norm.eps) / (own_var + norm.eps)).log()))
+    def record_norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        """Frame mean minus window mean, and the log of the ratio of their 1 / deviation: (B, groups, 2)."""
+        (mean, rstd), (own_mean, own_rstd) = (_statistics(t, norm) for t in (x, self.crop(x)))
+        return torch.stack([mean - own_mean, (rstd / own_rstd).log()], dim=-1)
 
-    def record_attention(self, attention: nn.Module, tokens: Tensor, keys: Sequence[Key]) -> None:
-        """Keep the tokens (B, n, C) outside the window."""
-        self._keep(attention, keys, (tokens[:, self._outside(tokens.shape[1], tokens.device)],))
+    def record_attention(self, attention: nn.Module, tokens: Tensor) -> Tensor:
+        """The tokens (B, n, C) outside the window."""
+        return tokens[:, self._outside(tokens.shape[1], tokens.device)]
+
+    def keep(self, module: nn.Module, keys: Keys, part: Tensor) -> None:
+        self.recordings[-1].parts.setdefault(module, {})[keys] = part.detach()
 
     def _outside(self, count: int, device: torch.device) -> Tensor:
         """Indices of the tokens outside the window, on the level of that many tokens."""
@@ -131,51 +158,43 @@ class Window:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def _parts(self, module: nn.Module, keys: Sequence[Key], sigma: float) -> list[Tensor]:
-        """The recorded parts for these streams, extrapolated to sigma."""
-
-        def gathered(recording: Recording) -> list[Tensor]:
-            streams = recording.parts[module]
-            return [torch.cat(parts) for parts in zip(*(streams[key] for key in keys), strict=True)]
-
+    def _part(self, module: nn.Module, keys: Keys, sigma: float) -> Tensor:
+        """The recorded part for these streams, extrapolated to sigma."""
         newer = self.recordings[-1]
-        parts = gathered(newer)
-        if len(self.recordings) == 2:
-            older = self.recordings[0]
-            weight = reach(sigma, newer.sigma, older.sigma)
-            if weight and all(key in older.parts[module] for key in keys):
-                parts = [extrapolate(a, b, weight) for a, b in zip(parts, gathered(older), strict=True)]
-        return parts
+        part = newer.part(module, keys)
+        if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
+            return part
+        older = self.recordings[0]
+        weight = reach(sigma, newer.sigma, older.sigma)
+        return extrapolate(part, older.part(module, keys), weight) if weight else part
 
     def ready(self, keys: Sequence[Key]) -> bool:
         """True when these streams have been recorded."""
-        if not self.recordings or not self.recordings[-1].parts:
-            return False
-        streams = next(iter(self.recordings[-1].parts.values()))
-        return all(key in streams for key in keys)
+        return bool(self.recordings) and self.recordings[-1].holds(tuple(keys))
 
-    def conv(self, conv: nn.Conv2d, x: Tensor, keys: Sequence[Key], sigma: float) -> Tensor:
+    def conv(self, conv: nn.Conv2d, x: Tensor, keys: Keys, sigma: float) -> Tensor:
         """The padded input (B, C, h + 2, w + 2) of a convolution whose padding is then 0."""
-        top, bottom, left, right = self._parts(conv, keys, sigma)
-        padded = x.new_empty(*x.shape[:2], x.shape[2] + 2, x.shape[3] + 2)
+        height, width = x.shape[-2:]
+        top, bottom, left, right = self._part(conv, keys, sigma).split((width + 2, width + 2, height, height), dim=-1)
+        padded = x.new_empty(*x.shape[:2], height + 2, width + 2)
         padded[:, :, 1:-1, 1:-1], padded[:, :, 0], padded[:, :, -1] = x, top, bottom
         padded[:, :, 1:-1, 0], padded[:, :, 1:-1, -1] = left, right
         return padded
 
-    def norm(self, norm: nn.GroupNorm, x: Tensor, keys: Sequence[Key], sigma: float) -> Tensor:
+    def norm(self, norm: nn.GroupNorm, x: Tensor, keys: Keys, sigma: float) -> Tensor:
         """Normalise by the window's own statistics, shifted to what the frame's would be."""
-        shift, log_ratio = self._parts(norm, keys, sigma)
-        mean, variance = _statistics(x, norm.num_groups)
-        mean, rstd = mean + shift, ((variance + norm.eps) * log_ratio.exp()).rsqrt()
-        weight, bias = self.affine(norm, x)
-        scale = _per_channel(rstd, x.shape[1]) * weight.float()[:, None, None]
-        offset = bias.float()[:, None, None] - _per_channel(mean, x.shape[1]) * scale
-        return torch.addcmul(offset, x.float(), scale).to(x.dtype)
+        shift, log_ratio = self._part(norm, keys, sigma).unbind(-1)
+        mean, rstd = _statistics(x, norm)
+        rstd = rstd * log_ratio.exp()
+        weight, bias = (t.float() for t in self.affine(norm, x))
+        channels = x.shape[1]
+        scale = _per_channel(rstd, channels) * weight
+        offset = bias - _per_channel(mean + shift, channels) * scale
+        return torch.addcmul(offset[..., None, None], x.float(), scale[..., None, None]).to(x.dtype)
 
-    def attention(self, attention: nn.Module, tokens: Tensor, keys: Sequence[Key], sigma: float) -> Tensor:
+    def attention(self, attention: nn.Module, tokens: Tensor, keys: Keys, sigma: float) -> Tensor:
         """The tokens to attend to: the window's own, then those outside."""
-        (outside,) = self._parts(attention, keys, sigma)
-        return torch.cat([tokens, outside], dim=1)
+        return torch.cat([tokens, self._part(attention, keys, sigma)], dim=1)
 
 
 def _is_ring_conv(module: nn.Module) -> bool:
@@ -212,13 +231,14 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
     """
     norms, convs, attentions = _targets(unet)
     forwards: dict[nn.Module, Callable] = {}
+    streams = tuple(keys)
 
     def watch(module: nn.Module, record: str) -> None:
         forward = module.forward
 
         def recorded(x: Tensor, *args, **kwargs) -> Tensor:
             for window in windows:
-                getattr(window, record)(module, x, keys)
+                window.keep(module, streams, getattr(window, record)(module, x))
             return forward(x, *args, **kwargs)
 
         forwards[module] = recorded
@@ -235,12 +255,13 @@ def computing(unet: nn.Module, window: Window, keys: Sequence[Key], sigma: float
     """While this holds, a call of `unet` on the window's crop of the streams `keys` sees its surroundings at sigma."""
     norms, convs, attentions = _targets(unet)
     forwards: dict[nn.Module, Callable] = {}
+    streams = tuple(keys)
 
     def swap_conv(conv: nn.Conv2d) -> None:
         forward = conv.forward
 
         def ringed(x: Tensor) -> Tensor:
-            padded = window.conv(conv, x, keys, sigma)
+            padded = window.conv(conv, x, streams, sigma)
             conv.padding = (0, 0)
             try:
                 return forward(padded)
@@ -255,7 +276,7 @@ def computing(unet: nn.Module, window: Window, keys: Sequence[Key], sigma: float
         def attending(x: Tensor, *args, **kwargs) -> Tensor:
             kwargs.pop("context", None)
             kwargs.pop("value", None)
-            return forward(x, context=window.attention(attention, x, keys, sigma), **kwargs)
+            return forward(x, context=window.attention(attention, x, streams, sigma), **kwargs)
 
         forwards[attention] = attending
 
@@ -264,6 +285,6 @@ def computing(unet: nn.Module, window: Window, keys: Sequence[Key], sigma: float
     for attention in attentions:
         swap_attention(attention)
     for norm in norms:
-        forwards[norm] = lambda x, norm=norm: window.norm(norm, x, keys, sigma)
+        forwards[norm] = lambda x, norm=norm: window.norm(norm, x, streams, sigma)
     with swapped(forwards):
         yield

@@ -11,7 +11,7 @@ from highlight_diffusion.host.attach import attach
 
 from . import tiny
 
-CONFIG = HighlightConfig(interval=(4,), warmup=3, threshold=0.7, halo=1, max_area=1.0)
+CONFIG = HighlightConfig(interval=(4,), warmup=3, threshold=0.5, halo=0, max_area=1.0)
 SIZE = (24, 32)
 
 

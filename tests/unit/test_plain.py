@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from highlight_diffusion.demo.detector import colour_map
+from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import ALIGN, PlainModel, dense_call, sample, window_call
+from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.trace import Run
@@ -50,20 +53,25 @@ def test_runs_do_not_touch_each_other(model):
     assert not any("forward" in m.__dict__ for m in model.unet.modules())
 
 
-def test_the_highlight_lies_where_the_object_was_asked_for(model):
-    _, trace = run(model, HighlightConfig())
-    heat = trace.evaluations[-2].heatmap if trace.evaluations[-2].heatmap is not None else trace.evaluations[-1].heatmap
-    h, w = heat.shape[-2:]
-    corner, rest = heat[0, 0, : h // 2, : w // 2], heat[0, 0, h // 2 :, w // 2 :]
-    assert corner.mean() > 2 * rest.mean()
+def test_the_heat_lies_on_the_objects_of_the_picture(model):
+    unet, text, vae = load_plain()
+    ratios = []
+    for seed, colour in enumerate(("red", "yellow", "green", "purple")):
+        prompt = f"a large {colour} circle at the top left on a plain navy background"
+        latent, trace = run(PlainModel(unet, encode_prompt(text, prompt), model.negative), HighlightConfig(), seed)
+        picture = vae.decode(latent / SCALE)[0] / 2 + 0.5
+        objects = torch.from_numpy(colour_map(picture.permute(1, 2, 0).numpy()) >= 0).float()
+        heat = next(e.heatmap for e in reversed(trace.evaluations) if e.heatmap is not None)[0]
+        inside = torch.nn.functional.interpolate(objects[None, None], heat.shape[-2:], mode="area")[0] > 0.5
+        ratios.append(float(heat[inside].mean() / heat[~inside].mean()))
+    assert sum(ratios) / len(ratios) > 1.5, ratios
 
 
 def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_later(model):
     """Along a dense path: record at one step, compute the window at that step and at the next, with its history."""
-    size, sigmas = (32, 32), None
-    trace = Run((1, 4, *size), "euler", tuple(float(s) for s in __import__("numpy").geomspace(14, 0.3, 13)) + (0.0,))
-    sigmas = trace.sigmas
-    state = HighlightRun(HighlightConfig(interval=(4,), warmup=2, threshold=0.4), trace, size, ALIGN)
+    size, sigmas = (32, 32), normal_sigmas(20).tolist()
+    trace = Run((1, 4, *size), "euler", tuple(sigmas))
+    state = HighlightRun(HighlightConfig(interval=(4,), warmup=3, max_area=1.0), trace, size, ALIGN)
     x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     exact, better = [], []
     with torch.inference_mode():

@@ -24,8 +24,8 @@ def test_plan_is_dense_in_the_warm_up_and_at_the_end(steps, gaps, warmup):
 
 
 def test_constant_interval_computes_every_nth_step():
-    plan = make_plan(14, HighlightConfig(interval=(3,), warmup=2), "euler")
-    assert [step.kind[0] for step in plan] == list("dd" + "spd" * 4)
+    plan = make_plan(14, HighlightConfig(interval=(4,), warmup=2), "euler")
+    assert [step.kind[0] for step in plan] == list("dd" + "spsd" * 3)
 
 
 def test_list_is_spread_over_the_schedule():
