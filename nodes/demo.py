@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.demo import load_demo
-from .types import CATEGORY
+from .types import CATEGORY, aliases
 
 
 class HighlightDemoModel(io.ComfyNode):
@@ -15,7 +15,7 @@ class HighlightDemoModel(io.ComfyNode):
             category=CATEGORY,
             description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds at 256x256, "
             'such as "a large red circle at the top left and a small blue star at the right on a striped beige background".',
-            search_aliases=["demo", "tiny model", "example model"],
+            **aliases("demo", "tiny model", "example model"),
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="SD1.5's layout at small widths, v-prediction, 32x32 latents."),

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..engine.config import HighlightConfig, parse_interval
 from ..engine.trace import Trace
 from ..host.attach import attach
-from .types import ADVANCED, CATEGORY, HighlightTrace
+from .types import ADVANCED, CATEGORY, HighlightTrace, aliases
 
 
 class HighlightDiffusion(io.ComfyNode):
@@ -17,7 +17,7 @@ class HighlightDiffusion(io.ComfyNode):
             category=CATEGORY,
             description="Samples faster without retraining: after a dense warm-up only some evaluations are computed in "
             "full; in between, predictions are forecast and the region the prompt looks at is computed to correct them.",
-            search_aliases=["accelerate", "speed up", "cache", "skip steps", "region"],
+            **aliases("accelerate", "speed up", "cache", "skip steps", "region"),
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.x, SD2.x or SDXL model, after LoRA and IP-Adapter."),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..engine.overlay import frames, picture_of_latent
 from ..engine.trace import Trace
-from .types import ADVANCED, CATEGORY, HighlightTrace
+from .types import ADVANCED, CATEGORY, HighlightTrace, aliases
 
 
 class HighlightMaskPreview(io.ComfyNode):
@@ -17,7 +17,7 @@ class HighlightMaskPreview(io.ComfyNode):
             category=CATEGORY,
             description="Shows the heatmap and the highlight over the picture, one frame an evaluation, with a timeline "
             "below: blue dense, orange partial, grey skipped. Connect samples or images so that it runs after the sampler.",
-            search_aliases=["heatmap", "cross attention", "visualise", "trace"],
+            **aliases("heatmap", "cross attention", "visualise", "trace"),
             inputs=[
                 HighlightTrace.Input("trace", tooltip="From Highlight Diffusion."),
                 io.Latent.Input("samples", optional=True, tooltip="The sampled latent; shown when no images are connected."),

@@ -5,3 +5,8 @@ from comfy_api.latest import io
 HighlightTrace = io.Custom("HIGHLIGHT_TRACE")
 CATEGORY = "highlight diffusion"
 ADVANCED = {"advanced": True}  # as extra_dict: the keyword `advanced` came after ComfyUI 0.8
+
+
+def aliases(*words: str) -> dict[str, list[str]]:
+    """Other words to find a node by, where this ComfyUI's schema has them (0.8 has not)."""
+    return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
