@@ -45,7 +45,7 @@ class Attn2Replace:
 
 @pytest.mark.parametrize("ours_first", [False, True])
 def test_a_foreign_attn2_slot_survives_in_either_order(model, ours_first):
-    foreign = Attn2Replace()
+    foreign, before = Attn2Replace(), Attn2Replace.calls
 
     def patched(patcher):
         clone = patcher.clone()
@@ -60,7 +60,7 @@ def test_a_foreign_attn2_slot_survives_in_either_order(model, ours_first):
     trace = Trace()
     ours = patched(attach(model.patcher, config, trace)) if ours_first else attach(patched(model.patcher), config, trace)
     assert torch.equal(tiny.sample(model, ours, size=SIZE, steps=14), vanilla)
-    assert foreign.calls == 2 * calls
+    assert foreign.calls - calls == calls - before > 0
     _, run = sample(model, patched(model.patcher))
     assert any("another node patches patches_replace" in r or "attn2" in r for r in reasons(run))
 
