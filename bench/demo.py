@@ -248,7 +248,7 @@ def contact_sheet(source: Backend, rows: list[Row], path: Path, shown: int = 8) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py demo", description="Dense against highlighted sampling of the demo model.")
-    parser.add_argument("--prompts", type=int, default=48, help="how many of the committed prompts")
+    parser.add_argument("--prompts", type=int, default=12, help="how many of the 48 committed prompts")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=PACK / "out")
     args = parser.parse_args()

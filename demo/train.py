@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .diffusion import STEPS, alphas_cumprod
+from .load import read_weights
 from .scenes import held_out, object_masks, render, sample_scene
 from .text import TextEncoder, tokenize
 from .unet import UNet
@@ -99,6 +100,10 @@ def train(args: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(master.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
     signal = alphas_cumprod().float()
     step, spent, checkpoint = 0, 0.0, args.out / "last.pt"
+    if args.init and not checkpoint.exists():
+        master.unet.load_state_dict(read_weights("unet"))
+        master.text.load_state_dict(read_weights("text"))
+        average = {name: value.detach().clone() for name, value in master.state_dict().items()}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device)
         master.load_state_dict(saved["master"])
@@ -164,6 +169,7 @@ def main() -> None:
     parser.add_argument("--coarse", type=float, default=0.3, help="share of the budget spent first on half-size frames")
     parser.add_argument("--examples", type=int, default=24000)
     parser.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, a third faster after")
+    parser.add_argument("--init", action="store_true", help="start from the committed weights")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--workers", type=int, default=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
