@@ -22,6 +22,11 @@ from ..engine.window import Window, computing, recording
 from .attention import HeatmapTap
 
 OWN_WRAPPERS = "highlight_diffusion"
+CONDITIONING_WITHOUT_WINDOWS = {
+    "area": "area conditioning is in use",
+    "gligen": "GLIGEN is in use",
+    "hooks": "the conditioning carries hooks",
+}
 
 
 def require_unet(model: ModelPatcher) -> UNetModel:
@@ -154,8 +159,9 @@ def _crop_control(control: dict | None, window: Window) -> dict | None:
 
 def _foreign(conds, model_options: dict) -> str | None:
     """Why windows cannot be computed beside what other nodes attached, or None."""
-    if any(cond.get("area") is not None for group in conds if group for cond in group):
-        return "area conditioning is in use"
+    for name, reason in CONDITIONING_WITHOUT_WINDOWS.items():
+        if any(cond.get(name) is not None for group in conds if group for cond in group):
+            return reason
     if "model_function_wrapper" in model_options:
         return "another node wraps the model's function"
     options = model_options.get("transformer_options", {})
