@@ -185,7 +185,7 @@ class HighlightRun:
                 result[inside] = fresh[inside]
             self.forecasts[i].add_partial(x, result, evaluation.sigma)
             corrected.append(result)
-        evaluation.forecast_error = float((error / scale.clamp(min=1e-12)).sqrt())
+        evaluation.forecast_error = float((error / scale.clamp(min=1e-12)).sqrt().detach())
         return corrected
 
     # -- a whole evaluation --------------------------------------------------------------------------------------
