@@ -221,6 +221,8 @@ def probe_lines(scenes: list[Scene]) -> str:
             nearer = sum(c.nearer for c in picked)
             ratio = statistics.median(c.computed / max(c.forecast, 1e-9) for c in picked)
             lines.append(f"  {label}: {nearer} of {len(picked)} nearer than the forecast; median error {ratio:.2f} of its")
+    if not found:
+        lines.append("  none: no highlight was small and sharp enough in these prompts")
     return "\n".join(lines)
 
 
