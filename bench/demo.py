@@ -27,6 +27,7 @@ from ..demo.detector import colour_map, objects_right
 from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.scenes import Scene, parse_caption
+from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
 from ..engine.overlay import frames
 from .cost import Cost, CostModel
@@ -69,7 +70,7 @@ class PlainBackend:
         config = replace(CONFIG, enabled=variant != "dense", correct=variant != "forecast")
         latent, run = sample(model, noise, STEPS, CFG, config)
         with torch.inference_mode():
-            image = (self.vae.decode(latent / 0.18215)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+            image = (self.vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
         shown = frames(run, image, every=STRIP)[0].numpy() if strip else None
         return Sample(image.numpy(), run.as_dict(), shown)
 

@@ -120,7 +120,7 @@ class HighlightRun:
 
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
         """True where cross-attention is worth capturing: from the second step on, while anything is left to save."""
-        if not self.config.active or self.dense_reason or not any(p.kind != "dense" for p in self.plan):
+        if not self.config.active or self.dense_reason:
             return False
         return evaluation.step >= 1 and any(p.kind != "dense" for p in self.plan[evaluation.step :])
 

@@ -14,9 +14,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..engine.config import HighlightConfig
 from ..engine.trace import Run, Trace
-from .unet import UNetRun, require_unet
+from .unet import KEY, UNetRun, require_unet
 
-KEY = "highlight_diffusion"
 log = logging.getLogger("highlight_diffusion")
 
 

@@ -22,13 +22,12 @@ Site = tuple[str, int, int]
 
 def cross_attention_sites(unet: UNetModel) -> list[Site]:
     """(block, number, depth) of the cross-attentions at middle resolution, at most `LAYERS`, spread evenly."""
-    sites, factor = [], 1
+    sites, factors = [], []
     for number, block in enumerate(unet.input_blocks):
-        factor *= 2 ** sum(isinstance(layer, Downsample) for layer in block)
-        sites += _sites("input", number, block, factor)
-    sizes = [2 ** sum(isinstance(layer, Downsample) for b in unet.input_blocks[: n + 1] for layer in b)
-             for n in range(len(unet.input_blocks))]  # fmt: skip
-    for number, (block, factor) in enumerate(zip(unet.output_blocks, reversed(sizes), strict=True)):
+        halvings = sum(isinstance(layer, Downsample) for layer in block)
+        factors.append((factors[-1] if factors else 1) * 2**halvings)
+        sites += _sites("input", number, block, factors[-1])
+    for number, (block, factor) in enumerate(zip(unet.output_blocks, reversed(factors), strict=True)):
         sites += _sites("output", number, block, factor)
     if len(sites) <= LAYERS:
         return sites

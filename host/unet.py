@@ -21,7 +21,7 @@ from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, recording
 from .attention import HeatmapTap
 
-OWN_WRAPPERS = "highlight_diffusion"
+KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
 CONDITIONING_WITHOUT_WINDOWS = {
     "area": "area conditioning is in use",
     "gligen": "GLIGEN is in use",
@@ -62,6 +62,7 @@ class UNetRun:
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
         align = downsampling(require_unet(model))
         self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, _affine)
+        self.misaligned = self.engine.no_windows
         self.calls = 0
         self.current: Evaluation | None = None
         self.recorded: Sequence[Window] = ()
@@ -111,9 +112,7 @@ class UNetRun:
             self.engine.dense_reason = "context windows are in use"
         elif tuple(x_in.shape[-2:]) != self.engine.frame:
             self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
-        aligned = all(v % self.engine.align == 0 for v in self.engine.frame)
-        if aligned:
-            self.engine.no_windows = _foreign(conds, model_options)
+        self.engine.no_windows = self.misaligned or _foreign(conds, model_options)
 
     # -- APPLY_MODEL ---------------------------------------------------------------------------------------------
 
@@ -170,7 +169,7 @@ def _foreign(conds, model_options: dict) -> str | None:
         if used:
             return f"another node patches {', '.join(used)}"
     for kind in ("apply_model", "diffusion_model"):
-        keys = [key for key, value in options.get("wrappers", {}).get(kind, {}).items() if value and key != OWN_WRAPPERS]
+        keys = [key for key, value in options.get("wrappers", {}).get(kind, {}).items() if value and key != KEY]
         if keys:
             return f"another node wraps {kind} ({', '.join(str(key) for key in keys)})"
     return None
