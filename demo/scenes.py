@@ -153,7 +153,11 @@ def signed_distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def coverage(thing: Thing, size: int) -> np.ndarray:
     """How much of each pixel the object covers, float (size, size) in 0..1, edges antialiased."""
-    y, x = grid(size)
+    return _coverage_at(thing, *grid(size), size)
+
+
+def _coverage_at(thing: Thing, y: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
+    """The same for some of the pixels of a picture of `size`, by their centres."""
     r = thing.radius
     distance = signed_distance(thing.shape, (y - thing.centre[0]) / r, (x - thing.centre[1]) / r) * r
     return np.clip(0.5 - distance * size, 0, 1)
@@ -200,8 +204,7 @@ def _draw(thing: Thing, image: np.ndarray, y: np.ndarray, x: np.ndarray) -> None
     shadow = signed_distance(thing.shape, (y - cy - 0.02) / r, (x - cx - 0.012) / r) * r
     window *= (1 - 0.45 * np.clip(0.5 - shadow * 22, 0, 1))[..., None]
     shade = 1 + 0.10 * np.clip((cy - y) / r, -1, 1)
-    distance = signed_distance(thing.shape, (y - cy) / r, (x - cx) / r) * r
-    cover = np.clip(0.5 - distance * size, 0, 1)[..., None]
+    cover = _coverage_at(thing, y, x, size)[..., None]
     window[...] = window * (1 - cover) + np.array(COLOURS[thing.colour], dtype=np.float32) * shade[..., None] * cover
 
 
