@@ -119,7 +119,7 @@ class TextEncoder(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.token_embedding(self.rows[tokens]) + self.position_embedding.weight
+        x = self.token_embedding(self.rows[tokens]) + self.position_embedding.weight[: tokens.shape[1]]
         for layer in self.layers:
             x = layer(x)
         return self.final_layer_norm(x)

@@ -41,6 +41,8 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 class CrossAttention(nn.Module):
+    attend = staticmethod(F.scaled_dot_product_attention)
+
     def __init__(self, dim: int, context_dim: int | None, head_channels: int):
         super().__init__()
         self.heads = dim // head_channels
@@ -54,7 +56,7 @@ class CrossAttention(nn.Module):
         context = x if context is None else context
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
                    for t in (self.to_q(x), self.to_k(context), self.to_v(context)))  # fmt: skip
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(-2))
 
 
 class GEGLU(nn.Module):

@@ -1,0 +1,106 @@
+"""The methods that are compared: each says what to attach to a MODEL, and at which strengths.
+
+A peer that is a node, of ComfyUI or of a pack installed beside ours, is one entry: the node's id and its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..engine.config import HighlightConfig
+from ..engine.trace import Trace
+from .host import Sampling, installed, node
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What to sample with: a MODEL, how, and the trace where the method keeps one."""
+
+    model: Any
+    sampling: Sampling
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method at one strength. `attach` turns a MODEL and the dense run's sampling into what to run instead."""
+
+    name: str
+    setting: str
+    attach: Callable[[Any, Sampling], Attached]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.setting}".strip()
+
+
+DENSE = Method("dense", "", lambda model, sampling: Attached(model, sampling))
+
+
+def fewer_steps(shares: tuple[float, ...]) -> Iterator[Method]:
+    for share in shares:
+        yield Method("fewer steps", f"{share:g}", lambda model, s, share=share: Attached(
+            model, replace(s, steps=max(1, round(s.steps * share)))))  # fmt: skip
+
+
+def by_node(name: str, kind: str, knob: str, values: tuple, **fixed: Any) -> Iterator[Method]:
+    """A node that takes `model` and returns a MODEL first; nothing when it is not installed."""
+    if not installed(kind):
+        return
+    for value in values:
+        yield Method(name, f"{knob}={value:g}", lambda model, s, value=value: Attached(
+            node(kind, model=model, **{knob: value}, **fixed)[0], s))  # fmt: skip
+
+
+def _peers() -> Iterator[Method]:
+    from .peers import deepcache, faster_diffusion, frdiff, tgate
+
+    for interval in (2, 3, 5):
+        yield Method("DeepCache", f"N={interval}", lambda m, s, n=interval: Attached(deepcache.apply(m, n), s))
+    for interval in (2, 3, 5):
+        yield Method("DeepCache, branch 3", f"N={interval}", lambda m, s, n=interval: Attached(deepcache.apply(m, n, 3), s))
+    for share in (0.4, 0.6, 0.8):
+        yield Method("T-GATE", f"gate={share:g}", lambda m, s, share=share: Attached(tgate.apply(m, round(share * s.steps)), s))
+    for density in (0.7, 1.0, 1.6, 2.4):
+        yield Method("Faster Diffusion", f"density={density:g}", lambda m, s, d=density: Attached(
+            faster_diffusion.apply(m, s.steps, d), s))  # fmt: skip
+    for interval in (2, 3, 5):
+        yield Method("FRDiff", f"N={interval}", lambda m, s, n=interval: Attached(frdiff.apply(m, n, s.steps), s))
+
+
+def _highlight(name: str, setting: str, **settings: Any) -> Method:
+    from ..host.attach import attach
+
+    def attached(model: Any, sampling: Sampling) -> Attached:
+        trace = Trace()
+        return Attached(attach(model, HighlightConfig(**settings), trace), sampling, trace)
+
+    return Method(name, setting, attached)
+
+
+INTERVALS = {"2": (2,), "2,3": (2, 3), "3": (3,), "2,3,4": (2, 3, 4), "auto": None, "3,4,6": (3, 4, 6), "4,6,8": (4, 6, 8)}
+
+
+def ours() -> Iterator[Method]:
+    """Highlight Diffusion over its intervals, and the same without partial evaluations."""
+    for setting, interval in INTERVALS.items():
+        yield _highlight("Highlight Diffusion", setting, interval=interval)
+        yield _highlight("forecast alone", setting, interval=interval, correct=False)
+
+
+def methods() -> list[Method]:
+    """Every method at every strength; those whose node is missing are left out."""
+    return [
+        DENSE,
+        *fewer_steps((0.8, 0.67, 0.5, 0.4, 0.33)),
+        *by_node("EasyCache", "EasyCache", "reuse_threshold", (0.02, 0.05, 0.1, 0.2),
+                 start_percent=0.15, end_percent=0.95, verbose=False),
+        *by_node("LazyCache", "LazyCache", "reuse_threshold", (0.02, 0.05, 0.1, 0.2),
+                 start_percent=0.15, end_percent=0.95, verbose=False),
+        *by_node("ToMe", "TomePatchModel", "ratio", (0.3, 0.6)),
+        *by_node("HyperTile", "HyperTile", "tile_size", (128, 64), swap_size=2, max_depth=0, scale_depth=False),
+        *_peers(),
+        *ours(),
+    ]  # fmt: skip

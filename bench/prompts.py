@@ -1,0 +1,41 @@
+"""The prompts of the bench: the demo's, by class, or a user's own file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..demo.scenes import Scene, parse_caption
+
+FOLDER = Path(__file__).parent / "prompts"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and its class; `scene` is what the demo's detector is to look for, None for a user's prompt."""
+
+    text: str
+    kind: str
+    scene: Scene | None = None
+
+
+def read(path: Path, limit: int | None = None) -> list[Prompt]:
+    """Prompts of a file, one a line; a line "# name" starts a class, of which at most `limit` are taken.
+
+    Raises ValueError for a file without any.
+    """
+    prompts, kind, taken = [], "prompts", 0
+    for line in path.read_text().splitlines():
+        if line.startswith("#"):
+            kind, taken = line.lstrip("# "), 0
+        elif line.strip() and (limit is None or taken < limit):
+            prompts.append(Prompt(line.strip(), kind))
+            taken += 1
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; write one a line, and a line such as # animals before a class of them")
+    return prompts
+
+
+def demo(limit: int | None = None) -> list[Prompt]:
+    """The demo's own, with their scenes."""
+    return [Prompt(p.text, p.kind, parse_caption(p.text)) for p in read(FOLDER / "demo.txt", limit)]

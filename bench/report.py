@@ -1,0 +1,148 @@
+"""Turn the bench's CSV files into `report.md` and its plots; `python run.py bench` ends with it."""
+
+from __future__ import annotations
+
+import csv
+import platform
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from .curves import Points, advantages
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+OURS = "Highlight Diffusion"
+ABLATION = "forecast alone"
+FIGURES = (
+    ("PSNR mean, dB", "psnr", False),
+    ("PSNR worst, dB", "psnr", True),
+    ("PSNR inside objects, mean, dB", "psnr_inside", False),
+)
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+class Data:
+    """The records of one sampler and length."""
+
+    def __init__(self, rows: list[Row], timings: list[Row]):
+        self.rows = [row for row in rows if row["method"] != "dense"]
+        self.dense = [row for row in rows if row["method"] == "dense"]
+        self.kinds = list(dict.fromkeys(row["kind"] for row in rows))
+        self.methods = list(dict.fromkeys(row["method"] for row in self.rows))
+        pairs = defaultdict(list)
+        for row in timings:
+            pairs[row["method"], row["setting"]].append(float(row["dense_seconds"]) / float(row["seconds"]))
+        self.seconds = {key: float(np.median(ratios)) for key, ratios in pairs.items()}
+
+    def points(self, method: str, figure: str = "psnr", kinds: list[str] | None = None, wall: bool = False) -> Points | None:
+        """A method's strengths by MACs, or by wall clock where it was timed; None where it has no complete strength."""
+        cells: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+        for row in self.rows:
+            if row["method"] != method or (kinds and row["kind"] not in kinds):
+                continue
+            value = float(row[figure])
+            if np.isfinite(value):
+                cost = float(row["dense_macs"]) / max(float(row["macs"]), 1.0)
+                ratio = self.seconds.get((method, row["setting"]), np.nan) if wall else cost
+                cells[row["setting"]][int(row["prompt"])] = (ratio, value)
+        if not cells:
+            return None
+        prompts = sorted(set.intersection(*(set(cell) for cell in cells.values())))
+        table = np.array([[cell[p] for p in prompts] for cell in cells.values()])
+        if not table.size or not np.isfinite(table).all():
+            return None
+        return Points(method, tuple(cells), table[..., 0], table[..., 1])
+
+
+def _summary(data: Data, kinds: list[str]) -> list[str]:
+    lines = ["| method | setting | x cheaper | x faster | PSNR mean / worst | inside | border | SSIM mean / worst | "
+             "objects right | skipped / partial, % |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in data.rows:
+        if row["kind"] in kinds:
+            groups[row["method"], row["setting"]].append(row)
+    for (method, setting), rows in groups.items():
+        column = lambda name, rows=rows: np.array([float(row[name]) for row in rows])  # noqa: E731
+        mean = lambda name, column=column: _mean(column(name))  # noqa: E731
+        total = column("dense").sum() + column("partial").sum() + column("skipped").sum()
+        share = lambda name, total=total, column=column: f"{100 * column(name).sum() / total:.0f}" if total else "-"  # noqa: E731
+        wall = data.seconds.get((method, setting))
+        lines.append(
+            f"| {method} | {setting} | {column('dense_macs').sum() / column('macs').sum():.2f} | "
+            f"{'-' if wall is None else f'{wall:.2f}'} | {mean('psnr')} / {column('psnr').min():.1f} | "
+            f"{mean('psnr_inside')} | {mean('psnr_border')} | {column('ssim').mean():.4f} / {column('ssim').min():.4f} | "
+            f"{column('right').sum():.0f} of {column('wanted').sum():.0f} | {share('skipped')} / {share('partial')} |"
+        )
+    return lines
+
+
+def _mean(values: np.ndarray) -> str:
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.1f}" if len(values) else "-"
+
+
+def _against(data: Data, ours: str, wall: bool, kinds: list[str]) -> list[str]:
+    mine = data.points(ours, kinds=kinds, wall=wall)
+    if mine is None:
+        return []
+    what = "wall clock" if wall else "cost"
+    lines = [f"| peer | setting | x by {what} | PSNR | {ours} at that PSNR, times faster (95%) |", "|---|---|---|---|---|"]
+    for method in data.methods:
+        if method in (OURS, ABLATION):
+            continue
+        peer = data.points(method, kinds=kinds, wall=wall)
+        for a in advantages(mine, peer) if peer else []:
+            times = f"{a.times:.2f} ({a.low:.2f} to {a.high:.2f})"
+            lines.append(f"| {a.peer} | {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} | {times} |")
+    return lines
+
+
+def _plot(data: Data, title: str, kinds: list[str], path: Path) -> None:
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(16, 5), layout="constrained")
+    for axis, (label, name, worst) in zip(axes, FIGURES, strict=True):
+        for method in data.methods:
+            points = data.points(method, name, kinds)
+            if points is None:
+                continue
+            ratio, fidelity = points.curve(worst=worst)
+            own = method in (OURS, ABLATION)
+            axis.plot(ratio, fidelity, "o-" if own else "s--", label=method, linewidth=2.5 if own else 1, markersize=4)
+        axis.set(xlabel="times cheaper than dense (MACs)", ylabel=label, xlim=(0.95, 4.0))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def write(out: Path) -> Path:
+    """`report.md` and plots in `out`, from its CSV files."""
+    rows, timings = read(out / "results.csv"), read(out / "timings.csv")
+    lines = ["# Benchmarks", "", f"Machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+             f"torch {torch.__version__}. Fidelity is to the dense picture of the same seed, on decoded RGB; cost is "
+             "multiply-accumulates executed; seconds are medians of alternating runs.", ""]  # fmt: skip
+    for sampler, steps in dict.fromkeys((row["sampler"], row["steps"]) for row in rows):
+        own = lambda table, s=sampler, n=steps: [r for r in table if r["sampler"] == s and r["steps"] == n]  # noqa: E731
+        data = Data(own(rows), own(timings))
+        objects = [kind for kind in data.kinds if "object" in kind and "frame" not in kind] or data.kinds
+        lines += [f"## {sampler}, {steps} steps", ""]
+        plot = out / f"{sampler}-{steps}.png"
+        _plot(data, f"{sampler}, {steps} steps: {', '.join(objects)}", objects, plot)
+        lines += [f"![curves]({plot.name})", ""]
+        for wall in (False, True):
+            table = _against(data, OURS, wall, objects)
+            lines += [*table, ""] if len(table) > 2 else []
+        for kind in data.kinds:
+            lines += [f"### {kind}", "", *_summary(data, [kind]), ""]
+    (out / "report.md").write_text("\n".join(lines) + "\n")
+    return out / "report.md"
