@@ -1,4 +1,4 @@
-"""The commands of the README: `python run.py demo`, `test` and `judge`. Standard library only.
+"""The commands of the README: `python run.py demo`, `test`, `judge` and `bench`. Standard library only.
 
 Each sets up what it needs first: a virtual environment in .venv with pinned packages, and a ComfyUI, which is looked
 for at COMFYUI_PATH, in the parent of the custom_nodes folder this pack sits in, and at ~/comfy/ComfyUI, and else
@@ -20,7 +20,8 @@ VENV = PACK / ".venv"
 DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
 PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
-    "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "ruff==0.17.5",
+    "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
+    "ruff==0.17.5",
 ]  # fmt: skip
 COMFY_CLI = "comfy-cli==1.23.0"
 NO_COMFYUI = (
@@ -100,7 +101,8 @@ def main() -> int:
     if arguments.command == "test":
         program = ["-m", "pytest", "tests"]
     else:
-        program = [str(PACK / "bench" / "start.py"), arguments.command]
+        programs = {"bench": "compare"}
+        program = [str(PACK / "bench" / "start.py"), programs.get(arguments.command, arguments.command)]
     return subprocess.run([_python(), *program, *arguments.rest], cwd=PACK, env=environment).returncode
 
 

@@ -79,18 +79,16 @@ class CostModel:
             with torch.no_grad():
                 self._dense(False, (window,))
             evaluation = Evaluation(0, 2, 0.9, "partial", "", 0.0)
-            self._windows[box] = macs(lambda: window_call(self.model, self.x, evaluation, (window,)))
+            self._windows[box] = macs(lambda: window_call(self.model, self._state(), self.x, evaluation, (window,)))
         return self._windows[box]
 
     def of(self, run: dict) -> Cost:
         """Cost of a run in the form of `Run.as_dict`."""
         dense = partial = heatmap = 0
-        evaluations = run["evaluations"]
-        for i, evaluation in enumerate(evaluations):
+        for evaluation in run["evaluations"]:
             if evaluation["kind"] == "dense":
                 dense += self.full
-                later = any(e["kind"] != "dense" for e in evaluations[i:])
-                heatmap += self.listened if evaluation["step"] >= 1 and later else 0
+                heatmap += self.listened if evaluation["heatmap"] else 0
             elif evaluation["kind"] == "partial":
                 partial += sum(self.window(tuple(box)) for box in evaluation["windows"])
-        return Cost(dense, partial, heatmap, self.full * len(evaluations))
+        return Cost(dense, partial, heatmap, self.full * len(run["evaluations"]))

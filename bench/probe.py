@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..demo.diffusion import normal_sigmas
-from ..demo.plain import ALIGN, PlainModel, dense_call, window_call
+from ..demo.plain import PlainModel, sample, window_call
 from ..engine.config import HighlightConfig
-from ..engine.run import HighlightRun
-from ..engine.trace import Box, Run
+from ..engine.trace import Box
 
 
 @dataclass(frozen=True)
@@ -43,27 +40,15 @@ def _distance(values: list[Tensor], truth: list[Tensor], boxes: tuple[Box, ...])
 
 def compare(model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig) -> list[Comparison]:
     """Sample with `config`; at every partial evaluation also compute the dense one, for comparison only."""
-    sigmas = normal_sigmas(steps).tolist()
-    run = Run(tuple(noise.shape), "euler", tuple(sigmas))
-    state = HighlightRun(config, run, tuple(noise.shape[-2:]), ALIGN)
     found: list[Comparison] = []
-    with torch.inference_mode():
-        x = noise * (1 + sigmas[0] ** 2) ** 0.5
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
 
-            def partial(evaluation, windows, x=x, sigma=sigma):
-                computed, truth = window_call(model, x, evaluation, windows), model(x, sigma)
-                guess = state.forecast(evaluation, x)
-                last = max(e.index for e in run.evaluations if e.kind == "dense")
-                distances = (_distance(values, truth, evaluation.boxes) for values in (computed, guess))
-                found.append(Comparison(evaluation.active, evaluation.index - last, *distances))
-                return computed
+    def partial(model, state, x, evaluation, windows):
+        computed, truth = window_call(model, state, x, evaluation, windows), model(x, evaluation.sigma)
+        guess = state.forecast(evaluation, x)
+        last = max(e.index for e in state.trace.evaluations if e.kind == "dense")
+        distances = (_distance(values, truth, evaluation.boxes) for values in (computed, guess))
+        found.append(Comparison(evaluation.active, evaluation.index - last, *distances))
+        return computed
 
-            positive, negative = state.evaluate(
-                x, sigma, "probe",
-                dense=lambda evaluation, windows, x=x: dense_call(model, state, x, evaluation, windows),
-                partial=partial,
-            )  # fmt: skip
-            denoised = negative + cfg * (positive - negative)
-            x = x + (x - denoised) / sigma * (following - sigma)
+    sample(model, noise, steps, cfg, config, partial)
     return found

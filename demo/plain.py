@@ -6,7 +6,7 @@ It plays the host's part (host/unet.py is the real one): two streams, positive a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -76,7 +76,12 @@ def dense_call(
         return model(x, evaluation.sigma)
 
 
-def window_call(model: PlainModel, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
+Call = Callable[[PlainModel, HighlightRun, Tensor, Evaluation, Sequence[Window]], list[Tensor]]
+
+
+def window_call(
+    model: PlainModel, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]
+) -> list[Tensor]:
     """The windows alone, in tensors of full size."""
     full = [torch.zeros_like(x) for _ in STREAMS]
     for window in windows:
@@ -87,7 +92,9 @@ def window_call(model: PlainModel, x: Tensor, evaluation: Evaluation, windows: S
     return full
 
 
-def sample(model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig) -> tuple[Tensor, Run]:
+def sample(
+    model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call = window_call
+) -> tuple[Tensor, Run]:
     """Euler over `steps` of the scheduler "normal", from noise (B, 4, H, W); returns the latent and the trace's run."""
     sigmas = normal_sigmas(steps).tolist()
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
@@ -99,7 +106,7 @@ def sample(model: PlainModel, noise: Tensor, steps: int, cfg: float, config: Hig
             positive, negative = state.evaluate(
                 x, sigma, "plain",
                 dense=lambda evaluation, windows, x=x: dense_call(model, state, x, evaluation, windows),
-                partial=lambda evaluation, windows, x=x: window_call(model, x, evaluation, windows),
+                partial=lambda evaluation, windows, x=x: partial(model, state, x, evaluation, windows),
             )  # fmt: skip
             denoised = negative + cfg * (positive - negative)
             x = x + (x - denoised) / sigma * (following - sigma)

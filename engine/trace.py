@@ -76,9 +76,11 @@ class Run:
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
 
     def as_dict(self) -> dict:
-        """The run without its tensors, for JSON."""
+        """The run without its tensors, for JSON; of a heatmap only whether one was captured."""
         run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("evaluations", "highlight", "rgb_factors")}
-        run["evaluations"] = [{f.name: getattr(e, f.name) for f in fields(e) if f.name != "heatmap"} for e in self.evaluations]
+        run["evaluations"] = [
+            {f.name: getattr(e, f.name) for f in fields(e)} | {"heatmap": e.heatmap is not None} for e in self.evaluations
+        ]
         return run
 
 

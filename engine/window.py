@@ -168,10 +168,6 @@ class Window:
         weight = reach(sigma, newer.sigma, older.sigma)
         return extrapolate(part, older.part(module, keys), weight) if weight else part
 
-    def ready(self, keys: Sequence[Key]) -> bool:
-        """True when these streams have been recorded."""
-        return bool(self.recordings) and self.recordings[-1].holds(tuple(keys))
-
     def conv(self, conv: nn.Conv2d, x: Tensor, keys: Keys, sigma: float) -> Tensor:
         """The padded input (B, C, h + 2, w + 2) of a convolution whose padding is then 0."""
         height, width = x.shape[-2:]

@@ -45,10 +45,9 @@ class HeatmapTap:
     """Listens to the cross-attentions of one call for the rows of the positive conds."""
 
     def __init__(
-        self, accumulator: HeatmapAccumulator, unet: UNetModel, rows: Sequence[int], streams: int, frame: tuple[int, int]
+        self, accumulator: HeatmapAccumulator, sites: Sequence[Site], rows: Sequence[int], streams: int, frame: tuple[int, int]
     ):
-        self.accumulator, self.rows, self.streams, self.frame = accumulator, rows, streams, frame
-        self.sites = set(cross_attention_sites(unet))
+        self.accumulator, self.sites, self.rows, self.streams, self.frame = accumulator, sites, rows, streams, frame
 
     def attached(self, options: dict) -> dict:
         """A copy of transformer_options in which the chosen attn2 calls pass by this tap."""

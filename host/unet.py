@@ -19,7 +19,7 @@ from ..engine.config import HighlightConfig
 from ..engine.run import HighlightRun, paste
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, recording
-from .attention import HeatmapTap
+from .attention import HeatmapTap, cross_attention_sites
 
 KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
 CONDITIONING_WITHOUT_WINDOWS = {
@@ -60,7 +60,8 @@ class UNetRun:
         self._check_latent(run.shape, model)
         sampling = model.get_model_object("model_sampling")
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
-        align = downsampling(require_unet(model))
+        unet = require_unet(model)
+        self.sites, align = cross_attention_sites(unet), downsampling(unet)
         self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, _affine)
         self.misaligned = self.engine.no_windows
         self.calls = 0
@@ -127,7 +128,7 @@ class UNetRun:
         if accumulator is not None and tuple(x.shape[-2:]) == self.engine.frame:
             rows = [i for i, (uuid, index) in enumerate(keys) if self._is_positive(uuid, index)]
             if rows:
-                options = HeatmapTap(accumulator, unet, rows, len(keys), self.engine.frame).attached(options)
+                options = HeatmapTap(accumulator, self.sites, rows, len(keys), self.engine.frame).attached(options)
         if not self.recorded:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         with recording(unet, self.recorded, keys):

@@ -79,7 +79,7 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
             truth = model(x, sigma)
 
             def partial(evaluation, windows, x=x, truth=truth):
-                computed = window_call(model, x, evaluation, windows)
+                computed = window_call(model, state, x, evaluation, windows)
                 guess = state.forecast(evaluation, x)
                 for y0, y1, x0, x1 in evaluation.boxes:
                     inside = (..., slice(y0, y1), slice(x0, x1))
@@ -90,7 +90,7 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
             def dense_evaluation(evaluation, windows, x=x, truth=truth, sigma=sigma):
                 result = dense_call(model, state, x, evaluation, windows)
                 for window in windows:
-                    again = window_call(model, x, evaluation, [window])
+                    again = window_call(model, state, x, evaluation, [window])
                     for a, t in zip(again, truth, strict=True):
                         scale = t.abs().max()
                         exact.append(float((window.crop(a) - window.crop(t)).abs().max() / scale))

@@ -1,0 +1,82 @@
+"""Every method of the bench does something on the bench's model, and costs less than dense."""
+
+import asyncio
+
+import pytest
+import torch
+from highlight_diffusion.bench.cost import macs
+from highlight_diffusion.bench.host import Sampling, Subject, installed, node
+from highlight_diffusion.bench.methods import DENSE, methods
+
+PROMPT = "a large red circle at the left on a plain gray background"
+SAMPLING = Sampling(steps=10)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    import nodes
+
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    return Subject.demo()
+
+
+def run(subject, method) -> tuple[torch.Tensor, int]:
+    attached, found = method.attach(subject.model, SAMPLING), []
+    subject.cond(PROMPT), subject.cond("")
+    executed = macs(lambda: found.append(subject.sample(attached.model, PROMPT, 0, attached.sampling)[0]))
+    return found[0], executed
+
+
+@pytest.fixture(scope="module")
+def dense(subject):
+    return run(subject, DENSE)
+
+
+STRONGEST = {
+    "fewer steps": "0.5", "EasyCache": "reuse_threshold=0.2", "LazyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
+    "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3", "T-GATE": "gate=0.4",
+    "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": "3", "forecast alone": "3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRONGEST)
+def test_a_method_changes_the_latent_and_saves_work(subject, dense, name):
+    (method,) = [m for m in methods() if m.name == name and m.setting == STRONGEST[name]]
+    latent, executed = run(subject, method)
+    assert torch.isfinite(latent).all()
+    assert (latent - dense[0]).abs().max() > 1e-3, f"{name} has no effect on the bench's model"
+    assert executed < 0.97 * dense[1]
+
+
+def test_every_method_of_the_bench_is_tested_here(subject):
+    assert {m.name for m in methods()} == {"dense", *STRONGEST}
+
+
+@pytest.mark.parametrize("name", ["DeepCache", "Faster Diffusion", "FRDiff", "T-GATE"])
+def test_a_peer_that_skips_nothing_is_dense(subject, dense, name):
+    from highlight_diffusion.bench.peers import deepcache, faster_diffusion, frdiff, tgate
+
+    model = {
+        "DeepCache": lambda: deepcache.apply(subject.model, 1),
+        "Faster Diffusion": lambda: faster_diffusion.apply(subject.model, SAMPLING.steps, 10.0),
+        "FRDiff": lambda: frdiff.apply(subject.model, 1, SAMPLING.steps),
+        "T-GATE": lambda: tgate.apply(subject.model, SAMPLING.steps),
+    }[name]()
+    latent, _ = subject.sample(model, PROMPT, 0, SAMPLING)
+    assert (latent - dense[0]).abs().max() <= 1e-5 * dense[0].abs().max()
+
+
+def test_a_second_run_of_a_peer_is_the_first(subject):
+    """Peers keep state between steps; a new run must not see the last one's."""
+    (method,) = [m for m in methods() if m.label == "DeepCache N=3"]
+    attached = method.attach(subject.model, SAMPLING)
+    first, second = (subject.sample(attached.model, PROMPT, 0, SAMPLING)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_node_that_is_not_installed_is_left_out(subject):
+    from highlight_diffusion.bench.methods import by_node
+
+    assert not installed("NoSuchNode") and list(by_node("x", "NoSuchNode", "knob", (1,))) == []
+    with pytest.raises(KeyError):
+        node("NoSuchNode")
