@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
+Preset = Literal["quality", "balanced", "fast"]
 AUTO = "auto"
+PACES: dict[str, float] = {"quality": 2.0, "balanced": 3.0, "fast": 5.0}
 
 
 def parse_interval(text: str) -> tuple[int, ...] | None:
@@ -30,7 +32,8 @@ def parse_interval(text: str) -> tuple[int, ...] | None:
 class HighlightConfig:
     """Settings of Highlight Diffusion.
 
-    interval: gaps between dense evaluations, None for gaps placed for the sampler.
+    preset: how far apart dense evaluations are placed along the schedule.
+    interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the preset.
     start_percent, end_percent: the share of the schedule in which anything may be saved.
     warmup: dense steps before the first gap; the highlight is found in them.
     correct: compute the highlight once in each gap and correct the forecast with it.
@@ -40,10 +43,11 @@ class HighlightConfig:
     forecast: what is extrapolated, "auto" to choose it for the sampler.
     """
 
+    preset: Preset = "balanced"
     interval: tuple[int, ...] | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
-    warmup: int = 4
+    warmup: int = 2
     correct: bool = True
     threshold: float = 0.5
     halo: int = 2
@@ -66,8 +70,15 @@ class HighlightConfig:
             raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from")
         if self.halo < 0:
             raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
+        if self.preset not in PACES:
+            raise ValueError(f'preset is "{self.preset}"; choose {", ".join(PACES)}')
         if self.forecast not in ("auto", "noise", "denoised"):
             raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
+
+    @property
+    def pace(self) -> float:
+        """Average steps from one dense evaluation to the next."""
+        return PACES[self.preset]
 
     @property
     def active(self) -> bool:

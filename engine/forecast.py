@@ -11,6 +11,8 @@ from torch import Tensor
 from .trace import Box
 
 MAX_REACH = 4.0  # how many spacings of the last two points a straight line is trusted
+# How much of the last slope goes on, measured on the demo model: all of it overshoots, none of it lags behind.
+PERSISTENCE = {"noise": 0.7, "denoised": 0.5}
 
 
 def extrapolate(newer: Tensor, older: Tensor, weight: float) -> Tensor:
@@ -37,9 +39,9 @@ class Forecast:
     """History of one prediction (B, C, ...) along a sampling run.
 
     space: "noise" keeps (x - denoised) / sigma, the slope of the sampler's path, which deterministic samplers are
-    linear in; "denoised" keeps the denoised image, the only smooth thing under fresh noise. Both are extrapolated
-    linearly in log sigma from the last two points. The inside of the highlight has a history of its own, which
-    partial evaluations extend.
+    linear in; "denoised" keeps the denoised image, the only smooth thing under fresh noise. Both are extrapolated in
+    log sigma along the slope of the last two points, damped by `PERSISTENCE`. The inside of the highlight has a
+    history of its own, which partial evaluations extend.
     """
 
     space: Literal["noise", "denoised"]
@@ -76,7 +78,7 @@ class Forecast:
 
     def _extrapolated(self, points: list[Point], sigma: float) -> Tensor:
         older, newer = points
-        return extrapolate(newer.value, older.value, reach(sigma, newer.sigma, older.sigma))
+        return extrapolate(newer.value, older.value, PERSISTENCE[self.space] * reach(sigma, newer.sigma, older.sigma))
 
     def predict(self, x: Tensor, sigma: float, boxes: tuple[Box, ...] = ()) -> Tensor:
         """Forecast the denoised image at x and sigma; inside `boxes` from the highlight's own history."""

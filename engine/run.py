@@ -15,7 +15,7 @@ from .config import HighlightConfig
 from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
 from .highlight import Region, find_region
-from .schedule import PlannedStep, make_plan, step_of, traits_of
+from .schedule import PlannedStep, forecast_space, make_plan, step_of
 from .trace import Box, Evaluation, Kind, Run
 from .window import Affine, Window, module_affine
 
@@ -39,9 +39,9 @@ class HighlightRun:
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
-        self.plan = make_plan(len(sigmas) - 1, config, trace.sampler, first, last)
+        self.plan = make_plan(sigmas[:-1], config, first, last)
         self.recorded = _recorded_steps(self.plan)
-        self.space = traits_of(trace.sampler).space if config.forecast == "auto" else config.forecast
+        self.space = forecast_space(trace.sampler) if config.forecast == "auto" else config.forecast
         self.forecasts: dict[int, Forecast] = {}
         self.region: Region | None = None
         self.coming: Region | None = None

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..engine.config import HighlightConfig, parse_interval
+from ..engine.config import PACES, HighlightConfig, parse_interval
 from ..engine.trace import Trace
 from ..host.attach import attach
 from .types import ADVANCED, CATEGORY, HighlightTrace, aliases
@@ -21,11 +21,9 @@ class HighlightDiffusion(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.x, SD2.x or SDXL model, after LoRA and IP-Adapter."),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
-                io.String.Input(
-                    "interval",
-                    default="auto",
-                    tooltip="Gap between dense evaluations. auto places them for the sampler; 2 computes every second one; "
-                    "a list such as 1,3,5,7,9 is spread over the schedule; 1 computes everything.",
+                io.Combo.Input(
+                    "preset", options=list(PACES), default="balanced",
+                    tooltip="quality stays closest to the unaccelerated picture, fast saves most.",
                 ),
                 io.Boolean.Input(
                     "correct",
@@ -33,9 +31,14 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="Compute the highlight once in each longer gap and correct the forecast with it. "
                     "Off: forecast alone, faster and less exact where the prompt looks.",
                 ),
+                io.String.Input(
+                    "interval", default="auto", extra_dict=ADVANCED,
+                    tooltip="Gap between dense evaluations. auto leaves it to the preset; 2 computes every second one; "
+                    "a list such as 1,3,5,7,9 is spread over the schedule; 1 computes everything.",
+                ),
                 io.Int.Input(
-                    "warmup", default=4, min=2, max=100, extra_dict=ADVANCED,
-                    tooltip="Dense steps at the start, in which the layout settles and the highlight is found.",
+                    "warmup", default=2, min=2, max=100, extra_dict=ADVANCED,
+                    tooltip="Dense steps at the start, before anything is saved.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
@@ -79,12 +82,13 @@ class HighlightDiffusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, interval: str, correct: bool, warmup: int, start_percent: float,
-        end_percent: float, threshold: float, halo: int, max_area: float, forecast: str,
+        cls, model: io.Model.Type, enabled: bool, preset: str, correct: bool, interval: str, warmup: int,
+        start_percent: float, end_percent: float, threshold: float, halo: int, max_area: float, forecast: str,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
-            interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent, warmup=warmup,
-            correct=correct, threshold=threshold, halo=halo, max_area=max_area, forecast=forecast, enabled=enabled,
+            preset=preset, interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent,
+            warmup=warmup, correct=correct, threshold=threshold, halo=halo, max_area=max_area, forecast=forecast,
+            enabled=enabled,
         )  # fmt: skip
         trace = Trace()
         return io.NodeOutput(attach(model, config, trace, str(getattr(cls.hidden, "unique_id", None) or "")), trace)

@@ -17,8 +17,8 @@ from . import tiny
 
 IDS = {"HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"}
 DEFAULTS = {
-    "enabled": True, "interval": "auto", "correct": True, "warmup": 4, "start_percent": 0.0, "end_percent": 1.0,
-    "threshold": 0.5, "halo": 2, "max_area": 0.6, "forecast": "auto",
+    "enabled": True, "preset": "balanced", "correct": True, "interval": "auto", "warmup": 2, "start_percent": 0.0,
+    "end_percent": 1.0, "threshold": 0.5, "halo": 2, "max_area": 0.6, "forecast": "auto",
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_every_input_and_output_is_explained(name):
 def test_the_experts_parameters_are_marked_advanced():
     info = HighlightDiffusion.GET_NODE_INFO_V1()
     advanced = {name for name, spec in info["input"]["required"].items() if len(spec) > 1 and spec[1].get("advanced")}
-    assert advanced == {"warmup", "start_percent", "end_percent", "threshold", "halo", "max_area", "forecast"}
+    assert advanced == {"interval", "warmup", "start_percent", "end_percent", "threshold", "halo", "max_area", "forecast"}
 
 
 def test_node_ids_and_inputs_are_what_saved_workflows_rely_on(pack):

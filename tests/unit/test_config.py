@@ -22,6 +22,7 @@ def test_bad_interval_is_named(text):
         ({"warmup": 1}, "warmup is 1"),
         ({"halo": -1}, "halo is -1"),
         ({"forecast": "guess"}, 'forecast is "guess"'),
+        ({"preset": "turbo"}, 'preset is "turbo"'),
         ({"interval": (0,)}, "interval"),
         ({"interval": ()}, "interval"),
     ],

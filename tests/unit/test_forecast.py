@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from highlight_diffusion.engine.forecast import Forecast, reach
+from highlight_diffusion.engine.forecast import PERSISTENCE, Forecast, reach
 
 
 def line(sigma: float) -> torch.Tensor:
@@ -11,7 +11,8 @@ def line(sigma: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("space", ["noise", "denoised"])
-def test_linear_predictions_are_forecast_exactly(space):
+def test_undamped_linear_predictions_are_forecast_exactly(space, monkeypatch):
+    monkeypatch.setitem(PERSISTENCE, space, 1.0)
     forecast, x = Forecast(space), torch.randn(1, 1, 4, 4)
 
     def denoised(sigma):
@@ -45,7 +46,7 @@ def test_a_partial_evaluation_moves_the_inside_only():
     forecast.add_partial(x, torch.full_like(x, 3.0), 1.0)
     predicted = forecast.predict(x, 0.5, boxes=((0, 2, 0, 2),))
     assert torch.equal(predicted[..., 2:, :], torch.ones(1, 1, 2, 4))
-    assert torch.allclose(predicted[..., :2, :2], torch.tensor(5.0))
+    assert torch.allclose(predicted[..., :2, :2], torch.tensor(3.0 + 2 * PERSISTENCE["denoised"]))
 
 
 def test_extrapolation_is_bounded_and_never_backwards():

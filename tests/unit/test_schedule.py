@@ -1,22 +1,24 @@
 import pytest
-from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.schedule import dense_gaps, make_plan, step_of, traits_of
+from highlight_diffusion.demo.diffusion import normal_sigmas
+from highlight_diffusion.engine.config import PACES, HighlightConfig
+from highlight_diffusion.engine.schedule import forecast_space, make_plan, paced_gaps, spread_gaps, step_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+SIGMAS = {steps: normal_sigmas(steps).tolist()[:-1] for steps in range(1, 101)}
 GAPS = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple)
 
 
 @given(st.integers(0, 200), GAPS)
 def test_gaps_fill_the_length_exactly(length, gaps):
-    placed = dense_gaps(length, gaps)
+    placed = spread_gaps(length, gaps)
     assert sum(placed) == length
     assert all(1 <= gap <= max(gaps) for gap in placed)
 
 
 @given(st.integers(1, 100), GAPS, st.integers(2, 12))
 def test_plan_is_dense_in_the_warm_up_and_at_the_end(steps, gaps, warmup):
-    plan = make_plan(steps, HighlightConfig(interval=gaps, warmup=warmup), "euler")
+    plan = make_plan(SIGMAS[steps], HighlightConfig(interval=gaps, warmup=warmup))
     assert len(plan) == steps
     assert all(step.kind == "dense" for step in plan[:warmup])
     assert plan[-1].kind == "dense"
@@ -24,30 +26,56 @@ def test_plan_is_dense_in_the_warm_up_and_at_the_end(steps, gaps, warmup):
 
 
 def test_constant_interval_computes_every_nth_step():
-    plan = make_plan(14, HighlightConfig(interval=(4,), warmup=2), "euler")
+    plan = make_plan(SIGMAS[14], HighlightConfig(interval=(4,), warmup=2))
     assert [step.kind[0] for step in plan] == list("dd" + "spsd" * 3)
 
 
+def test_the_pace_is_kept_in_steps_and_log_sigma():
+    """The placement that was measured, and where the scheduler's last sigmas lie far apart, no long gap."""
+    assert paced_gaps(SIGMAS[30][1:], 3.0) == [2, 3, 3, 3, 4, 4, 3, 3, 2, 1]
+    even = [10 * 0.8**i for i in range(30)]
+    assert paced_gaps(even, 3.0) == [2, 3, 3, 3, 3, 3, 3, 3, 3, 2, 1]
+
+
+@given(st.integers(1, 100), st.floats(1, 12))
+def test_paced_gaps_fill_the_way_and_grow_by_one_at_most(steps, pace):
+    gaps = paced_gaps(SIGMAS[steps], pace)
+    assert sum(gaps) == steps - 1 and all(gap >= 1 for gap in gaps)
+    assert all(after <= before + 1 for before, after in zip([1, *gaps], gaps, strict=False))
+    assert steps < 3 or gaps[-1] == 1
+
+
+@given(st.lists(st.floats(0, 20), min_size=1, max_size=40))
+def test_any_schedule_can_be_paced(sigmas):
+    """Equal, rising or zero sigmas come from custom schedules."""
+    assert sum(paced_gaps(sigmas, 3.0)) == len(sigmas) - 1
+
+
+def test_faster_presets_compute_less():
+    dense = [sum(s.kind == "dense" for s in make_plan(SIGMAS[30], HighlightConfig(preset=p))) for p in PACES]
+    assert dense == sorted(dense, reverse=True) and dense[0] < 20 and dense[-1] <= 10
+
+
 def test_list_is_spread_over_the_schedule():
-    gaps = dense_gaps(40, (1, 3, 5, 7, 9))
+    gaps = spread_gaps(40, (1, 3, 5, 7, 9))
     assert gaps == sorted(gaps) and gaps[-1] == 9
 
 
 def test_correction_is_planned_once_in_each_longer_gap():
-    kinds = [s.kind for s in make_plan(30, HighlightConfig(interval=(4,)), "euler")]
-    assert kinds.count("partial") == 26 // 4
-    assert "partial" not in [s.kind for s in make_plan(30, HighlightConfig(interval=(4,), correct=False), "euler")]
+    kinds = [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,)))]
+    assert kinds.count("partial") == 28 // 4
+    assert "partial" not in [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,), correct=False))]
 
 
 def test_only_the_chosen_share_of_the_schedule_saves():
-    plan = make_plan(20, HighlightConfig(interval=(3,)), "euler", first=5, last=14)
-    assert all(step.kind == "dense" for step in plan[:9] + plan[14:])
-    assert any(step.kind != "dense" for step in plan[9:14])
+    plan = make_plan(SIGMAS[20], HighlightConfig(interval=(3,)), first=5, last=14)
+    assert all(step.kind == "dense" for step in plan[:7] + plan[14:])
+    assert any(step.kind != "dense" for step in plan[7:14])
 
 
 def test_inactive_settings_plan_dense_steps_only():
     for config in (HighlightConfig(enabled=False), HighlightConfig(interval=(1,))):
-        assert {step.kind for step in make_plan(20, config, "euler")} == {"dense"}
+        assert {step.kind for step in make_plan(SIGMAS[20], config)} == {"dense"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +83,7 @@ def test_inactive_settings_plan_dense_steps_only():
     [("euler", "noise"), ("sample_dpmpp_2m", "noise"), ("euler_ancestral", "denoised"), ("dpmpp_2m_sde", "denoised")],
 )
 def test_forecast_space_suits_the_sampler(sampler, space):
-    assert traits_of(sampler).space == space
+    assert forecast_space(sampler) == space
 
 
 def test_steps_are_found_by_bracketing_sigma():
