@@ -51,7 +51,9 @@ class Cost:
 
 
 class CostModel:
-    """Costs of one UNet at one latent shape; every kind of evaluation is run and counted once."""
+    """Costs of one UNet at one latent shape (1, C, H, W); every kind of evaluation is run and counted once.
+
+    A batch costs as many times its images."""
 
     def __init__(self, model: PlainModel, shape: tuple[int, ...]):
         self.model, self.x = model, torch.zeros(shape)
@@ -85,10 +87,11 @@ class CostModel:
     def of(self, run: dict) -> Cost:
         """Cost of a run in the form of `Run.as_dict`."""
         dense = partial = heatmap = 0
+        images = run["shape"][0]
         for evaluation in run["evaluations"]:
             if evaluation["kind"] == "dense":
-                dense += self.full
-                heatmap += self.listened if evaluation["heatmap"] else 0
+                dense += images * self.full
+                heatmap += images * self.listened if evaluation["heatmap"] else 0
             elif evaluation["kind"] == "partial":
-                partial += sum(self.window(tuple(box)) for box in evaluation["windows"])
-        return Cost(dense, partial, heatmap, self.full * len(run["evaluations"]))
+                partial += sum(self.window(tuple(box)) for own in evaluation["windows"] for box in own)
+        return Cost(dense, partial, heatmap, images * self.full * len(run["evaluations"]))

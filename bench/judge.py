@@ -22,7 +22,7 @@ def main() -> int:
     right: dict[int, list[bool]] = {}
     with backend() as source:
         for seed, scene in enumerate(scenes):
-            image = source.sample(scene.caption, seed, "dense").image
+            image = source.sample(scene.caption, seed, "dense").images[0]
             right.setdefault(len(scene.things), []).append(all_right(scene, image))
     for count, results in sorted(right.items()):
         say(f"{count} objects: {sum(results)} of {len(results)} prompts with every object right")

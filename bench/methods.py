@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.config import HighlightConfig
+from ..engine.config import PACES, HighlightConfig
 from ..engine.trace import Trace
 from .host import Sampling, installed, node
 
@@ -80,14 +80,16 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached)
 
 
-INTERVALS = {"2": (2,), "2,3": (2, 3), "3": (3,), "2,3,4": (2, 3, 4), "auto": None, "3,4,6": (3, 4, 6), "4,6,8": (4, 6, 8)}
+PACE_SWEEP = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0)
 
 
 def ours() -> Iterator[Method]:
-    """Highlight Diffusion over its intervals, and the same without partial evaluations."""
-    for setting, interval in INTERVALS.items():
-        yield _highlight("Highlight Diffusion", setting, interval=interval)
-        yield _highlight("forecast alone", setting, interval=interval, correct=False)
+    """Highlight Diffusion at several paces, the presets' among them, and the same without partial evaluations."""
+    names = {pace: name for name, pace in PACES.items()}
+    for pace in PACE_SWEEP:
+        setting = f"pace={pace:g}" + (f" ({names[pace]})" if pace in names else "")
+        yield _highlight("Highlight Diffusion", setting, pace=pace)
+        yield _highlight("forecast alone", setting, pace=pace, correct=False)
 
 
 def methods() -> list[Method]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..demo.plain import PlainModel, sample, window_call
 from ..engine.config import HighlightConfig
-from ..engine.trace import Box
+from ..engine.trace import Boxes, inside
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,12 @@ class Comparison:
         return self.computed < self.forecast
 
 
-def _distance(values: list[Tensor], truth: list[Tensor], boxes: tuple[Box, ...]) -> float:
+def _distance(values: list[Tensor], truth: list[Tensor], boxes: Boxes) -> float:
     error = scale = 0.0
     for value, true in zip(values, truth, strict=True):
-        for y0, y1, x0, x1 in boxes:
-            inside = (..., slice(y0, y1), slice(x0, x1))
-            error += float((value - true)[inside].square().sum())
-            scale += float(true[inside].square().sum())
+        for box in inside(boxes):
+            error += float((value - true)[box].square().sum())
+            scale += float(true[box].square().sum())
     return (error / max(scale, 1e-12)) ** 0.5
 
 

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ class ServerError(RuntimeError):
 class Server:
     """Context manager: starts ComfyUI on the CPU with its own folders, stops it on exit."""
 
-    def __init__(self, comfyui: Path, pack: Path = PACK, threads: int | None = None):
-        self.comfyui, self.pack, self.threads = comfyui, pack, threads
+    def __init__(self, comfyui: Path, pack: Path = PACK, options: Sequence[str] = ()):
+        self.comfyui, self.pack, self.options = comfyui, pack, options
 
     def __enter__(self) -> Server:
         self._folder = tempfile.TemporaryDirectory(prefix="highlight-comfyui-")
@@ -39,7 +40,7 @@ class Server:
         self.log = self.base / "server.log"
         command = [
             sys.executable, "main.py", "--cpu", "--base-directory", str(self.base), "--port", str(self.port),
-            "--database-url", f"sqlite:///{self.base}/db", "--disable-api-nodes",
+            "--database-url", f"sqlite:///{self.base}/db", "--disable-api-nodes", *self.options,
         ]  # fmt: skip
         with self.log.open("w") as log:
             self._process = subprocess.Popen(command, cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
-from ..engine.run import HighlightRun, paste
+from ..engine.run import HighlightRun
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, recording, swapped
 from .diffusion import normal_sigmas, timestep_of
@@ -55,12 +55,18 @@ class PlainModel:
     def __init__(self, unet: UNet, positive: Tensor, negative: Tensor):
         self.unet, self.positive, self.negative = unet, positive, negative
 
+    def of(self, images: slice) -> PlainModel:
+        """This model for some images of a batch, whose prompts may differ."""
+        positive, negative = (c[images] if len(c) > 1 else c for c in (self.positive, self.negative))
+        return PlainModel(self.unet, positive, negative)
+
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         scale = (sigma**2 + 1) ** 0.5
         batch = len(x)
         context = torch.cat([self.positive.expand(batch, -1, -1), self.negative.expand(batch, -1, -1)])
         timestep = timestep_of(torch.tensor([sigma])).expand(2 * batch)
-        v = self.unet(torch.cat([x, x]) / scale, timestep, context)
+        dtype = next(self.unet.parameters()).dtype
+        v = self.unet((torch.cat([x, x]) / scale).to(dtype), timestep, context.to(dtype)).float()
         return [x / scale**2 - part * sigma / scale for part in v.chunk(2)]
 
 
@@ -85,10 +91,11 @@ def window_call(
     """The windows alone, in tensors of full size."""
     full = [torch.zeros_like(x) for _ in STREAMS]
     for window in windows:
+        own = slice(window.image, window.image + 1)
         with computing(model.unet, window, STREAMS, evaluation.sigma):
-            parts = model(window.crop(x), evaluation.sigma)
+            parts = model.of(own)(window.crop(x[own]), evaluation.sigma)
         for whole, part in zip(full, parts, strict=True):
-            paste(whole, part, window.box)
+            window.paste(whole, part)
     return full
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
-Preset = Literal["quality", "balanced", "fast"]
 AUTO = "auto"
-PACES: dict[str, float] = {"quality": 2.0, "balanced": 3.0, "fast": 5.0}
+PACES = {"quality": 2.0, "balanced": 3.0, "fast": 5.0}  # of the presets
 
 
 def parse_interval(text: str) -> tuple[int, ...] | None:
@@ -32,8 +31,8 @@ def parse_interval(text: str) -> tuple[int, ...] | None:
 class HighlightConfig:
     """Settings of Highlight Diffusion.
 
-    preset: how far apart dense evaluations are placed along the schedule.
-    interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the preset.
+    pace: how many average steps of the schedule a dense evaluation serves.
+    interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the pace.
     start_percent, end_percent: the share of the schedule in which anything may be saved.
     warmup: dense steps before the first gap; the highlight is found in them.
     correct: compute the highlight once in each gap and correct the forecast with it.
@@ -43,7 +42,7 @@ class HighlightConfig:
     forecast: what is extrapolated, "auto" to choose it for the sampler.
     """
 
-    preset: Preset = "balanced"
+    pace: float = PACES["balanced"]
     interval: tuple[int, ...] | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
@@ -70,15 +69,10 @@ class HighlightConfig:
             raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from")
         if self.halo < 0:
             raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
-        if self.preset not in PACES:
-            raise ValueError(f'preset is "{self.preset}"; choose {", ".join(PACES)}')
+        if not self.pace >= 1:
+            raise ValueError(f"pace is {self.pace}; it must be 1 or more")
         if self.forecast not in ("auto", "noise", "denoised"):
             raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
-
-    @property
-    def pace(self) -> float:
-        """Average steps from one dense evaluation to the next."""
-        return PACES[self.preset]
 
     @property
     def active(self) -> bool:

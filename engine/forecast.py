@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .trace import Box
+from .trace import Boxes, inside
 
 MAX_REACH = 4.0  # how many spacings of the last two points a straight line is trusted
 # How much of the last slope goes on, measured on the demo model: all of it overshoots, none of it lags behind.
@@ -80,12 +80,12 @@ class Forecast:
         older, newer = points
         return extrapolate(newer.value, older.value, PERSISTENCE[self.space] * reach(sigma, newer.sigma, older.sigma))
 
-    def predict(self, x: Tensor, sigma: float, boxes: tuple[Box, ...] = ()) -> Tensor:
+    def predict(self, x: Tensor, sigma: float, boxes: Boxes = ()) -> Tensor:
         """Forecast the denoised image at x and sigma; inside `boxes` from the highlight's own history."""
         value = self._extrapolated(self.whole, sigma)
-        if boxes and self.inside[-1].sigma < self.whole[-1].sigma:
+        if any(boxes) and self.inside[-1].sigma < self.whole[-1].sigma:
             inner = self._extrapolated(self.inside, sigma)
             value = value.clone()
-            for y0, y1, x0, x1 in boxes:
-                value[..., y0:y1, x0:x1] = inner[..., y0:y1, x0:x1]
+            for box in inside(boxes):
+                value[box] = inner[box]
         return x - sigma * value if self.space == "noise" else value

@@ -16,11 +16,13 @@ from .trace import Box
 
 FLAT = 0.12  # standard deviation of a heatmap under which it points nowhere (AccelAes, 2026)
 MAX_WINDOWS = 4
+MOVED = 0.2  # share of the highlight outside the windows that makes them move
+SHRUNK = 0.7  # new windows are taken up when they save at least this much
 
 
 @dataclass(frozen=True)
 class Region:
-    """Windows of the latent to compute.
+    """Windows of one image's latent to compute.
 
     inner: the boxes (y0, y1, x0, x1) around the highlight, whose values count; outer: the same with their halo, snapped
     outwards to the UNet's downsampling, which is what is computed. A refused region has no windows and says why.
@@ -36,9 +38,19 @@ class Region:
         """Share of the frame that is computed, halos and overlaps included."""
         return sum(_area(box) for box in self.outer) / (self.frame[0] * self.frame[1])
 
+    def covers(self, other: Region) -> bool:
+        """True where this region still serves for another: it holds most of it and is not much larger."""
+        wanted = sum(_overlap(box, box) for box in other.inner)
+        held = sum(_overlap(a, b) for a in other.inner for b in self.inner)
+        return bool(self.outer and other.outer) and held >= (1 - MOVED) * wanted and other.area >= SHRUNK * self.area
+
     @property
     def everything(self) -> bool:
         return self.inner == ((0, self.frame[0], 0, self.frame[1]),)
+
+
+def _overlap(a: Box, b: Box) -> int:
+    return max(0, min(a[1], b[1]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[2], b[2]))
 
 
 def _area(box: Box) -> int:
@@ -87,10 +99,10 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
 
 
 def find_region(heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig) -> tuple[Tensor, Region]:
-    """Refine a heatmap (B, 1, h, w) to a highlight (B, h, w) and to windows of a latent frame (H, W).
+    """Refine one image's heatmap (1, 1, h, w) to a highlight (1, h, w) and to windows of its latent frame (H, W).
 
-    All images of a batch share the windows. `align` is the UNet's downsampling. Refused when the heatmap is flat,
-    when nothing is above the threshold, or when the windows cover more than `config.max_area` of the frame.
+    `align` is the UNet's downsampling. Refused when the heatmap is flat, when nothing is above the threshold, or when
+    the windows cover more than `config.max_area` of the frame.
     """
     heatmap = heatmap.float().cpu()
     highlight = refine(heatmap, config.threshold)
@@ -105,8 +117,7 @@ def find_region(heatmap: Tensor, frame: tuple[int, int], align: int, config: Hig
     spread = float(heatmap.std())
     if spread < FLAT:
         return refused(f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {FLAT})")
-    mask = highlight.any(0).numpy()
-    boxes = _bounding_boxes(mask, frame)
+    boxes = _bounding_boxes(highlight[0].numpy(), frame)
     if not boxes:
         return refused(f"no highlight: nothing is above the threshold {config.threshold}")
 

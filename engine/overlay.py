@@ -83,8 +83,9 @@ def frames(run: Run, picture: Tensor, image: int = 0, every: int = 1) -> tuple[T
             frame = frame * (1 - strength) + colourise(smooth) * strength
             if highlight is not None:
                 frame[_outline(highlight, line)] = torch.tensor(OUTLINE)
-        if evaluation.boxes:
-            windows = _resize(boxes_mask(evaluation.boxes, run.shape[-2:]), size, "nearest") > 0.5
+        boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
+        if boxes:
+            windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
             frame[_outline(windows, 2 * line)] = torch.tensor(WINDOW)
         shown.append(torch.cat([frame, _timeline(run, evaluation, size[1])]))
     return (torch.stack(shown) if shown else picture[None]), mask

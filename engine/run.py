@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from .config import HighlightConfig
@@ -16,12 +17,10 @@ from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
 from .highlight import Region, find_region
 from .schedule import PlannedStep, forecast_space, make_plan, step_of
-from .trace import Box, Evaluation, Kind, Run
+from .trace import Evaluation, Kind, Run, inside
 from .window import Affine, Window, module_affine
 
 HEATMAP_NEWEST = 0.2  # least share of the newest heatmap in the running mean
-MOVED = 0.2  # share of the highlight outside the windows that makes them move
-SHRUNK = 0.7  # new windows are taken up when they save at least this much
 
 
 class HighlightRun:
@@ -43,8 +42,8 @@ class HighlightRun:
         self.recorded = _recorded_steps(self.plan)
         self.space = forecast_space(trace.sampler) if config.forecast == "auto" else config.forecast
         self.forecasts: dict[int, Forecast] = {}
-        self.region: Region | None = None
-        self.coming: Region | None = None
+        self.regions: tuple[Region, ...] = ()  # one an image, once a heatmap was captured
+        self.coming: tuple[Region, ...] = ()  # those to take up at the next dense evaluation
         self.windows: list[Window] = []
         self.heatmap: Tensor | None = None
         self.heard = 0
@@ -75,8 +74,10 @@ class HighlightRun:
             kind, reason = self._affordable(kind, reason, sigma)
         self.signature = signature
         evaluation = Evaluation(len(self.trace.evaluations), step, sigma, kind, reason, 1.0 if kind == "dense" else 0.0)
-        if kind == "partial" and self.region:
-            evaluation.active, evaluation.boxes, evaluation.windows = self.region.area, self.region.inner, self.region.outer
+        if kind == "partial":
+            evaluation.active = sum(region.area for region in self.regions) / len(self.regions)
+            evaluation.boxes = tuple(region.inner for region in self.regions)
+            evaluation.windows = tuple(region.outer for region in self.regions)
         self.trace.evaluations.append(evaluation)
         return evaluation
 
@@ -86,12 +87,12 @@ class HighlightRun:
             return "dense", "no forecast yet"
         if any(sigma > f.last_sigma * (1 + 1e-4) for f in self.forecasts.values()):
             return "dense", "sigma went up"
-        if self.region and self.region.everything:
-            return "dense", self.region.reason
+        if self.regions and all(region.everything for region in self.regions):
+            return "dense", self.regions[0].reason
         if kind == "partial" and self.no_windows:
             return "skipped", f"forecast only: {self.no_windows}"
-        if kind == "partial" and not (self.region and self.region.outer):
-            return "skipped", f"forecast only: {self.region.reason if self.region else 'no highlight was found yet'}"
+        if kind == "partial" and not any(region.outer for region in self.regions):
+            return "skipped", f"forecast only: {self.regions[0].reason if self.regions else 'no highlight was found yet'}"
         if kind == "partial" and not all(window.recordings for window in self.windows):
             return "skipped", "forecast only: the highlight moved since the last dense evaluation"
         return kind, reason
@@ -139,33 +140,34 @@ class HighlightRun:
         self.accumulator = None
 
     def _aim(self, heatmap: Tensor) -> None:
-        """Find the highlight, and move the windows when they miss it or are much too large."""
-        highlight, region = find_region(heatmap, self.frame, self.align, self.config)
-        self.trace.highlight, self.trace.highlight_reason = highlight, region.reason
-        old, self.coming = self.region, None
-        if old and old.outer and region.outer:
-            inside = sum(_overlap(a, b) for a in region.inner for b in old.inner)
-            wanted = sum(_overlap(a, a) for a in region.inner)
-            if inside >= (1 - MOVED) * wanted and region.area >= SHRUNK * old.area:
-                return
-        if old and old.outer == region.outer:
-            self.region = region
-            return
-        if region.everything or not any(window.recordings for window in self.windows):
-            self._move(region)
+        """Find the highlight of each image, and move the windows where they miss it or are much too large."""
+        found = [find_region(heat[None], self.frame, self.align, self.config) for heat in heatmap]
+        self.trace.highlight = torch.cat([highlight for highlight, _ in found])
+        self.trace.highlight_reason = "; ".join(dict.fromkeys(region.reason for _, region in found))
+        new = tuple(region for _, region in found)
+        if self.regions:
+            new = tuple(old if old.covers(region) else region for old, region in zip(self.regions, new, strict=True))
+        self.coming = ()
+        if [region.outer for region in new] == [region.outer for region in self.regions]:
+            self.regions = new
+        elif any(window.recordings for window in self.windows):
+            self.coming = new  # this gap still has the old windows' recordings
         else:
-            self.coming = region  # this gap still has the old windows' recordings
+            self._move(new)
 
-    def _move(self, region: Region) -> None:
-        self.region, self.coming = region, None
-        boxes = () if region.everything else region.outer
-        self.windows = [Window(box, self.frame, self.affine) for box in boxes]
+    def _move(self, regions: tuple[Region, ...]) -> None:
+        self.regions, self.coming = regions, ()
+        if all(region.everything for region in regions):
+            self.windows = []
+        else:
+            placed = [(image, box) for image, region in enumerate(regions) for box in region.outer]
+            self.windows = [Window(box, self.frame, self.affine, (image, len(regions))) for image, box in placed]
 
     # -- during the others ---------------------------------------------------------------------------------------
 
     def forecast(self, evaluation: Evaluation, x: Tensor) -> list[Tensor]:
         """The denoised tensors of all branches, extrapolated to this evaluation."""
-        boxes = self.region.inner if self.region else ()
+        boxes = tuple(region.inner for region in self.regions)
         return [f.predict(x, evaluation.sigma, boxes) for f in self.forecasts.values()]
 
     def correct(
@@ -178,11 +180,10 @@ class HighlightRun:
         corrected, error, scale = [], x.new_zeros(()), x.new_zeros(())
         for i, (predicted, fresh) in enumerate(zip(forecasts, computed, strict=True)):
             result = predicted.clone()
-            for y0, y1, x0, x1 in evaluation.boxes:
-                inside = (..., slice(y0, y1), slice(x0, x1))
-                error += (fresh[inside] - predicted[inside]).float().square().sum()
-                scale += fresh[inside].float().square().sum()
-                result[inside] = fresh[inside]
+            for box in inside(evaluation.boxes):
+                error += (fresh[box] - predicted[box]).float().square().sum()
+                scale += fresh[box].float().square().sum()
+                result[box] = fresh[box]
             self.forecasts[i].add_partial(x, result, evaluation.sigma)
             corrected.append(result)
         evaluation.forecast_error = float((error / scale.clamp(min=1e-12)).sqrt().detach())
@@ -209,10 +210,6 @@ class HighlightRun:
         return outputs
 
 
-def _overlap(a: Box, b: Box) -> int:
-    return max(0, min(a[1], b[1]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[2], b[2]))
-
-
 def _recorded_steps(plan: list[PlannedStep]) -> set[int]:
     """Dense steps whose surroundings a partial step will use: the two before each gap that has one."""
     recorded, dense = set(), []
@@ -222,9 +219,3 @@ def _recorded_steps(plan: list[PlannedStep]) -> set[int]:
         elif step.kind == "partial":
             recorded.update(dense[-2:])
     return recorded
-
-
-def paste(full: Tensor, crop: Tensor, box: Box) -> None:
-    """Write a window's output into a full-size tensor, in place."""
-    y0, y1, x0, x1 = box
-    full[..., y0:y1, x0:x1] = crop

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from torch import Tensor
 
 Kind = Literal["dense", "partial", "skipped"]
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
+Boxes = tuple[tuple[Box, ...], ...]  # those of each image of a batch
+
+
+def inside(boxes: Boxes) -> Iterator[tuple]:
+    """Indices into a tensor (B, ..., H, W), one a box."""
+    for image, own in enumerate(boxes):
+        for y0, y1, x0, x1 in own:
+            yield slice(image, image + 1), ..., slice(y0, y1), slice(x0, x1)
 
 
 @dataclass
@@ -19,8 +28,8 @@ class Evaluation:
 
     step: index of the schedule interval whose upper sigma brackets this evaluation (two share one under Heun).
     active: share of the frame computed, 1.0 dense, 0.0 skipped.
-    boxes: where the computed values count, (y0, y1, x0, x1) in latent cells; windows: what was computed for that, halo
-    included. Both are empty unless partial.
+    boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
+    empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
     forecast_error: rms(computed - forecast) / rms(computed) inside the windows of a partial evaluation.
     seconds: wall clock of the evaluation, control nets included.
@@ -32,8 +41,8 @@ class Evaluation:
     kind: Kind
     reason: str
     active: float
-    boxes: tuple[Box, ...] = ()
-    windows: tuple[Box, ...] = ()
+    boxes: Boxes = ()
+    windows: Boxes = ()
     heatmap: Tensor | None = None
     forecast_error: float | None = None
     seconds: float = 0.0

@@ -87,10 +87,15 @@ def _edge(x: Tensor, y0: int, y1: int, x0: int, x1: int) -> Tensor:
 
 
 class Window:
-    """One window (y0, y1, x0, x1) of a frame (H, W), in latent cells, and its last two recordings."""
+    """One window (y0, y1, x0, x1) of a frame (H, W), in latent cells, and its last two recordings.
 
-    def __init__(self, box: Box, frame: tuple[int, int], affine: Affine = module_affine):
+    image: which image of a batch it belongs to, and how many there are. A call's rows are its streams, of each of
+    which every image is a row; a window records and computes its own image's alone.
+    """
+
+    def __init__(self, box: Box, frame: tuple[int, int], affine: Affine = module_affine, image: tuple[int, int] = (0, 1)):
         self.box, self.frame, self.affine = box, frame, affine
+        self.image, self.images = image
         self.recordings: list[Recording] = []
         self._outsides: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -104,6 +109,15 @@ class Window:
             self.recordings.pop()
         self.recordings.append(Recording(sigma))
         del self.recordings[:-2]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The rows (streams, ...) of this window's image, from those of a whole call (streams * images, ...)."""
+        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
+
+    def paste(self, full: Tensor, part: Tensor) -> None:
+        """Write what was computed into a tensor of a whole call, in place."""
+        y0, y1, x0, x1 = self.box
+        self.rows(full)[..., y0:y1, x0:x1] = part
 
     def crop(self, x: Tensor) -> Tensor:
         """The window's part of a tensor (..., h, w) on any level of the UNet."""
@@ -234,7 +248,7 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
 
         def recorded(x: Tensor, *args, **kwargs) -> Tensor:
             for window in windows:
-                window.keep(module, streams, getattr(window, record)(module, x))
+                window.keep(module, streams, getattr(window, record)(module, window.rows(x)))
             return forward(x, *args, **kwargs)
 
         forwards[module] = recorded

@@ -6,7 +6,7 @@ still run; windows are computed at APPLY_MODEL, where every tensor of a call is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.ops
@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..engine.config import HighlightConfig
-from ..engine.run import HighlightRun, paste
+from ..engine.run import HighlightRun
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, recording
 from .attention import HeatmapTap, cross_attention_sites
@@ -137,10 +137,15 @@ class UNetRun:
     def _windows(self, executor, unet, keys, x: Tensor, t, c_concat, c_crossattn, control, options, **kwargs) -> Tensor:
         full = torch.zeros_like(x)
         for window in self.computed:
-            concat = window.crop(c_concat) if c_concat is not None else None
+
+            def own(value, window=window):
+                return window.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
+
+            concat = window.crop(own(c_concat)) if c_concat is not None else None
+            arguments = own(t), concat, own(c_crossattn), _crop_control(control, window, own), options
             with computing(unet, window, keys, self.current.sigma):
-                out = executor(window.crop(x), t, concat, c_crossattn, _crop_control(control, window), options, **kwargs)
-            paste(full, out, window.box)
+                out = executor(window.crop(own(x)), *arguments, **{name: own(value) for name, value in kwargs.items()})
+            window.paste(full, out)
         return full
 
     def _is_positive(self, uuid, index: int) -> bool:
@@ -149,11 +154,11 @@ class UNetRun:
         return any(c.get("uuid") == uuid for c in named) if named else index == 0
 
 
-def _crop_control(control: dict | None, window: Window) -> dict | None:
+def _crop_control(control: dict | None, window: Window, own: Callable[[Any], Any]) -> dict | None:
     """A control net's residuals, cropped to a window on every level; lists are copied, since the UNet empties them."""
     if control is None:
         return None
-    crop = lambda v: window.crop(v) if isinstance(v, Tensor) and v.ndim == 4 else v  # noqa: E731
+    crop = lambda v: window.crop(own(v)) if isinstance(v, Tensor) and v.ndim == 4 else v  # noqa: E731
     return {name: [crop(v) for v in values] if isinstance(values, list) else values for name, values in control.items()}
 
 

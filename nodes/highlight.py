@@ -86,7 +86,7 @@ class HighlightDiffusion(io.ComfyNode):
         start_percent: float, end_percent: float, threshold: float, halo: int, max_area: float, forecast: str,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
-            preset=preset, interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent,
+            pace=PACES[preset], interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent,
             warmup=warmup, correct=correct, threshold=threshold, halo=halo, max_area=max_area, forecast=forecast,
             enabled=enabled,
         )  # fmt: skip

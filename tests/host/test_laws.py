@@ -64,30 +64,31 @@ def test_all_is_all(run):
     assert "the highlight is the whole frame" in {e.reason for e in trace.last.evaluations}
 
 
-def test_partial_equals_dense_where_it_was_recorded(model, family):
-    """Every dense evaluation is followed by a partial one at the same x and sigma."""
+@pytest.mark.parametrize("batch", [1, 2])
+def test_partial_equals_dense_where_it_was_recorded(model, family, batch):
+    """Every dense evaluation is followed by a partial one of the last image at the same x and sigma."""
     size, worst = SIZE.get(family, (24, 32)), []
 
     def twice(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         args = (x, t, c_concat, c_crossattn, control, transformer_options)
         dense = executor(*args, **kwargs)
         state, box = transformer_options[KEY], (8, 16, 0, 16)
-        window = Window(box, size, state.engine.affine)
+        window = Window(box, size, state.engine.affine, (batch - 1, batch))
         window.begin(1.0)
         state.current = state.engine.trace.evaluations[-1]
         state.current.sigma, sigma = 1.0, state.current.sigma
         state.recorded, accumulator, state.engine.accumulator = [window], state.engine.accumulator, None
         assert torch.equal(state.apply_model(executor, *args, **kwargs), dense)
         state.recorded, state.computed = (), [window]
-        inside = window.crop(state.apply_model(executor, *args, **kwargs))
+        inside = window.crop(window.rows(state.apply_model(executor, *args, **kwargs)))
         state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
-        expected = window.crop(dense)
+        expected = window.crop(window.rows(dense))
         worst.append(float((inside - expected).abs().max() / expected.abs().max()))
         return dense
 
     patcher = attach(model.patcher, HighlightConfig(enabled=False), Trace())
     patcher.add_wrapper_with_key(APPLY_MODEL, "twice", twice)
-    tiny.sample(model, patcher, size=size, steps=4)
+    tiny.sample(model, patcher, size=size, steps=4, batch=batch)
     assert len(worst) >= 4 and max(worst) < 2e-5
 
 

@@ -41,7 +41,7 @@ def test_cost_counts_each_kind_of_evaluation():
     run = Run((1, 4, 32, 32), "euler", (2.0, 1.0, 0.5, 0.0))
     run.evaluations = [
         Evaluation(0, 0, 2.0, "dense", "", 1.0),
-        Evaluation(1, 1, 1.0, "partial", "", 0.25, (window,), (window,)),
+        Evaluation(1, 1, 1.0, "partial", "", 0.25, ((window,),), ((window,),)),
         Evaluation(2, 2, 0.5, "skipped", "", 0.0),
     ]
     cost = model.of(run.as_dict())

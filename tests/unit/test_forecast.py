@@ -44,7 +44,7 @@ def test_a_partial_evaluation_moves_the_inside_only():
     for sigma in (4.0, 2.0):
         forecast.add_dense(x, torch.ones_like(x), sigma)
     forecast.add_partial(x, torch.full_like(x, 3.0), 1.0)
-    predicted = forecast.predict(x, 0.5, boxes=((0, 2, 0, 2),))
+    predicted = forecast.predict(x, 0.5, boxes=(((0, 2, 0, 2),),))
     assert torch.equal(predicted[..., 2:, :], torch.ones(1, 1, 2, 4))
     assert torch.allclose(predicted[..., :2, :2], torch.tensor(3.0 + 2 * PERSISTENCE["denoised"]))
 

@@ -62,10 +62,15 @@ def test_threshold_zero_highlights_everything():
     assert region.everything
 
 
-def test_windows_of_a_batch_hold_every_images_highlight():
-    both = torch.cat([heat(16, 16, (0, 5, 0, 5)), heat(16, 16, (10, 15, 10, 15))])
-    highlight, region = find_region(both, (32, 32), 8, HighlightConfig(max_area=1.0))
-    assert highlight.shape == (2, 16, 16) and len(region.outer) == 2
+def test_a_region_serves_on_while_it_holds_the_highlight():
+    def region(*spots):
+        return find_region(heat(32, 32, *spots), (64, 64), 8, HighlightConfig(max_area=1.0))[1]
+
+    old = region((4, 14, 4, 14))
+    assert old.covers(region((5, 13, 4, 13)))
+    assert not old.covers(region((14, 24, 4, 14))), "it moved away"
+    assert not region((4, 28, 4, 28)).covers(region((4, 9, 4, 9))), "much too large"
+    assert not old.covers(region()), "nothing to serve"
 
 
 def test_token_maps_are_probabilities_over_the_text():

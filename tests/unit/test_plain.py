@@ -9,7 +9,7 @@ from highlight_diffusion.demo.plain import ALIGN, PlainModel, dense_call, sample
 from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.run import HighlightRun
-from highlight_diffusion.engine.trace import Run
+from highlight_diffusion.engine.trace import Run, inside
 
 PROMPT = "a large red circle at the top left on a plain navy background"
 STEPS = 16
@@ -81,10 +81,9 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
             def partial(evaluation, windows, x=x, truth=truth):
                 computed = window_call(model, state, x, evaluation, windows)
                 guess = state.forecast(evaluation, x)
-                for y0, y1, x0, x1 in evaluation.boxes:
-                    inside = (..., slice(y0, y1), slice(x0, x1))
+                for box in inside(evaluation.boxes):
                     for c, g, t in zip(computed, guess, truth, strict=True):
-                        better.append(bool((c - t)[inside].norm() < (g - t)[inside].norm()))
+                        better.append(bool((c - t)[box].norm() < (g - t)[box].norm()))
                 return computed
 
             def dense_evaluation(evaluation, windows, x=x, truth=truth, sigma=sigma):

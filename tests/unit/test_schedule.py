@@ -52,7 +52,7 @@ def test_any_schedule_can_be_paced(sigmas):
 
 
 def test_faster_presets_compute_less():
-    dense = [sum(s.kind == "dense" for s in make_plan(SIGMAS[30], HighlightConfig(preset=p))) for p in PACES]
+    dense = [sum(s.kind == "dense" for s in make_plan(SIGMAS[30], HighlightConfig(pace=p))) for p in PACES.values()]
     assert dense == sorted(dense, reverse=True) and dense[0] < 20 and dense[-1] <= 10
 
 

@@ -87,6 +87,24 @@ def test_streams_recorded_apart_serve_a_call_with_both(unet):
     assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
+def test_windows_of_two_images_are_exact_each_on_its_own(unet):
+    """A batch of two images in two streams; every image has another window."""
+    (x, t, context), frame = inputs(32, 32), (32, 32)
+    x, t, context = (torch.cat([v, v.flip(0)]) for v in (x, t, context))
+    windows = [Window((8, 24, 8, 24), frame, image=(0, 2)), Window((0, 16, 16, 32), frame, image=(1, 2))]
+    for window in windows:
+        window.begin(5.0)
+    with recording(unet, windows, KEYS):
+        dense = unet(x, t, context)
+    full = torch.zeros_like(dense)
+    for window in windows:
+        with computing(unet, window, KEYS, 5.0):
+            window.paste(full, unet(window.crop(window.rows(x)), window.rows(t), window.rows(context)))
+        expected = window.crop(window.rows(dense))
+        assert (window.crop(window.rows(full)) - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert not full[0, :, :8].any() and full[1].any()
+
+
 def test_only_two_recordings_are_kept_and_their_size_is_known(unet):
     window, _ = record(unet, (8, 24, 8, 24), (32, 32), sigma=5.0)
     one = window.bytes
