@@ -1,0 +1,136 @@
+"""What partial evaluations cost at true shape: `python run.py shapes`. Real architectures with random weights.
+
+Dense, dense with recording, and windows of several areas are timed in turn; printed are ratios of medians, next to the
+multiply-accumulates. On a GPU in its own half precision, on a CPU in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.window import Window, computing, recording
+from .cost import macs
+from .demo import say
+from .host import boot
+from .server import PACK
+
+AREAS = (0.10, 0.25, 0.50, 0.75)
+STREAMS = ("positive", "negative")
+SIDE = {"SD15": 64, "SDXL": 128}  # of the latent: 512 and 1024 pixels
+
+
+def build(family: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """ComfyUI's own UNet of a family at true shape, weights random."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    configs = {
+        "SD15": {"context_dim": 768, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "channel_mult": [1, 2, 4, 4],
+                 "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+                 "num_res_blocks": [2, 2, 2, 2], "num_heads": 8, "num_head_channels": -1, "adm_in_channels": None,
+                 "use_linear_in_transformer": False},
+        "SDXL": {"context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10], "channel_mult": [1, 2, 4],
+                 "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+                 "num_res_blocks": [2, 2, 2], "num_head_channels": 64, "adm_in_channels": 2816, "num_classes": "sequential",
+                 "use_linear_in_transformer": True},
+    }  # fmt: skip
+    unet = UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
+        use_temporal_attention=False, use_temporal_resblock=False, dtype=dtype, device=device,
+        operations=comfy.ops.disable_weight_init, **configs[family],
+    )  # fmt: skip
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                parameter.fill_(1.0)
+    return unet.eval()
+
+
+def square(area: float, side: int, align: int) -> tuple[int, int, int, int]:
+    """The aligned square nearest to an area, away from the frame's corner where it fits."""
+    edge = max(align, round(area**0.5 * side / align) * align)
+    start = (side - edge) // 2 // align * align
+    return start, start + edge, start, start + edge
+
+
+def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each call, all in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@torch.no_grad()
+def measure(family: str, repeats: int) -> list[str]:
+    """The table of one family, as markdown."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    unet, side = build(family, device, dtype), SIDE[family]
+    align = 2 ** (len(unet.channel_mult) - 1)
+    make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
+    x, context = make(2, 4, side, side), make(2, 77, 768 if family == "SD15" else 2048)
+    labels = make(2, 2816) if family == "SDXL" else None
+    timesteps = torch.full((2,), 500.0, device=device)
+    dense = lambda: unet(x, timesteps, context, labels, transformer_options={})  # noqa: E731
+    windows = {area: Window(square(area, side, align), (side, side)) for area in AREAS}
+
+    def record(window: Window, sigma: float = 1.0) -> None:
+        window.begin(sigma)
+        with recording(unet, [window], STREAMS):
+            dense()
+
+    def compute(window: Window) -> None:
+        with computing(unet, window, STREAMS, 1.0):
+            unet(window.crop(x), timesteps, context, labels, transformer_options={})
+
+    for window in windows.values():
+        record(window)
+    calls: dict[str, Callable[[], object]] = {"dense": dense, "recording": lambda: record(windows[0.25])}
+    calls |= {f"{area:.0%}": lambda window=window: compute(window) for area, window in windows.items()}
+    counted = {name: macs(call) for name, call in calls.items()}
+    seconds = timed(calls, repeats, device)
+    lines = [f"### {family}, {side * 8}x{side * 8}, CFG, {str(dtype).removeprefix('torch.')}, {device.type}", "",
+             "| evaluation | share of the frame | MACs / dense | seconds / dense | allowed: 1.15 MACs + 3% | recorded, MB |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for name in calls:
+        window = windows.get(float(name.rstrip("%")) / 100) if name.endswith("%") else None
+        y0, y1, x0, x1 = window.box if window else (0, side, 0, side)
+        cost, took = counted[name] / counted["dense"], seconds[name] / seconds["dense"]
+        recorded = f"{window.bytes / 2**20:.0f}" if window else "-"
+        lines.append(f"| {name} | {(y1 - y0) * (x1 - x0) / side**2:.0%} | {cost:.3f} | {took:.3f} | "
+                     f"{1.15 * cost + 0.03:.3f} | {recorded} |")  # fmt: skip
+    return [*lines, "", f"Dense: {seconds['dense']:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
+    parser.add_argument("--families", default="SD15,SDXL")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
+    args = parser.parse_args()
+    boot()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for family in args.families.split(","):
+        report = "\n".join(measure(family, args.repeats))
+        say(report)
+        (args.out / f"shapes-{family}.md").write_text(report)
+    return 0
