@@ -225,6 +225,7 @@ def main() -> int:
     parser.add_argument("--cfg", type=float, help="default: 3 for the demo model, 7 for a checkpoint")
     parser.add_argument("--only", help="compare only methods whose name contains one of these, comma between")
     parser.add_argument("--no-timing", action="store_true", help="pictures and MACs only")
+    parser.add_argument("--docs", action="store_true", help="write the report to docs/benchmarks.md")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
     if args.checkpoint and not args.prompts:
@@ -244,7 +245,12 @@ def main() -> int:
             comparison.fidelity(sampling)
             if not args.no_timing:
                 comparison.seconds(sampling)
+    from .redundancy import draw
     from .report import write
 
-    write(args.out)
+    folder, name = (PACK / "docs", "benchmarks") if args.docs else (args.out, "report")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.checkpoint:
+        draw(asked[0].text, folder / f"{name}-redundancy.png")
+    say(f"report: {write(args.out, folder, name, 'python run.py bench ' + ' '.join(sys.argv[1:]))}")
     return 0

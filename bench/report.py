@@ -125,18 +125,51 @@ def _plot(data: Data, title: str, kinds: list[str], path: Path) -> None:
     plt.close(figure)
 
 
-def write(out: Path) -> Path:
-    """`report.md` and plots in `out`, from its CSV files."""
+PUBLISHED = """
+| method | published figure | model | why it is not run here |
+|---|---|---|---|
+| Diff-Pruning (Fang et al., NeurIPS 2023) | about half the FLOPs | DDPM, LDM | prunes and retrains the UNet |
+| SnapFusion (Li et al., NeurIPS 2023) | a 512x512 picture in under 2 s on a phone | SD1.5 | another architecture, distilled |
+| Spectral Diffusion (Yang et al., CVPR 2023) | 8 to 18 times less computation | LDM | another architecture, trained |
+| SpeedUpNet (Chai et al., ECCV 2024) | over 10 times faster than 25 steps of DPM-Solver++ | SD1.5 | trains an adapter |
+""".strip()  # as their abstracts give it, not measured here
+
+
+def _gallery(data: Data, out: Path, name: str, path: Path, shown: int = 6) -> None:
+    """The worst pictures of our strengths, each beside the dense one."""
+    worst = {}
+    for row in data.rows:
+        if row["method"] == OURS and (row["setting"] not in worst or float(row["psnr"]) < float(worst[row["setting"]]["psnr"])):
+            worst[row["setting"]] = row
+    figure, axes = plt.subplots(
+        2, max(1, min(shown, len(worst))), figsize=(2.4 * shown, 5), layout="constrained", squeeze=False
+    )
+    for (setting, row), (top, bottom) in zip(list(worst.items())[:shown], axes.T, strict=True):
+        for axis, label in ((top, "dense"), (bottom, f"{OURS} {setting}")):
+            picture = out / "pictures" / name / label.replace(" ", "_") / f"{row['prompt']}.jpg"
+            axis.imshow(plt.imread(picture))
+            axis.set(xticks=[], yticks=[])
+        top.set_title("dense", fontsize=8)
+        bottom.set_title(f"{setting}: {float(row['psnr']):.1f} dB", fontsize=8)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def write(out: Path, into: Path, name: str, command: str) -> Path:
+    """Report `name`.md and its pictures in `into`, from the CSV files in `out`."""
     rows, timings = read(out / "results.csv"), read(out / "timings.csv")
-    lines = ["# Benchmarks", "", f"Machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-             f"torch {torch.__version__}. Fidelity is to the dense picture of the same seed, on decoded RGB; cost is "
-             "multiply-accumulates executed; seconds are medians of alternating runs.", ""]  # fmt: skip
+    into.mkdir(parents=True, exist_ok=True)
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    lines = [
+        "# Benchmarks", "", f"Made by `{command}` on {machine}. Fidelity is to the dense picture of the same seed, on decoded "
+        "RGB; cost is multiply-accumulates executed; seconds are medians of alternating runs.", "",
+    ]  # fmt: skip
     for sampler, steps in dict.fromkeys((row["sampler"], row["steps"]) for row in rows):
         own = lambda table, s=sampler, n=steps: [r for r in table if r["sampler"] == s and r["steps"] == n]  # noqa: E731
         data = Data(own(rows), own(timings))
         objects = [kind for kind in data.kinds if "object" in kind and "frame" not in kind] or data.kinds
         lines += [f"## {sampler}, {steps} steps", ""]
-        plot = out / f"{sampler}-{steps}.png"
+        plot = into / f"{name}-{sampler}-{steps}.png"
         _plot(data, f"{sampler}, {steps} steps: {', '.join(objects)}", objects, plot)
         lines += [f"![curves]({plot.name})", ""]
         for wall in (False, True):
@@ -144,5 +177,14 @@ def write(out: Path) -> Path:
             lines += [*table, ""] if len(table) > 2 else []
         for kind in data.kinds:
             lines += [f"### {kind}", "", *_summary(data, [kind]), ""]
-    (out / "report.md").write_text("\n".join(lines) + "\n")
-    return out / "report.md"
+        worst = into / f"{name}-{sampler}-{steps}-worst.png"
+        _gallery(data, out, f"{sampler}-{steps}", worst)
+        lines += ["### our worst pictures", "", f"![worst cases]({worst.name})", ""]
+    lines += ["## Methods that need training, as published", "", PUBLISHED, ""]
+    for extra in sorted(out.glob("shapes-*.md")):
+        lines += ["## True shape", "", extra.read_text(), ""]
+    if (redundancy := into / f"{name}-redundancy.png").exists():
+        lines += ["## Redundancy of features", "", f"![redundancy]({redundancy.name})", ""]
+    path = into / f"{name}.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
