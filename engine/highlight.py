@@ -21,6 +21,23 @@ SHRUNK = 0.7  # new windows are taken up when they save at least this much
 
 
 @dataclass(frozen=True)
+class Given:
+    """Masks a user gave, float (1 or B, h, w) in 0..1 of any size: `mask` is highlighted instead of what the prompt looks
+    at, `protect` besides it."""
+
+    mask: Tensor | None = None
+    protect: Tensor | None = None
+
+    def highlight(self, name: str, image: int, size: tuple[int, int]) -> Tensor | None:
+        """One of them for one image of a batch, bool (1, h, w), true where it touches a cell; None where not given."""
+        mask = getattr(self, name)
+        if mask is None:
+            return None
+        own = mask[min(image, len(mask) - 1)].float().cpu()
+        return F.adaptive_max_pool2d(own[None], size) >= 0.5
+
+
+@dataclass(frozen=True)
 class Region:
     """Windows of one image's latent to compute.
 
@@ -98,38 +115,52 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
     return boxes
 
 
-def find_region(heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig) -> tuple[Tensor, Region]:
+def find_region(
+    heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: Given | None = None, image: int = 0
+) -> tuple[Tensor, Region]:
     """Refine one image's heatmap (1, 1, h, w) to a highlight (1, h, w) and to windows of its latent frame (H, W).
 
     `align` is the UNet's downsampling. Refused when the heatmap is flat, when nothing is above the threshold, or when
-    the windows cover more than `config.max_area` of the frame.
+    the windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area.
     """
     heatmap = heatmap.float().cpu()
+    given, size = given or Given(), tuple(heatmap.shape[-2:])
+    mask, protect = (given.highlight(name, image, size) for name in ("mask", "protect"))
+    if mask is not None:
+        highlight = mask if protect is None else mask | protect
+        return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
     highlight = refine(heatmap, config.threshold)
+    spread = float(heatmap.std())
+    if spread < FLAT and not highlight.all():
+        region = Region((), (), frame, f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {FLAT})")
+    else:
+        region = _region(highlight, frame, align, config, config.max_area, "highlight")
+    if protect is not None:
+        highlight = (highlight if region.outer else torch.zeros_like(highlight)) | protect
+        return highlight, _region(highlight, frame, align, config, 1.0, f"{region.reason}, and what is protected")
+    return highlight, region
+
+
+def _region(
+    highlight: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, max_area: float, reason: str
+) -> Region:
+    """Windows around a highlight (1, h, w), or a refusal."""
     height, width = frame
-
-    def refused(reason: str) -> tuple[Tensor, Region]:
-        return highlight, Region((), (), frame, reason)
-
     if bool(highlight.all()):
         whole = (0, height, 0, width)
-        return highlight, Region((whole,), (whole,), frame, "the highlight is the whole frame")
-    spread = float(heatmap.std())
-    if spread < FLAT:
-        return refused(f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {FLAT})")
+        return Region((whole,), (whole,), frame, "the highlight is the whole frame")
     boxes = _bounding_boxes(highlight[0].numpy(), frame)
     if not boxes:
-        return refused(f"no highlight: nothing is above the threshold {config.threshold}")
+        return Region((), (), frame, f"no highlight: nothing is above the threshold {config.threshold}")
 
     def grown(box: Box) -> Box:
         return _grow(box, config.halo, align, height, width)
 
     inner = _merge(boxes, grown)
-    outer = tuple(grown(box) for box in inner)
-    region = Region(tuple(inner), outer, frame, "highlight")
-    if region.area > config.max_area:
-        return refused(f"no highlight: it covers {region.area:.0%} of the frame, more than {config.max_area:.0%}")
-    return highlight, region
+    region = Region(tuple(inner), tuple(grown(box) for box in inner), frame, reason)
+    if region.area > max_area and max_area < 1:
+        return Region((), (), frame, f"no highlight: it covers {region.area:.0%} of the frame, more than {max_area:.0%}")
+    return region
 
 
 def boxes_mask(boxes: tuple[Box, ...], frame: tuple[int, int]) -> Tensor:

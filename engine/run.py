@@ -15,7 +15,7 @@ from torch import Tensor
 from .config import HighlightConfig
 from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
-from .highlight import Region, find_region
+from .highlight import Given, Region, find_region
 from .schedule import PlannedStep, forecast_space, make_plan, step_of
 from .trace import Evaluation, Kind, Run, inside
 from .window import Affine, Window, module_affine
@@ -33,8 +33,10 @@ class HighlightRun:
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, affine: Affine = module_affine,
+        given: Given | None = None,
     ):  # fmt: skip
         self.config, self.trace, self.frame, self.align, self.affine = config, trace, frame, align, affine
+        self.given = given or Given()
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
@@ -141,7 +143,10 @@ class HighlightRun:
 
     def _aim(self, heatmap: Tensor) -> None:
         """Find the highlight of each image, and move the windows where they miss it or are much too large."""
-        found = [find_region(heat[None], self.frame, self.align, self.config) for heat in heatmap]
+        found = [
+            find_region(heat[None], self.frame, self.align, self.config, self.given, image)
+            for image, heat in enumerate(heatmap)
+        ]
         self.trace.highlight = torch.cat([highlight for highlight, _ in found])
         self.trace.highlight_reason = "; ".join(dict.fromkeys(region.reason for _, region in found))
         new = tuple(region for _, region in found)

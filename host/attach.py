@@ -13,22 +13,26 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..engine.config import HighlightConfig
+from ..engine.highlight import Given
 from ..engine.trace import Run, Trace
 from .unet import KEY, UNetRun, require_unet
 
 log = logging.getLogger("highlight_diffusion")
 
 
-def attach(model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
+def attach(
+    model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "", given: Given | None = None
+) -> ModelPatcher:
     """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
 
-    Applied again, it replaces what it attached before. Raises ValueError for a model that is not a supported UNet.
+    `given` holds a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that
+    is not a supported UNet.
     """
     require_unet(model)
     clone = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(config, trace, node_id))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(config, trace, node_id, given or Given()))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
@@ -38,8 +42,8 @@ def attach(model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: 
 class _OuterSample:
     """Creates the state of a run around the whole sampling call."""
 
-    def __init__(self, config: HighlightConfig, trace: Trace, node_id: str):
-        self.config, self.trace, self.node_id = config, trace, node_id
+    def __init__(self, config: HighlightConfig, trace: Trace, node_id: str, given: Given):
+        self.config, self.trace, self.node_id, self.given = config, trace, node_id, given
 
     def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
@@ -47,7 +51,7 @@ class _OuterSample:
         name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
         run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), self.node_id, _rgb_factors(guider.model_patcher))
         options = guider.model_options.setdefault("transformer_options", {})
-        options[KEY] = UNetRun(self.config, run, guider)
+        options[KEY] = UNetRun(self.config, run, guider, self.given)
         self.trace.runs.append(run)
         started = time.perf_counter()
         try:

@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..engine.config import HighlightConfig
+from ..engine.highlight import Given
 from ..engine.run import HighlightRun
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, recording
@@ -54,7 +55,7 @@ def _affine(norm: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
 class UNetRun:
     """One sampling run on a UNet."""
 
-    def __init__(self, config: HighlightConfig, run: Run, guider: Any):
+    def __init__(self, config: HighlightConfig, run: Run, guider: Any, given: Given):
         self.guider = guider
         model = guider.model_patcher
         self._check_latent(run.shape, model)
@@ -62,7 +63,7 @@ class UNetRun:
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
         unet = require_unet(model)
         self.sites, align = cross_attention_sites(unet), downsampling(unet)
-        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, _affine)
+        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, _affine, given)
         self.misaligned = self.engine.no_windows
         self.calls = 0
         self.current: Evaluation | None = None

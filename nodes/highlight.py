@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..engine.config import PACES, HighlightConfig, parse_interval
+from ..engine.highlight import Given
 from ..engine.trace import Trace
 from ..host.attach import attach
 from .types import ADVANCED, CATEGORY, HighlightTrace, aliases
@@ -30,6 +31,14 @@ class HighlightDiffusion(io.ComfyNode):
                     default=True,
                     tooltip="Compute the highlight once in each longer gap and correct the forecast with it. "
                     "Off: forecast alone, faster and less exact where the prompt looks.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Highlight this region instead of what the prompt looks at.",
+                ),
+                io.Mask.Input(
+                    "protect", optional=True,
+                    tooltip="Highlight this region besides what the prompt looks at: a face, a hand, a line of text.",
                 ),
                 io.String.Input(
                     "interval", default="auto", extra_dict=ADVANCED,
@@ -84,6 +93,7 @@ class HighlightDiffusion(io.ComfyNode):
     def execute(
         cls, model: io.Model.Type, enabled: bool, preset: str, correct: bool, interval: str, warmup: int,
         start_percent: float, end_percent: float, threshold: float, halo: int, max_area: float, forecast: str,
+        mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=PACES[preset], interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent,
@@ -91,4 +101,5 @@ class HighlightDiffusion(io.ComfyNode):
             enabled=enabled,
         )  # fmt: skip
         trace = Trace()
-        return io.NodeOutput(attach(model, config, trace, str(getattr(cls.hidden, "unique_id", None) or "")), trace)
+        node_id = str(getattr(cls.hidden, "unique_id", None) or "")
+        return io.NodeOutput(attach(model, config, trace, node_id, Given(mask, protect)), trace)

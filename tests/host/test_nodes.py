@@ -79,6 +79,22 @@ def test_bad_interval_is_refused_before_the_graph_runs():
     assert "smallest is 1" in HighlightDiffusion.validate_inputs(interval="0")
 
 
+def test_a_mask_decides_what_is_computed(model):
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :40, :40] = 1
+    settings = {**DEFAULTS, "interval": "4", "halo": 0}
+    patcher, trace = HighlightDiffusion.execute(model=model.patcher, **settings, mask=mask).result
+    tiny.sample(model, patcher, size=(16, 16), steps=12)
+    partial = [e for e in trace.last.evaluations if e.kind == "partial"]
+    assert partial and all(e.windows == (((0, 8, 0, 8),),) for e in partial)
+    assert trace.last.highlight_reason == "the mask that was given"
+
+
+def test_a_mask_of_everything_is_the_dense_result(model):
+    patcher, _ = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS, mask=torch.ones(1, 128, 128)).result
+    assert torch.equal(tiny.sample(model, patcher, steps=12), tiny.sample(model, steps=12))
+
+
 def test_an_unsupported_model_is_named():
     with pytest.raises(ValueError, match=r"does not support Flux .*SD1\.x, SD2\.x, SDXL"):
         HighlightDiffusion.execute(model=tiny.flux().patcher, **DEFAULTS)
