@@ -39,43 +39,43 @@ from .workflow import of_type, to_prompt
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
-SEEDS = 2  # pictures a prompt, sampled as one batch
+PROMPTS_SHOWN, SEEDS = 20, 2  # by default, to be done in minutes; seeds are pictures a prompt
 FORECAST_EVERY = 4  # prompts between those that are also sampled with partial evaluations left to the forecast
 PROBED = 6  # prompts whose partial evaluations are compared with dense ones
 CONFIG = HighlightConfig()
 SHEET = 8  # prompts on the contact sheet
+OPTIONS = ("--use-pytorch-cross-attention",)  # what is fastest on a CPU, dense and highlighted alike
 STRIP = 5  # the contact sheet shows every fifth evaluation
 
 
 @dataclass
 class Sample:
-    """A sampled batch: RGB (B, 256, 256, 3) in 0..1, its run as `Run.as_dict`, and frames of its preview if asked for."""
+    """A sampled picture: RGB (256, 256, 3) in 0..1, its run as `Run.as_dict`, and frames of its preview if asked for."""
 
-    images: np.ndarray
+    image: np.ndarray
     run: dict
     strip: np.ndarray | None = None
 
 
 class Backend(Protocol):
-    def sample(self, prompt: str, seed: int, variant: str, batch: int = 1, strip: bool = False) -> Sample: ...
+    def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample: ...
 
 
 class PlainBackend:
-    """The engine on the bundled model in plain torch, in bfloat16."""
+    """The engine on the bundled model in plain torch."""
 
     def __init__(self) -> None:
         self.unet, self.text, self.vae = load_plain()
-        self.unet.to(torch.bfloat16)
 
-    def sample(self, prompt: str, seed: int, variant: str, batch: int = 1, strip: bool = False) -> Sample:
+    def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         model = PlainModel(self.unet, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
-        noise = torch.randn(batch, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
         config = replace(CONFIG, enabled=variant != "dense", correct=variant != "forecast")
         latent, run = sample(model, noise, STEPS, CFG, config)
         with torch.inference_mode():
-            images = (self.vae.decode(latent / SCALE) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        shown = frames(run, images[0], every=STRIP)[0].numpy() if strip else None
-        return Sample(images.numpy(), run.as_dict(), shown)
+            image = (self.vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+        shown = frames(run, image, every=STRIP)[0].numpy() if strip else None
+        return Sample(image.numpy(), run.as_dict(), shown)
 
 
 class ServerBackend:
@@ -85,26 +85,25 @@ class ServerBackend:
         self.server = server
         self.prompt = to_prompt(json.loads(WORKFLOW.read_text()), server.get("/object_info"))
 
-    def sample(self, prompt: str, seed: int, variant: str, batch: int = 1, strip: bool = False) -> Sample:
+    def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         graph = copy.deepcopy(self.prompt)
         sampler = of_type(graph, "KSampler")
         sampler.update(seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal")
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
-        of_type(graph, "EmptyLatentImage")["batch_size"] = batch
         of_type(graph, "HighlightDiffusion").update(enabled=variant != "dense", correct=variant != "forecast")
         of_type(graph, "HighlightMaskPreview")["every"] = STRIP if strip else STEPS
         outputs = self.server.run(graph)
         preview = next(o for o in outputs.values() if "highlight_runs" in o)
         saved = next(o for o in outputs.values() if "highlight_runs" not in o and "images" in o)
         shown = np.stack([self._read(i) for i in preview["images"]]) if strip else None
-        return Sample(np.stack([self._read(i) for i in saved["images"]]), preview["highlight_runs"][-1], shown)
+        return Sample(self._read(saved["images"][0]), preview["highlight_runs"][-1], shown)
 
     def _read(self, image: dict) -> np.ndarray:
         return np.asarray(Image.open(self.server.path_of(image)).convert("RGB"), dtype=np.float32) / 255
 
 
 @contextmanager
-def backend(options: Sequence[str] = ("--bf16-unet",)) -> Iterator[Backend]:
+def backend(options: Sequence[str] = OPTIONS) -> Iterator[Backend]:
     """ComfyUI with these options where COMFYUI_PATH names one, else plain torch."""
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui:
@@ -130,7 +129,7 @@ class Row:
     samples: dict[str, Sample]
 
     def image(self, variant: str) -> np.ndarray:
-        return self.samples[variant].images[self.seed]
+        return self.samples[variant].image
 
     def objects(self, variant: str) -> int:
         return objects_right(self.scene, self.image(variant))
@@ -150,20 +149,21 @@ class Row:
 
 
 def collect(source: Backend, scenes: list[Scene], seeds: int) -> list[Row]:
-    """Sample every prompt in every variant, the variants in turn so that their timings pair up."""
-    source.sample(scenes[0].caption, 10_000, "highlight", seeds)  # warm-up: loads models, fills caches
-    rows, started = [], time.monotonic()
+    """Sample every prompt and seed in every variant, the variants in turn so that their timings pair up."""
+    source.sample(scenes[0].caption, 10_000, "highlight")  # warm-up: loads models, fills caches
+    rows, started, total = [], time.monotonic(), len(scenes) * seeds
     for number, scene in enumerate(scenes):
-        order = ["dense", "highlight"] if number % 2 else ["highlight", "dense"]
-        if number % FORECAST_EVERY == 0:
-            order.insert(number % 3, "forecast")
-        strip = number % max(1, len(scenes) // SHEET) == 0
-        samples = {v: source.sample(scene.caption, number, v, seeds, strip and v == "highlight") for v in order}
-        rows += [Row(scene, seed, samples) for seed in range(seeds)]
-        passed = time.monotonic() - started
-        left = passed / (number + 1) * (len(scenes) - number - 1)
-        sys.stdout.write(f"\r  {number + 1}/{len(scenes)} prompts, {passed:.0f} s, about {left:.0f} s left ")
-        sys.stdout.flush()
+        for seed in range(seeds):
+            order = ["dense", "highlight"] if seed % 2 else ["highlight", "dense"]
+            if number % FORECAST_EVERY == 0:
+                order.insert(seed, "forecast")
+            strip = seed == 0 and number % max(1, len(scenes) // SHEET) == 0
+            samples = {v: source.sample(scene.caption, seed, v, strip and v == "highlight") for v in order}
+            rows.append(Row(scene, seed, samples))
+            passed = time.monotonic() - started
+            left = passed / len(rows) * (total - len(rows))
+            sys.stdout.write(f"\r  {len(rows)}/{total} pictures, {passed:.0f} s, about {left:.0f} s left ")
+            sys.stdout.flush()
     sys.stdout.write("\n")
     return rows
 
@@ -234,7 +234,7 @@ def probe_lines(scenes: list[Scene]) -> str:
 
 def contact_sheet(rows: list[Row], path: Path) -> None:
     """Dense, highlighted, difference (8 times) and some frames of the preview, a row a prompt."""
-    picked = [row for row in rows if row.seed == 0 and row.samples["highlight"].strip is not None][:SHEET]
+    picked = [row for row in rows if row.samples["highlight"].strip is not None][:SHEET]
     pictures = []
     for row in picked:
         dense, highlight = row.image("dense"), row.image("highlight")
@@ -256,7 +256,7 @@ def contact_sheet(rows: list[Row], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py demo", description="Dense against highlighted sampling of the demo model.")
-    parser.add_argument("--prompts", type=int, help="at most this many of the 48 committed prompts")
+    parser.add_argument("--prompts", type=int, default=PROMPTS_SHOWN, help="how many of the 48 committed prompts")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="pictures a prompt")
     parser.add_argument("--out", type=Path, default=PACK / "out")
     args = parser.parse_args()
@@ -267,7 +267,7 @@ def main() -> int:
     contact_sheet(rows, args.out / "demo.png")
     both = [row for row in rows if "forecast" in row.samples]
     report = "\n".join([
-        f"{len(scenes)} prompts, {args.seeds} pictures each, {STEPS} steps, euler, CFG {CFG}, bfloat16; fidelity to dense",
+        f"{len(scenes)} prompts, {args.seeds} pictures each, {STEPS} steps, euler, CFG {CFG}; fidelity to dense",
         "", table(rows, ("dense", "highlight")), "",
         f"the same plan with the partial evaluations left to the forecast, on {len(both)} of the pictures:",
         "", table(both, ("highlight", "forecast")), probe_lines(scenes), "",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ..demo.detector import all_right
 from ..demo.scenes import unseen_scenes
@@ -22,8 +23,11 @@ def main() -> int:
     right: dict[int, list[bool]] = {}
     with backend() as source:
         for seed, scene in enumerate(scenes):
-            image = source.sample(scene.caption, seed, "dense").images[0]
+            image = source.sample(scene.caption, seed, "dense").image
             right.setdefault(len(scene.things), []).append(all_right(scene, image))
+            sys.stdout.write(f"\r  {seed + 1}/{len(scenes)} prompts, {sum(map(sum, right.values()))} right ")
+            sys.stdout.flush()
+    sys.stdout.write("\n")
     for count, results in sorted(right.items()):
         say(f"{count} objects: {sum(results)} of {len(results)} prompts with every object right")
     return 0

@@ -102,7 +102,7 @@ class Server:
                     messages = [data for name, data in entry["status"]["messages"] if name == "execution_error"]
                     raise ServerError(messages[0]["exception_message"] if messages else json.dumps(entry["status"]))
                 return entry["outputs"]
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise ServerError(f"the prompt took longer than {timeout:.0f} s:\n{self.tail()}")
 
     def path_of(self, image: dict) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
 AUTO = "auto"
-PACES = {"quality": 2.0, "balanced": 3.0, "fast": 5.0}  # of the presets
+PACES = {"quality": 3.0, "balanced": 5.0, "fast": 8.0}  # of the presets
 
 
 def parse_interval(text: str) -> tuple[int, ...] | None:
@@ -48,7 +48,7 @@ class HighlightConfig:
     end_percent: float = 1.0
     warmup: int = 2
     correct: bool = True
-    threshold: float = 0.5
+    threshold: float = 0.6
     halo: int = 2
     max_area: float = 0.6
     forecast: ForecastSpace = "auto"

@@ -12,7 +12,7 @@ from .trace import Kind
 
 # Samplers that add fresh noise: only the denoised image is smooth along their path.
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a")
-CORRECTED_GAP = 4  # shorter gaps are forecast well enough
+CORRECTED_GAP = 3  # shorter gaps are forecast well enough
 
 
 def forecast_space(sampler: str) -> Literal["noise", "denoised"]:
@@ -72,7 +72,7 @@ def paced_gaps(sigmas: Sequence[float], pace: float) -> list[int]:
 def make_plan(sigmas: Sequence[float], config: HighlightConfig, first: int = 0, last: int | None = None) -> list[PlannedStep]:
     """Plan the steps at these sigmas (the final 0 left out); only `first` to `last` (inclusive) may be anything but dense.
 
-    The warm-up and the last planned step are dense; each gap of four or more has one partial step in its middle, where
+    The warm-up and the last planned step are dense; each gap of three or more has one partial step in its middle, where
     the highlight is to correct the forecast.
     """
     steps = len(sigmas)

@@ -58,7 +58,7 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="Nothing is saved after this share of the schedule.",
                 ),
                 io.Float.Input(
-                    "threshold", default=0.5, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
+                    "threshold", default=0.6, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
                     tooltip="Heat above which a cell is highlighted. 0 highlights, and computes, everything.",
                 ),
                 io.Int.Input(
