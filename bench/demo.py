@@ -39,7 +39,7 @@ from .workflow import of_type, to_prompt
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
-PROMPTS_SHOWN, SEEDS = 20, 2  # by default, to be done in minutes; seeds are pictures a prompt
+PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
 FORECAST_EVERY = 4  # prompts between those that are also sampled with partial evaluations left to the forecast
 PROBED = 6  # prompts whose partial evaluations are compared with dense ones
 CONFIG = HighlightConfig()

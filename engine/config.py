@@ -46,7 +46,7 @@ class HighlightConfig:
     interval: tuple[int, ...] | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
-    warmup: int = 2
+    warmup: int = 3
     correct: bool = True
     threshold: float = 0.6
     halo: int = 2

@@ -46,7 +46,7 @@ class HighlightDiffusion(io.ComfyNode):
                     "a list such as 1,3,5,7,9 is spread over the schedule; 1 computes everything.",
                 ),
                 io.Int.Input(
-                    "warmup", default=2, min=2, max=100, extra_dict=ADVANCED,
+                    "warmup", default=3, min=2, max=100, extra_dict=ADVANCED,
                     tooltip="Dense steps at the start, before anything is saved.",
                 ),
                 io.Float.Input(

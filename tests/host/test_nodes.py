@@ -17,7 +17,7 @@ from . import tiny
 
 IDS = {"HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"}
 DEFAULTS = {
-    "enabled": True, "preset": "balanced", "correct": True, "interval": "auto", "warmup": 2, "start_percent": 0.0,
+    "enabled": True, "preset": "balanced", "correct": True, "interval": "auto", "warmup": 3, "start_percent": 0.0,
     "end_percent": 1.0, "threshold": 0.6, "halo": 2, "max_area": 0.6, "forecast": "auto",
 }  # fmt: skip
 
