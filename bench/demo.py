@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.scenes import Scene, parse_caption
 from ..demo.vae import SCALE
-from ..engine.config import HighlightConfig
+from ..engine.config import PACES, HighlightConfig
 from ..engine.overlay import frames
 from .cost import Cost, CostModel
 from .fidelity import psnr, ssim
@@ -42,7 +42,12 @@ STEPS, CFG = 30, 3.0
 PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
 FORECAST_EVERY = 4  # prompts between those that are also sampled with partial evaluations left to the forecast
 PROBED = 6  # prompts whose partial evaluations are compared with dense ones
-CONFIG = HighlightConfig()
+# forecast: the same plan, partial evaluations left to the forecast; equal cost: so many more dense ones instead
+VARIANTS = {
+    "dense": {"enabled": False}, "highlight": {}, "forecast": {"correct": False},
+    "equal cost": {"correct": False, "preset": "quality"},
+}  # fmt: skip
+COMPARED = ("forecast", "equal cost")
 SHEET = 8  # prompts on the contact sheet
 OPTIONS = ("--use-pytorch-cross-attention",)  # what is fastest on a CPU, dense and highlighted alike
 STRIP = 5  # the contact sheet shows every fifth evaluation
@@ -70,7 +75,8 @@ class PlainBackend:
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         model = PlainModel(self.unet, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
-        config = replace(CONFIG, enabled=variant != "dense", correct=variant != "forecast")
+        settings = dict(VARIANTS[variant])
+        config = HighlightConfig(pace=PACES[settings.pop("preset", "balanced")], **settings)
         latent, run = sample(model, noise, STEPS, CFG, config)
         with torch.inference_mode():
             image = (self.vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
@@ -90,7 +96,7 @@ class ServerBackend:
         sampler = of_type(graph, "KSampler")
         sampler.update(seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal")
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
-        of_type(graph, "HighlightDiffusion").update(enabled=variant != "dense", correct=variant != "forecast")
+        of_type(graph, "HighlightDiffusion").update(VARIANTS[variant])
         of_type(graph, "HighlightMaskPreview")["every"] = STRIP if strip else STEPS
         outputs = self.server.run(graph)
         preview = next(o for o in outputs.values() if "highlight_runs" in o)
@@ -156,7 +162,7 @@ def collect(source: Backend, scenes: list[Scene], seeds: int) -> list[Row]:
         for seed in range(seeds):
             order = ["dense", "highlight"] if seed % 2 else ["highlight", "dense"]
             if number % FORECAST_EVERY == 0:
-                order.insert(seed, "forecast")
+                order[seed:seed] = COMPARED
             strip = seed == 0 and number % max(1, len(scenes) // SHEET) == 0
             samples = {v: source.sample(scene.caption, seed, v, strip and v == "highlight") for v in order}
             rows.append(Row(scene, seed, samples))
@@ -220,7 +226,7 @@ def probe_lines(scenes: list[Scene]) -> str:
     for scene in scenes[:: max(1, len(scenes) // PROBED)]:
         model = PlainModel(unet, encode_prompt(text, scene.caption), negative)
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-        found += compare(model, noise, STEPS, CFG, CONFIG)
+        found += compare(model, noise, STEPS, CFG, HighlightConfig())
     lines = ["", "partial evaluations against dense ones at the same point, inside the highlight:"]
     for label, picked in (("all", found), ("of at most 35% active area", [c for c in found if c.active <= 0.35])):
         if picked:
@@ -269,8 +275,9 @@ def main() -> int:
     report = "\n".join([
         f"{len(scenes)} prompts, {args.seeds} pictures each, {STEPS} steps, euler, CFG {CFG}; fidelity to dense",
         "", table(rows, ("dense", "highlight")), "",
-        f"the same plan with the partial evaluations left to the forecast, on {len(both)} of the pictures:",
-        "", table(both, ("highlight", "forecast")), probe_lines(scenes), "",
+        f"the same plan with the partial evaluations left to the forecast, and forecasts with more dense evaluations instead, "
+        f"on {len(both)} of the pictures:",
+        "", table(both, ("highlight", *COMPARED)), probe_lines(scenes), "",
     ])  # fmt: skip
     say(report)
     (args.out / "demo.txt").write_text(report)
