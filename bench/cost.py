@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..demo.plain import ALIGN, PlainModel, dense_call, window_call
+from ..demo.plain import PlainModel, dense_call, window_call
 from ..engine.config import HighlightConfig
 from ..engine.run import HighlightRun
 from ..engine.trace import Box, Evaluation, Run
@@ -60,11 +60,11 @@ class CostModel:
         self.frame = (shape[-2], shape[-1])
         self.full = macs(lambda: model(self.x, 1.0))
         self.listened = macs(lambda: self._dense(heatmap=True)) - self.full
-        self._windows: dict[Box, int] = {}
+        self._windows: dict[tuple[Box, int | None], int] = {}
 
     def _state(self) -> HighlightRun:
         run = Run(tuple(self.x.shape), "euler", tuple(float(s) for s in range(12, -1, -1)))
-        return HighlightRun(HighlightConfig(), run, self.frame, ALIGN)
+        return HighlightRun(HighlightConfig(), run, self.frame, align=1)
 
     def _dense(self, heatmap: bool, windows: tuple[Window, ...] = ()) -> list[Tensor]:
         state, evaluation = self._state(), Evaluation(0, 1, 1.0, "dense", "", 1.0)
@@ -74,15 +74,15 @@ class CostModel:
             window.begin(1.0)
         return dense_call(self.model, state, self.x, evaluation, windows)
 
-    def window(self, box: Box) -> int:
-        """MACs of computing one window."""
-        if box not in self._windows:
-            window = Window(box, self.frame)
+    def window(self, box: Box, depth: int | None) -> int:
+        """MACs of computing one window to a depth."""
+        if (box, depth) not in self._windows:
+            window = Window(box, self.frame, depth=depth)
             with torch.no_grad():
                 self._dense(False, (window,))
             evaluation = Evaluation(0, 2, 0.9, "partial", "", 0.0)
-            self._windows[box] = macs(lambda: window_call(self.model, self._state(), self.x, evaluation, (window,)))
-        return self._windows[box]
+            self._windows[box, depth] = macs(lambda: window_call(self.model, self._state(), self.x, evaluation, (window,)))
+        return self._windows[box, depth]
 
     def of(self, run: dict) -> Cost:
         """Cost of a run in the form of `Run.as_dict`."""
@@ -93,5 +93,5 @@ class CostModel:
                 dense += images * self.full
                 heatmap += images * self.listened if evaluation["heatmap"] else 0
             elif evaluation["kind"] == "partial":
-                partial += sum(self.window(tuple(box)) for own in evaluation["windows"] for box in own)
+                partial += sum(self.window(tuple(box), run["depth"]) for own in evaluation["windows"] for box in own)
         return Cost(dense, partial, heatmap, images * self.full * len(run["evaluations"]))

@@ -28,7 +28,7 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.scenes import Scene, parse_caption
 from ..demo.vae import SCALE
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import HighlightConfig
 from ..engine.overlay import frames
 from .cost import Cost, CostModel
 from .fidelity import psnr, ssim
@@ -45,7 +45,7 @@ PROBED = 6  # prompts whose partial evaluations are compared with dense ones
 # forecast: the same plan, partial evaluations left to the forecast; equal cost: so many more dense ones instead
 VARIANTS = {
     "dense": {"enabled": False}, "highlight": {}, "forecast": {"correct": False},
-    "equal cost": {"correct": False, "preset": "quality"},
+    "equal cost": {"correct": False, "pace": 3.5},
 }  # fmt: skip
 COMPARED = ("forecast", "equal cost")
 SHEET = 8  # prompts on the contact sheet
@@ -75,9 +75,7 @@ class PlainBackend:
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         model = PlainModel(self.unet, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
-        settings = dict(VARIANTS[variant])
-        config = HighlightConfig(pace=PACES[settings.pop("preset", "balanced")], **settings)
-        latent, run = sample(model, noise, STEPS, CFG, config)
+        latent, run = sample(model, noise, STEPS, CFG, HighlightConfig(**VARIANTS[variant]))
         with torch.inference_mode():
             image = (self.vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
         shown = frames(run, image, every=STRIP)[0].numpy() if strip else None

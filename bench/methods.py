@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PACES, WARMUPS, HighlightConfig
 from ..engine.trace import Trace
 from .host import Sampling, installed, node
 
@@ -80,16 +80,17 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached)
 
 
-PACE_SWEEP = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0)
+SWEEP = ((2.0, 4), (2.5, 4), (3.0, 4), (4.0, 4), (5.0, 4), (5.0, 3), (8.0, 3))  # pace and warm-up
 
 
 def ours() -> Iterator[Method]:
     """Highlight Diffusion at several paces, the presets' among them, and the same without partial evaluations."""
-    names = {pace: name for name, pace in PACES.items()}
-    for pace in PACE_SWEEP:
-        setting = f"pace={pace:g}" + (f" ({names[pace]})" if pace in names else "")
-        yield _highlight("Highlight Diffusion", setting, pace=pace)
-        yield _highlight("forecast alone", setting, pace=pace, correct=False)
+    presets = {(PACES[name], WARMUPS[name]): name for name in PACES}
+    for pace, warmup in SWEEP:
+        name = f" ({presets[pace, warmup]})" if (pace, warmup) in presets else ""
+        setting = f"pace={pace:g} warm-up={warmup}{name}"
+        yield _highlight("Highlight Diffusion", setting, pace=pace, warmup=warmup)
+        yield _highlight("forecast alone", setting, pace=pace, warmup=warmup, correct=False)
 
 
 def methods() -> list[Method]:

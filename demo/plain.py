@@ -16,12 +16,11 @@ from ..engine.config import HighlightConfig
 from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
 from ..engine.run import HighlightRun
 from ..engine.trace import Evaluation, Run
-from ..engine.window import Window, computing, recording, swapped
+from ..engine.window import Window, computing, fit, recording, swapped
 from .diffusion import normal_sigmas, timestep_of
 from .unet import UNet
 
 STREAMS = ("positive", "negative")
-ALIGN = 8
 HEATMAP_GRIDS = (2, 4)  # the frame's size over the grid's, as in host/attention.py
 
 
@@ -105,7 +104,9 @@ def sample(
     """Euler over `steps` of the scheduler "normal", from noise (B, 4, H, W); returns the latent and the trace's run."""
     sigmas = normal_sigmas(steps).tolist()
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
-    state = HighlightRun(config, run, tuple(noise.shape[-2:]), ALIGN)
+    frame = tuple(noise.shape[-2:])
+    depth, align = fit(model.unet, frame, config.levels)
+    state = HighlightRun(config, run, frame, align, depth=depth)
     started = time.perf_counter()
     with torch.inference_mode():
         x = noise * (1 + sigmas[0] ** 2) ** 0.5

@@ -7,7 +7,8 @@ from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
 AUTO = "auto"
-PACES = {"quality": 3.0, "balanced": 5.0, "fast": 8.0}  # of the presets
+PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
+WARMUPS = {"quality": 4, "balanced": 4, "fast": 3}
 
 
 def parse_interval(text: str) -> tuple[int, ...] | None:
@@ -38,6 +39,8 @@ class HighlightConfig:
     correct: compute the highlight once in each gap and correct the forecast with it.
     threshold: heat above which a cell is highlighted, 0 for everything.
     halo: cells computed around the highlight and thrown away.
+    levels: how many of the UNet's levels, from the finest on, the highlight is computed through; what the deeper ones
+    would give is forecast. 0 computes all.
     max_area: a highlight whose windows cover more of the frame is refused; the budget is then spent in time only.
     forecast: what is extrapolated, "auto" to choose it for the sampler.
     """
@@ -46,10 +49,11 @@ class HighlightConfig:
     interval: tuple[int, ...] | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
-    warmup: int = 3
+    warmup: int = WARMUPS["balanced"]
     correct: bool = True
     threshold: float = 0.6
     halo: int = 2
+    levels: int = 2
     max_area: float = 0.6
     forecast: ForecastSpace = "auto"
     enabled: bool = True
@@ -69,6 +73,8 @@ class HighlightConfig:
             raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from")
         if self.halo < 0:
             raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
+        if self.levels < 0:
+            raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
         if not self.pace >= 1:
             raise ValueError(f"pace is {self.pace}; it must be 1 or more")
         if self.forecast not in ("auto", "noise", "denoised"):

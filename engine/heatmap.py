@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,43 +32,69 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
     return (h, w) if h * w == tokens else None
 
 
+@dataclass(frozen=True)
+class TokenWeights:
+    """What each text token of a prompt counts in its heatmap, from the start token on; 0 leaves it out.
+
+    named: these are words a user named, which count whatever their maps look like.
+    """
+
+    values: tuple[float, ...]
+    named: bool = False
+
+
 class HeatmapAccumulator:
-    """Collects token maps of several layers and evaluations on one grid.
+    """Collects token maps of several layers and evaluations on one grid, for each prompt apart.
 
     Text tokens are weighted by how much their attention varies over the frame and by its skewness: a word that looks
     at one place stands out in a few cells, while padding and the background's words are looked at everywhere but
     there. So padding needs no telling apart, which the model's inputs would not allow. The start token, which
-    attention uses as its rest place, is left out.
+    attention uses as its rest place, is left out. Where a prompt comes with `TokenWeights`, they count besides.
     """
 
     def __init__(self, height: int, width: int):
         self.size = (height, width)
-        self.maps: Tensor | None = None
-        self.count = 0
+        self.maps: dict[Hashable, Tensor] = {}
+        self.weights: dict[Hashable, TokenWeights | None] = {}
 
-    def add(self, maps: Tensor, grid: tuple[int, int]) -> None:
+    def add(self, maps: Tensor, grid: tuple[int, int], prompt: Hashable = None, weights: TokenWeights | None = None) -> None:
         """maps (B, m, n) with n = grid[0] * grid[1]; other layers are resized to this grid."""
         maps = maps.unflatten(-1, grid)
         if grid != self.size:
             maps = F.interpolate(maps, self.size, mode="bilinear", antialias=True)
-        self.maps = maps if self.maps is None else self.maps + maps
-        self.count += 1
+        self.maps[prompt] = self.maps[prompt] + maps if prompt in self.maps else maps
+        self.weights[prompt] = weights
 
     def heatmap(self) -> Tensor:
-        """Float (B, 1, h, w), 0..1 for each image. Raises ValueError when nothing was collected."""
-        if self.maps is None:
+        """Float (B, 1, h, w), 0..1 for each image. Raises ValueError when nothing was collected.
+
+        Several prompts count alike; where words were named in some of them, only those do.
+        """
+        if not self.maps:
             raise ValueError("no cross-attention was collected: the model has no text attention on this grid")
-        return combine(self.maps / self.count)
+        named = [prompt for prompt, weights in self.weights.items() if weights and weights.named]
+        return normalised(sum(combine(self.maps[prompt], self.weights[prompt]) for prompt in named or self.maps))
 
 
-def combine(maps: Tensor) -> Tensor:
-    """Token maps (B, m, h, w) of probabilities -> heatmap (B, 1, h, w) in 0..1."""
-    maps = maps[:, 1:] if maps.shape[1] > 1 else maps
-    deviation = maps - maps.mean(dim=(-2, -1), keepdim=True)
-    spread = deviation.square().mean(dim=(-2, -1), keepdim=True).sqrt()
-    skewness = deviation.pow(3).mean(dim=(-2, -1), keepdim=True) / spread.pow(3).clamp(min=1e-12)
-    weight = spread * skewness.clamp(0, MAX_SKEWNESS)
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    heat = (weight * (maps - low) / (high - low).clamp(min=1e-8)).sum(1, keepdim=True)
+def normalised(heat: Tensor) -> Tensor:
+    """Each map (..., h, w) stretched to 0..1."""
     low, high = heat.amin(dim=(-2, -1), keepdim=True), heat.amax(dim=(-2, -1), keepdim=True)
     return (heat - low) / (high - low).clamp(min=1e-8)
+
+
+def combine(maps: Tensor, weights: TokenWeights | None = None) -> Tensor:
+    """Token maps (B, m, h, w), probabilities up to a common factor -> heatmap (B, 1, h, w) in 0..1."""
+    given = None
+    if weights is not None:
+        given = maps.new_tensor(weights.values)
+        given = given.repeat(maps.shape[1] // len(given))[:, None, None]  # a shorter prompt of a batch is repeated
+    if maps.shape[1] > 1:
+        maps, given = maps[:, 1:], None if given is None else given[1:]
+    if given is not None and weights.named:
+        weight = given
+    else:
+        deviation = maps - maps.mean(dim=(-2, -1), keepdim=True)
+        spread = deviation.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+        skewness = deviation.pow(3).mean(dim=(-2, -1), keepdim=True) / spread.pow(3).clamp(min=1e-12)
+        weight = spread * skewness.clamp(0, MAX_SKEWNESS) * (1.0 if given is None else given)
+    return normalised((weight * normalised(maps)).sum(1, keepdim=True))

@@ -26,21 +26,23 @@ HEATMAP_NEWEST = 0.2  # least share of the newest heatmap in the running mean
 class HighlightRun:
     """State of one run.
 
-    sigmas: the schedule, descending, its final 0 included. frame: latent (H, W). align: the UNet's downsampling.
+    sigmas: the schedule, descending, its final 0 included. frame: latent (H, W). align: what windows are snapped to.
+    depth: how many of the UNet's outermost blocks a window computes, None for all.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, affine: Affine = module_affine,
-        given: Given | None = None,
+        given: Given | None = None, depth: int | None = None,
     ):  # fmt: skip
+        self.depth = trace.depth = depth
         self.config, self.trace, self.frame, self.align, self.affine = config, trace, frame, align, affine
         self.given = given or Given()
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
-        self.plan = make_plan(sigmas[:-1], config, first, last)
+        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler)
         self.recorded = _recorded_steps(self.plan)
         self.space = forecast_space(trace.sampler) if config.forecast == "auto" else config.forecast
         self.forecasts: dict[int, Forecast] = {}
@@ -53,8 +55,6 @@ class HighlightRun:
         self.signature: object = None
         self.dense_reason: str | None = None
         self.no_windows: str | None = None
-        if frame[0] % align or frame[1] % align:
-            self.no_windows = f"a {frame[0]}x{frame[1]} latent is no multiple of {align}"
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class HighlightRun:
         for i, denoised in enumerate(outputs):
             self.forecasts.setdefault(i, Forecast(self.space)).add_dense(x, denoised, evaluation.sigma)
         self.trace.cache_bytes = max(self.trace.cache_bytes, sum(window.bytes for window in self.windows))
-        if self.accumulator and self.accumulator.count:
+        if self.accumulator and self.accumulator.maps:
             heat = self.accumulator.heatmap()
             self.heard += 1
             newest = max(HEATMAP_NEWEST, 1 / self.heard)
@@ -166,7 +166,7 @@ class HighlightRun:
             self.windows = []
         else:
             placed = [(image, box) for image, region in enumerate(regions) for box in region.outer]
-            self.windows = [Window(box, self.frame, self.affine, (image, len(regions))) for image, box in placed]
+            self.windows = [Window(box, self.frame, self.affine, (image, len(regions)), self.depth) for image, box in placed]
 
     # -- during the others ---------------------------------------------------------------------------------------
 

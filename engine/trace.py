@@ -54,6 +54,7 @@ class Run:
 
     shape: the latent's (B, C, H, W). sigmas: the full schedule, the final 0 included. highlight: bool (B, h, w) or None,
     with the reason why there is one or none. rgb_factors: the model's latent-to-RGB table, for rough pictures.
+    depth: how many of the UNet's outermost blocks partial evaluations computed, None for all.
     cache_bytes: the most that recorded surroundings took, on the model's device.
     """
 
@@ -65,6 +66,7 @@ class Run:
     evaluations: list[Evaluation] = field(default_factory=list)
     highlight: Tensor | None = None
     highlight_reason: str = "no highlight was looked for"
+    depth: int | None = None
     cache_bytes: int = 0
     seconds: float = 0.0
     completed: bool = False

@@ -7,9 +7,13 @@ every self-attention, and by how much every group norm's statistics differ betwe
 they were recorded the window then equals the dense evaluation to rounding; further on, the surroundings are
 extrapolated from the last two recordings.
 
+A window need not be computed through the whole UNet. Inner blocks change slowly along the schedule (Ma et al.,
+"DeepCache", CVPR 2024), so a window of `depth` d runs the outermost d blocks on either side only, and what enters them
+from within is extrapolated like the rest. That also frees it from the alignment of the levels it never reaches.
+
 It works on modules, by swapping `forward` for the length of one call: `nn.GroupNorm`, `nn.Conv2d` with a 3x3 kernel,
 and self-attention modules named `attn1`, called with tokens (B, n, C). Those are the names in ComfyUI's and the
-demo's UNets alike.
+demo's UNets alike, as are the lists `input_blocks` and `output_blocks`.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from torch import Tensor, nn
 from .forecast import extrapolate, reach
 from .trace import Box
 
+PERSISTENCE = 0.7  # how much of the last slope of what was recorded goes on, measured on the demo model
 Key = Hashable  # one image stream of a batch: a cond of the host
 Affine = Callable[[nn.GroupNorm, Tensor], tuple[Tensor, Tensor]]
 
@@ -91,10 +96,14 @@ class Window:
 
     image: which image of a batch it belongs to, and how many there are. A call's rows are its streams, of each of
     which every image is a row; a window records and computes its own image's alone.
+    depth: how many of the outermost blocks on either side are computed; None for the whole UNet.
     """
 
-    def __init__(self, box: Box, frame: tuple[int, int], affine: Affine = module_affine, image: tuple[int, int] = (0, 1)):
-        self.box, self.frame, self.affine = box, frame, affine
+    def __init__(
+        self, box: Box, frame: tuple[int, int], affine: Affine = module_affine, image: tuple[int, int] = (0, 1),
+        depth: int | None = None,
+    ):  # fmt: skip
+        self.box, self.frame, self.affine, self.depth = box, frame, affine, depth
         self.image, self.images = image
         self.recordings: list[Recording] = []
         self._outsides: dict[tuple[int, torch.device], Tensor] = {}
@@ -148,6 +157,10 @@ class Window:
         """The tokens (B, n, C) outside the window."""
         return tokens[:, self._outside(tokens.shape[1], tokens.device)]
 
+    def record_entering(self, layer: nn.Module, entering: Tensor) -> Tensor:
+        """What enters the outer blocks from within."""
+        return self.crop(entering)
+
     def keep(self, module: nn.Module, keys: Keys, part: Tensor) -> None:
         self.recordings[-1].parts.setdefault(module, {})[keys] = part.detach()
 
@@ -179,8 +192,11 @@ class Window:
         if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
             return part
         older = self.recordings[0]
-        weight = reach(sigma, newer.sigma, older.sigma)
-        return extrapolate(part, older.part(module, keys), weight) if weight else part
+        return extrapolate(part, older.part(module, keys), PERSISTENCE * reach(sigma, newer.sigma, older.sigma))
+
+    def entering(self, layer: nn.Module, keys: Keys, sigma: float) -> Tensor:
+        """What enters the outer blocks from within."""
+        return self._part(layer, keys, sigma)
 
     def conv(self, conv: nn.Conv2d, x: Tensor, keys: Keys, sigma: float) -> Tensor:
         """The padded input (B, C, h + 2, w + 2) of a convolution whose padding is then 0."""
@@ -207,8 +223,60 @@ class Window:
         return torch.cat([tokens, self._part(attention, keys, sigma)], dim=1)
 
 
+@dataclass(frozen=True)
+class Shell:
+    """The outermost blocks of a UNet, which a window computes.
+
+    last_inner: the layer whose output enters them from within; first_inner: the one their inward path ends at; inner:
+    the other layers within. None and empty where the whole UNet is computed.
+    """
+
+    norms: tuple[nn.Module, ...]
+    convs: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
+    last_inner: nn.Module | None = None
+    first_inner: nn.Module | None = None
+    inner: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def of(cls, unet: nn.Module, depth: int | None) -> Shell:
+        """The outermost `depth` blocks of `unet` on either side, or all of it for None."""
+        if depth is None:
+            named = dict(unet.named_modules())
+            return cls(*_targets(named))
+        count = len(unet.output_blocks)
+        if not 1 <= depth < count:
+            raise ValueError(f"depth is {depth}; this UNet has {count} blocks on either side, so it must be 1 to {count - 1}")
+        inwards = [layer for block in unet.input_blocks[depth:] for layer in block]
+        outwards = [layer for block in unet.output_blocks[: count - depth] for layer in block]
+        inner = (*inwards[1:], *unet.middle_block, *outwards[:-1])
+        within = {id(m) for layer in (inwards[0], *inner, outwards[-1]) for m in layer.modules()}
+        named = {name: m for name, m in unet.named_modules() if id(m) not in within}
+        return cls(*_targets(named), outwards[-1], inwards[0], inner)
+
+
+def _targets(named: dict[str, nn.Module]) -> tuple[tuple[nn.Module, ...], ...]:
+    norms = tuple(m for m in named.values() if isinstance(m, nn.GroupNorm))
+    convs = tuple(m for m in named.values() if _is_ring_conv(m))
+    attentions = tuple(m for name, m in named.items() if name.rsplit(".", 1)[-1] == "attn1")
+    return norms, convs, attentions
+
+
 def _is_ring_conv(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.padding == (1, 1)
+
+
+def fit(unet: nn.Module, frame: tuple[int, int], levels: int) -> tuple[int | None, int]:
+    """Depth and alignment of windows through the finest `levels` of a UNet, 0 for all of it.
+
+    Fewer levels where these do not divide the frame (H, W) evenly; the finest alone fits every frame.
+    """
+    starts = [i for i, block in enumerate(unet.input_blocks) if any(type(layer).__name__ == "Downsample" for layer in block)]
+    depths: list[int | None] = [*starts, None]
+    reached = depths[: levels or None]
+    while frame[0] % 2 ** (len(reached) - 1) or frame[1] % 2 ** (len(reached) - 1):
+        reached.pop()
+    return reached[-1], 2 ** (len(reached) - 1)
 
 
 @contextlib.contextmanager
@@ -226,20 +294,14 @@ def swapped(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
                 module.forward = forward
 
 
-def _targets(unet: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
-    norms = [m for m in unet.modules() if isinstance(m, nn.GroupNorm)]
-    convs = [m for m in unet.modules() if _is_ring_conv(m)]
-    attentions = [m for name, m in unet.named_modules() if name.rsplit(".", 1)[-1] == "attn1"]
-    return norms, convs, attentions
-
-
 @contextlib.contextmanager
 def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -> Iterator[None]:
     """While this holds, a dense call of `unet` on the streams `keys` also records what each window lacks.
 
-    Call `Window.begin` once per evaluation before it; several calls (streams run apart) add to one recording.
+    Windows share one depth. Call `Window.begin` once per evaluation before it; several calls (streams run apart) add
+    to one recording.
     """
-    norms, convs, attentions = _targets(unet)
+    shell = Shell.of(unet, windows[0].depth)
     forwards: dict[nn.Module, Callable] = {}
     streams = tuple(keys)
 
@@ -253,9 +315,24 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
 
         forwards[module] = recorded
 
-    for modules, record in ((norms, "record_norm"), (convs, "record_conv"), (attentions, "record_attention")):
+    def watch_last(layer: nn.Module) -> None:
+        forward = layer.forward
+
+        def recorded(*args, **kwargs) -> Tensor:
+            entering = forward(*args, **kwargs)
+            for window in windows:
+                window.keep(layer, streams, window.record_entering(layer, window.rows(entering)))
+            return entering
+
+        forwards[layer] = recorded
+
+    for modules, record in (
+        (shell.norms, "record_norm"), (shell.convs, "record_conv"), (shell.attentions, "record_attention"),
+    ):  # fmt: skip
         for module in modules:
             watch(module, record)
+    if shell.last_inner is not None:
+        watch_last(shell.last_inner)
     with swapped(forwards):
         yield
 
@@ -263,7 +340,7 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
 @contextlib.contextmanager
 def computing(unet: nn.Module, window: Window, keys: Sequence[Key], sigma: float) -> Iterator[None]:
     """While this holds, a call of `unet` on the window's crop of the streams `keys` sees its surroundings at sigma."""
-    norms, convs, attentions = _targets(unet)
+    shell = Shell.of(unet, window.depth)
     forwards: dict[nn.Module, Callable] = {}
     streams = tuple(keys)
 
@@ -290,11 +367,16 @@ def computing(unet: nn.Module, window: Window, keys: Sequence[Key], sigma: float
 
         forwards[attention] = attending
 
-    for conv in convs:
+    for conv in shell.convs:
         swap_conv(conv)
-    for attention in attentions:
+    for attention in shell.attentions:
         swap_attention(attention)
-    for norm in norms:
+    for norm in shell.norms:
         forwards[norm] = lambda x, norm=norm: window.norm(norm, x, streams, sigma)
+    if shell.last_inner is not None:
+        for layer in shell.inner:
+            forwards[layer] = lambda x, *args, **kwargs: x
+        forwards[shell.first_inner] = lambda x, *args, **kwargs: x[..., :1, :1]
+        forwards[shell.last_inner] = lambda x, *args, **kwargs: window.entering(shell.last_inner, streams, sigma)
     with swapped(forwards):
         yield

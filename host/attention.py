@@ -6,13 +6,13 @@ transformer_options, for that call alone, and calls whatever was there before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
-from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
+from ..engine.heatmap import HeatmapAccumulator, TokenWeights, grid_of, token_maps
 
 LAYERS = 6  # cross-attentions listened to; more cost more and say the same
 FACTORS = (2, 4)  # of the latent's resolution: fine enough to place an object, coarse enough to mean one
@@ -42,11 +42,12 @@ def _sites(name: str, number: int, block, factor: int) -> list[Site]:
 
 
 class HeatmapTap:
-    """Listens to the cross-attentions of one call for the rows of the positive conds."""
+    """Listens to the cross-attentions of one call for some of its `streams` rows: (row, its cond, its words' weights)."""
 
     def __init__(
-        self, accumulator: HeatmapAccumulator, sites: Sequence[Site], rows: Sequence[int], streams: int, frame: tuple[int, int]
-    ):
+        self, accumulator: HeatmapAccumulator, sites: Sequence[Site],
+        rows: Sequence[tuple[int, Hashable, TokenWeights | None]], streams: int, frame: tuple[int, int],
+    ):  # fmt: skip
         self.accumulator, self.sites, self.rows, self.streams, self.frame = accumulator, sites, rows, streams, frame
 
     def attached(self, options: dict) -> dict:
@@ -62,8 +63,8 @@ class HeatmapTap:
         if grid is None:
             return
         queries, keys = q.chunk(self.streams), k.chunk(self.streams)
-        for row in self.rows:
-            self.accumulator.add(token_maps(queries[row], keys[row], heads), grid)
+        for row, prompt, weights in self.rows:
+            self.accumulator.add(token_maps(queries[row], keys[row], heads), grid, prompt, weights)
 
 
 class _Slots(dict):

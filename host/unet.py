@@ -11,16 +11,18 @@ from typing import Any
 
 import comfy.ops
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, VideoResBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, VideoResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..engine.config import HighlightConfig
+from ..engine.heatmap import TokenWeights
 from ..engine.highlight import Given
 from ..engine.run import HighlightRun
 from ..engine.trace import Evaluation, Run
-from ..engine.window import Window, computing, recording
+from ..engine.window import Window, computing, fit, recording
 from .attention import HeatmapTap, cross_attention_sites
+from .words import WORDS
 
 KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
 CONDITIONING_WITHOUT_WINDOWS = {
@@ -41,11 +43,6 @@ def require_unet(model: ModelPatcher) -> UNetModel:
     return unet
 
 
-def downsampling(unet: UNetModel) -> int:
-    """By how much the deepest level is smaller than the latent: 8 for SD1.x, 4 for SDXL."""
-    return 2 ** sum(isinstance(layer, Downsample) for block in unet.input_blocks for layer in block)
-
-
 def _affine(norm: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias through ComfyUI, which may keep them elsewhere or quantised."""
     weight, bias = comfy.ops.cast_bias_weight(norm, like)
@@ -62,9 +59,10 @@ class UNetRun:
         sampling = model.get_model_object("model_sampling")
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
         unet = require_unet(model)
-        self.sites, align = cross_attention_sites(unet), downsampling(unet)
-        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, _affine, given)
-        self.misaligned = self.engine.no_windows
+        self.sites, frame = cross_attention_sites(unet), tuple(run.shape[-2:])
+        depth, align = fit(unet, frame, config.levels)
+        self.engine = HighlightRun(config, run, frame, align, first, last, _affine, given, depth)
+        self.words: dict[Any, TokenWeights] = {}
         self.calls = 0
         self.current: Evaluation | None = None
         self.recorded: Sequence[Window] = ()
@@ -114,7 +112,8 @@ class UNetRun:
             self.engine.dense_reason = "context windows are in use"
         elif tuple(x_in.shape[-2:]) != self.engine.frame:
             self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
-        self.engine.no_windows = self.misaligned or _foreign(conds, model_options)
+        self.engine.no_windows = _foreign(conds, model_options)
+        self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
 
     # -- APPLY_MODEL ---------------------------------------------------------------------------------------------
 
@@ -127,7 +126,8 @@ class UNetRun:
             return self._windows(executor, unet, keys, x, t, c_concat, c_crossattn, control, options, **kwargs)
         accumulator = self.engine.accumulator
         if accumulator is not None and tuple(x.shape[-2:]) == self.engine.frame:
-            rows = [i for i, (uuid, index) in enumerate(keys) if self._is_positive(uuid, index)]
+            positive = [(i, uuid) for i, (uuid, index) in enumerate(keys) if self._is_positive(uuid, index)]
+            rows = [(i, uuid, self.words.get(uuid)) for i, uuid in positive]
             if rows:
                 options = HeatmapTap(accumulator, self.sites, rows, len(keys), self.engine.frame).attached(options)
         if not self.recorded:
@@ -143,7 +143,7 @@ class UNetRun:
                 return window.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
 
             concat = window.crop(own(c_concat)) if c_concat is not None else None
-            arguments = own(t), concat, own(c_crossattn), _crop_control(control, window, own), options
+            arguments = own(t), concat, own(c_crossattn), _crop_control(control, window, own, len(unet.output_blocks)), options
             with computing(unet, window, keys, self.current.sigma):
                 out = executor(window.crop(own(x)), *arguments, **{name: own(value) for name, value in kwargs.items()})
             window.paste(full, out)
@@ -155,12 +155,28 @@ class UNetRun:
         return any(c.get("uuid") == uuid for c in named) if named else index == 0
 
 
-def _crop_control(control: dict | None, window: Window, own: Callable[[Any], Any]) -> dict | None:
-    """A control net's residuals, cropped to a window on every level; lists are copied, since the UNet empties them."""
+def _crop_control(control: dict | None, window: Window, own: Callable[[Any], Any], blocks: int) -> dict | None:
+    """A control net's residuals for a window: cropped on every level it reaches, none for the blocks within.
+
+    The UNet pops them from the ends of the lists, block by block, so the lists are copied.
+    """
     if control is None:
         return None
+    within = blocks - window.depth if window.depth else 0
     crop = lambda v: window.crop(own(v)) if isinstance(v, Tensor) and v.ndim == 4 else v  # noqa: E731
-    return {name: [crop(v) for v in values] if isinstance(values, list) else values for name, values in control.items()}
+    cropped = {}
+    for name, values in control.items():
+        if not isinstance(values, list):
+            cropped[name] = values
+        elif within and name == "middle":
+            cropped[name] = []
+        elif within and name == "input":
+            cropped[name] = [crop(v) for v in values[-window.depth :]]
+        elif within and name == "output":
+            cropped[name] = [crop(v) for v in values[: max(0, len(values) - within)]] + [None] * within
+        else:
+            cropped[name] = [crop(v) for v in values]
+    return cropped
 
 
 def _foreign(conds, model_options: dict) -> str | None:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..engine.config import PACES, HighlightConfig, parse_interval
+from ..engine.config import PACES, WARMUPS, HighlightConfig, parse_interval
 from ..engine.highlight import Given
 from ..engine.trace import Trace
 from ..host.attach import attach
@@ -45,9 +45,13 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="Gap between dense evaluations. auto leaves it to the preset; 2 computes every second one; "
                     "a list such as 1,3,5,7,9 is spread over the schedule; 1 computes everything.",
                 ),
+                io.Float.Input(
+                    "pace", default=0.0, min=0.0, max=100.0, step=0.1, extra_dict=ADVANCED,
+                    tooltip="How many average steps of the schedule a dense evaluation serves. 0 leaves it to the preset.",
+                ),
                 io.Int.Input(
-                    "warmup", default=3, min=2, max=100, extra_dict=ADVANCED,
-                    tooltip="Dense steps at the start, before anything is saved.",
+                    "warmup", default=0, min=0, max=100, extra_dict=ADVANCED,
+                    tooltip="Dense steps at the start, before anything is saved; at least 2. 0 leaves it to the preset.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
@@ -64,6 +68,11 @@ class HighlightDiffusion(io.ComfyNode):
                 io.Int.Input(
                     "halo", default=2, min=0, max=32, extra_dict=ADVANCED,
                     tooltip="Latent cells computed around the highlight and thrown away; more is more exact and slower.",
+                ),
+                io.Int.Input(
+                    "levels", default=2, min=0, max=8, extra_dict=ADVANCED,
+                    tooltip="Of the UNet's levels, how many of the finest the highlight is computed through; what the deeper "
+                    "ones would give is forecast. 0 computes all.",
                 ),
                 io.Float.Input(
                     "max_area", default=0.6, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
@@ -91,14 +100,14 @@ class HighlightDiffusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, correct: bool, interval: str, warmup: int,
-        start_percent: float, end_percent: float, threshold: float, halo: int, max_area: float, forecast: str,
+        cls, model: io.Model.Type, enabled: bool, preset: str, correct: bool, interval: str, pace: float, warmup: int,
+        start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float, forecast: str,
         mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
-            pace=PACES[preset], interval=parse_interval(interval), start_percent=start_percent, end_percent=end_percent,
-            warmup=warmup, correct=correct, threshold=threshold, halo=halo, max_area=max_area, forecast=forecast,
-            enabled=enabled,
+            pace=pace or PACES[preset], warmup=warmup or WARMUPS[preset], interval=parse_interval(interval),
+            start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
+            levels=levels, max_area=max_area, forecast=forecast, enabled=enabled,
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.engine.window import Window
+from highlight_diffusion.engine.window import Window, fit
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import KEY, attach
 
@@ -64,8 +64,9 @@ def test_all_is_all(run):
     assert "the highlight is the whole frame" in {e.reason for e in trace.last.evaluations}
 
 
+@pytest.mark.parametrize("levels", [0, 1, 2])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_partial_equals_dense_where_it_was_recorded(model, family, batch):
+def test_partial_equals_dense_where_it_was_recorded(model, family, batch, levels):
     """Every dense evaluation is followed by a partial one of the last image at the same x and sigma."""
     size, worst = SIZE.get(family, (24, 32)), []
 
@@ -73,7 +74,8 @@ def test_partial_equals_dense_where_it_was_recorded(model, family, batch):
         args = (x, t, c_concat, c_crossattn, control, transformer_options)
         dense = executor(*args, **kwargs)
         state, box = transformer_options[KEY], (8, 16, 0, 16)
-        window = Window(box, size, state.engine.affine, (batch - 1, batch))
+        depth, _ = fit(model.patcher.model.diffusion_model, size, levels)
+        window = Window(box, size, state.engine.affine, (batch - 1, batch), depth)
         window.begin(1.0)
         state.current = state.engine.trace.evaluations[-1]
         state.current.sigma, sigma = 1.0, state.current.sigma

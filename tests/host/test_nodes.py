@@ -15,10 +15,10 @@ import nodes as comfy_nodes
 
 from . import tiny
 
-IDS = {"HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"}
+IDS = {"HighlightDiffusion", "HighlightWords", "HighlightMaskPreview", "HighlightDemoModel"}
 DEFAULTS = {
-    "enabled": True, "preset": "balanced", "correct": True, "interval": "auto", "warmup": 3, "start_percent": 0.0,
-    "end_percent": 1.0, "threshold": 0.6, "halo": 2, "max_area": 0.6, "forecast": "auto",
+    "enabled": True, "preset": "balanced", "correct": True, "interval": "auto", "pace": 0.0, "warmup": 0, "start_percent": 0.0,
+    "end_percent": 1.0, "threshold": 0.6, "halo": 2, "levels": 2, "max_area": 0.6, "forecast": "auto",
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_every_input_and_output_is_explained(name):
 def test_the_experts_parameters_are_marked_advanced():
     info = HighlightDiffusion.GET_NODE_INFO_V1()
     advanced = {name for name, spec in info["input"]["required"].items() if len(spec) > 1 and spec[1].get("advanced")}
-    assert advanced == {"interval", "warmup", "start_percent", "end_percent", "threshold", "halo", "max_area", "forecast"}
+    assert advanced == set(DEFAULTS) - {"enabled", "preset", "correct"}
 
 
 def test_node_ids_and_inputs_are_what_saved_workflows_rely_on(pack):
@@ -86,7 +86,7 @@ def test_a_mask_decides_what_is_computed(model):
     patcher, trace = HighlightDiffusion.execute(model=model.patcher, **settings, mask=mask).result
     tiny.sample(model, patcher, size=(16, 16), steps=12)
     partial = [e for e in trace.last.evaluations if e.kind == "partial"]
-    assert partial and all(e.windows == (((0, 8, 0, 8),),) for e in partial)
+    assert partial and all(e.windows == (((0, 6, 0, 6),),) for e in partial)
     assert trace.last.highlight_reason == "the mask that was given"
 
 

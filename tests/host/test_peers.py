@@ -35,8 +35,8 @@ def dense(subject):
 STRONGEST = {
     "fewer steps": "0.5", "EasyCache": "reuse_threshold=0.2", "LazyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
     "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3", "T-GATE": "gate=0.4",
-    "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": "pace=5 (balanced)",
-    "forecast alone": "pace=5 (balanced)",
+    "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": "pace=5 warm-up=4 (balanced)",
+    "forecast alone": "pace=5 warm-up=4 (balanced)",
 }  # fmt: skip
 
 

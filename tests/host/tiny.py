@@ -77,6 +77,20 @@ def sdxl() -> Tiny:
     return Tiny(build(config), pooled=1280)
 
 
+def inpaint() -> Tiny:
+    """SD1.5 for inpainting: mask and masked image are concatenated to the latent."""
+    config = supported.SD15(unet_config(mult=(1, 2, 2), depth=(1, 1, 0), in_channels=9))
+    config.unet_config.update(num_heads=2, num_head_channels=-1)
+    return Tiny(build(config))
+
+
+def refiner() -> Tiny:
+    """SDXL's refiner: four levels, attention at the middle two."""
+    config = supported.SDXLRefiner(unet_config(mult=(1, 2, 4, 4), depth=(0, 1, 1, 0), adm=2560, linear=True))
+    config.unet_config.update(num_heads=-1, num_head_channels=16)
+    return Tiny(build(config), pooled=1280)
+
+
 def flux() -> Tiny:
     """A transformer, to be refused."""
     config = supported.Flux(

@@ -5,11 +5,12 @@ import torch
 from highlight_diffusion.demo.detector import colour_map
 from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.demo.load import encode_prompt, load_plain
-from highlight_diffusion.demo.plain import ALIGN, PlainModel, dense_call, sample, window_call
+from highlight_diffusion.demo.plain import PlainModel, dense_call, sample, window_call
 from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.trace import Run, inside
+from highlight_diffusion.engine.window import fit
 
 PROMPT = "a large red circle at the top left on a plain navy background"
 STEPS = 16
@@ -67,11 +68,13 @@ def test_the_heat_lies_on_the_objects_of_the_picture(model):
     assert sum(ratios) / len(ratios) > 1.5, ratios
 
 
-def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_later(model):
+@pytest.mark.parametrize("levels", [0, 2])
+def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_later(model, levels):
     """Along a dense path: record at one step, compute the window at that step and at the next, with its history."""
     size, sigmas = (32, 32), normal_sigmas(20).tolist()
     trace = Run((1, 4, *size), "euler", tuple(sigmas))
-    state = HighlightRun(HighlightConfig(interval=(4,), warmup=3, max_area=1.0), trace, size, ALIGN)
+    depth, align = fit(model.unet, size, levels)
+    state = HighlightRun(HighlightConfig(interval=(4,), warmup=3, max_area=1.0), trace, size, align, depth=depth)
     x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     exact, better = [], []
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 import pytest
 from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.schedule import forecast_space, make_plan, paced_gaps, spread_gaps, step_of
+from highlight_diffusion.engine.schedule import dense_tail, forecast_space, make_plan, paced_gaps, spread_gaps, step_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,17 +32,32 @@ def test_constant_interval_computes_every_nth_step():
 
 def test_the_pace_is_kept_in_steps_and_log_sigma():
     """The placement that was measured, and where the scheduler's last sigmas lie far apart, no long gap."""
-    assert paced_gaps(SIGMAS[30][1:], 3.0) == [2, 3, 3, 3, 4, 4, 3, 3, 2, 1]
+    assert paced_gaps(SIGMAS[30][3:], 5.0) == [3, 5, 7, 7, 3, 1]
     even = [10 * 0.8**i for i in range(30)]
     assert paced_gaps(even, 3.0) == [2, 3, 3, 3, 3, 3, 3, 3, 3, 2, 1]
 
 
-@given(st.integers(1, 100), st.floats(1, 12))
-def test_paced_gaps_fill_the_way_and_grow_by_one_at_most(steps, pace):
-    gaps = paced_gaps(SIGMAS[steps], pace)
+@given(st.integers(1, 100), st.floats(1, 12), st.sampled_from(["euler", "dpmpp_2m"]))
+def test_paced_gaps_fill_the_way_and_grow_slowly(steps, pace, sampler):
+    tail = dense_tail(sampler)
+    gaps = paced_gaps(SIGMAS[steps], pace, tail)
     assert sum(gaps) == steps - 1 and all(gap >= 1 for gap in gaps)
-    assert all(after <= before + 1 for before, after in zip([1, *gaps], gaps, strict=False))
-    assert steps < 3 or gaps[-1] == 1
+    assert all(after <= before + max(1, round(pace / 2.5)) for before, after in zip([1, *gaps], gaps, strict=False))
+    assert steps <= tail or gaps[1 - tail :] == [1] * (tail - 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tail"), [("euler", 2), ("dpmpp_2m", 3), ("dpmpp_2m_sde_gpu", 3), ("res_multistep", 3), ("euler_ancestral", 2)]
+)
+def test_more_steps_are_dense_at_the_end_where_a_sampler_carries_errors_on(sampler, tail):
+    plan = make_plan(SIGMAS[30], HighlightConfig(), sampler=sampler)
+    assert [step.kind for step in plan[-tail:]] == ["dense"] * tail
+
+
+def test_gaps_are_corrected_where_it_was_measured_to_be_worth_it():
+    partial = lambda **config: sum(s.kind == "partial" for s in make_plan(SIGMAS[30], HighlightConfig(**config)))  # noqa: E731
+    assert (partial(pace=2.0), partial(pace=5.0), partial(pace=8.0, warmup=3)) == (0, 5, 2)
+    assert partial(pace=5.0, correct=False) == 0 and partial(interval=(4,)) > 4
 
 
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=40))
@@ -63,7 +78,7 @@ def test_list_is_spread_over_the_schedule():
 
 def test_correction_is_planned_once_in_each_longer_gap():
     kinds = [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,)))]
-    assert kinds.count("partial") == 28 // 4
+    assert kinds.count("partial") == 26 // 4
     assert "partial" not in [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,), correct=False))]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from highlight_diffusion.demo.unet import UNet, UNetConfig
-from highlight_diffusion.engine.window import Window, computing, recording
+from highlight_diffusion.engine.window import Window, computing, fit, recording
 
 KEYS = ("positive", "negative")
 
@@ -24,8 +24,8 @@ def inputs(height: int, width: int, seed: int = 1) -> tuple[torch.Tensor, torch.
     return x, torch.tensor([500, 500]), context
 
 
-def record(unet: UNet, box, frame, sigma: float = 5.0, seed: int = 1) -> tuple[Window, torch.Tensor]:
-    window, (x, t, context) = Window(box, frame), inputs(*frame, seed)
+def record(unet: UNet, box, frame, sigma: float = 5.0, seed: int = 1, depth=None) -> tuple[Window, torch.Tensor]:
+    window, (x, t, context) = Window(box, frame, depth=depth), inputs(*frame, seed)
     window.begin(sigma)
     with recording(unet, [window], KEYS):
         dense = unet(x, t, context)
@@ -46,10 +46,52 @@ def test_window_equals_dense_where_it_was_recorded(unet, box, frame):
         assert (bare - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 6, 8, 11])
+def test_a_window_of_any_depth_equals_dense_where_it_was_recorded(unet, depth):
+    align = 2 ** sum(i in (3, 6, 9) for i in range(depth))
+    box = (8, 24, 0, 16) if align > 2 else (6, 18, 10, 28)
+    window, dense = record(unet, box, (32, 32), depth=depth)
+    x, t, context = inputs(32, 32)
+    with computing(unet, window, KEYS, 5.0):
+        inside = unet(window.crop(x), t, context)
+    expected = window.crop(dense)
+    assert inside.shape == expected.shape
+    assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_a_shallow_window_runs_none_of_the_blocks_within(unet):
+    window, _ = record(unet, (6, 18, 10, 28), (32, 32), depth=3)
+    whole, _ = record(unet, (8, 24, 8, 24), (32, 32))
+    x, t, context = inputs(32, 32)
+    seen = []
+    handles = [m.register_forward_hook(lambda m, i, o: seen.append(o.shape)) for m in unet.middle_block.modules()]
+    with computing(unet, window, KEYS, 5.0):
+        unet(window.crop(x), t, context)
+    for handle in handles:
+        handle.remove()
+    assert all(shape[-2:] == (1, 1) for shape in seen) and window.bytes < whole.bytes
+
+
+@pytest.mark.parametrize("depth", [-1, 12])
+def test_a_depth_the_unet_has_not_is_refused(unet, depth):
+    with pytest.raises(ValueError, match=f"depth is {depth}; this UNet has 12 blocks"):
+        record(unet, (8, 24, 8, 24), (32, 32), depth=depth)
+
+
+@pytest.mark.parametrize(
+    ("frame", "levels", "depth", "align"),
+    [((32, 32), 0, None, 8), ((32, 32), 1, 3, 1), ((32, 32), 2, 6, 2), ((32, 32), 4, None, 8), ((32, 32), 9, None, 8),
+     ((36, 32), 0, 9, 4), ((34, 32), 3, 6, 2), ((33, 32), 2, 3, 1)],
+)  # fmt: skip
+def test_windows_reach_as_many_levels_as_divide_the_frame(unet, frame, levels, depth, align):
+    assert fit(unet, frame, levels) == (depth, align)
+
+
 def test_recording_changes_no_bit(unet):
     x, t, context = inputs(32, 32)
-    _, dense = record(unet, (8, 24, 8, 24), (32, 32))
-    assert torch.equal(dense, unet(x, t, context))
+    for depth in (None, 3):
+        _, dense = record(unet, (8, 24, 8, 24), (32, 32), depth=depth)
+        assert torch.equal(dense, unet(x, t, context))
 
 
 def test_forwards_are_restored_also_after_an_error(unet):
