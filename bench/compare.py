@@ -28,13 +28,17 @@ from .host import Sampling, Subject, boot
 from .server import PACK
 
 BORDER = 5  # pixels on either side of an object's outline
-TIMED = 5  # prompts timed, each dense and accelerated in turn
+TIMED = 5  # rounds of timed runs
+ROUND = 4  # accelerated runs after each dense one
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture of one method at one strength, against the dense one. Areas are of the dense picture's objects."""
+    """One picture of one method at one strength, against the dense one.
+
+    share: of the frame that the dense picture's objects take; the areas of the fidelities are theirs.
+    """
 
     sampler: str
     steps: int
@@ -42,6 +46,7 @@ class Result:
     setting: str
     prompt: int
     kind: str
+    share: float
     psnr: float
     psnr_inside: float
     psnr_outside: float
@@ -60,7 +65,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Timing:
-    """Sampler seconds of one accelerated run and of the dense run next to it."""
+    """Sampler seconds of one accelerated run and of the dense run of its round; `prompt` counts the rounds."""
 
     sampler: str
     steps: int
@@ -133,15 +138,17 @@ class Comparison:
     def _judge(self, index: int, reference: np.ndarray, image: np.ndarray) -> dict[str, Any]:
         scene = self.asked[index].scene
         if scene is None:
-            parts, right, wanted = {}, 0, 0
+            parts, right, wanted, share = {}, 0, 0, float("nan")
         else:
             from ..demo.detector import colour_map, objects_right
 
-            parts = areas(colour_map(reference) >= 0)
+            mask = colour_map(reference) >= 0
+            parts, share = areas(mask), float(mask.mean())
             right, wanted = objects_right(scene, image), len(scene.things)
         by_area = {f"psnr_{name}": psnr(reference, image, parts[name]) if name in parts else float("nan")
                    for name in ("inside", "outside", "border")}  # fmt: skip
-        return {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "right": right, "wanted": wanted, **by_area}
+        whole = {"psnr": psnr(reference, image), "ssim": ssim(reference, image)}
+        return {"share": share, "right": right, "wanted": wanted, **whole, **by_area}
 
     def fidelity(self, sampling: Sampling) -> None:
         """One picture a prompt of every method, with its MACs."""
@@ -172,17 +179,20 @@ class Comparison:
         Image.fromarray((image * 255).round().astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
 
     def seconds(self, sampling: Sampling) -> None:
-        """Timed pairs: every method next to a dense run, on the first prompts."""
+        """Timed rounds on the first prompts: a dense run, then a few methods, which are compared with it."""
         timed = [i for i, p in enumerate(self.asked) if p.kind == self.asked[0].kind][:TIMED]
-        progress = Progress(f"{sampling.sampler}, {sampling.steps} steps: timing", len(timed) * (len(self.methods) - 1))
+        timed = [timed[i % len(timed)] for i in range(TIMED)]
+        progress = Progress(f"{sampling.sampler}, {sampling.steps} steps: timing", TIMED * (len(self.methods) - 1))
         self._time(self.methods[0], timed[0], sampling)
-        for index in timed:
-            for method in self.methods[1:]:
-                key = (sampling.sampler, sampling.steps, method.name, method.setting, index)
-                progress.step()
-                if not self.timings.has(*key):
-                    dense = self._time(self.methods[0], index, sampling)
-                    self.timings.add(Timing(*key, seconds=self._time(method, index, sampling), dense_seconds=dense))
+        for turn, index in enumerate(timed):
+            for start in range(1, len(self.methods), ROUND):
+                dense = None
+                for method in self.methods[start : start + ROUND]:
+                    key = (sampling.sampler, sampling.steps, method.name, method.setting, turn)
+                    progress.step()
+                    if not self.timings.has(*key):
+                        dense = dense or self._time(self.methods[0], index, sampling)
+                        self.timings.add(Timing(*key, seconds=self._time(method, index, sampling), dense_seconds=dense))
         progress.end()
 
     def _time(self, method: Any, index: int, sampling: Sampling) -> float:

@@ -13,7 +13,7 @@ class HighlightWords(io.ComfyNode):
             node_id="HighlightWords",
             display_name="Highlight Words",
             category=CATEGORY,
-            description="Tells Highlight Diffusion which words of the prompt to follow; the conditioning is passed on as it is.",
+            description="Says which words of the prompt to follow. The conditioning is passed on as it is.",
             **aliases("token", "word", "cross attention", "subject"),
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="The positive conditioning, from any text encoder."),
