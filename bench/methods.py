@@ -25,11 +25,15 @@ class Attached:
 
 @dataclass(frozen=True)
 class Method:
-    """One method at one strength. `attach` turns a MODEL and the dense run's sampling into what to run instead."""
+    """One method at one strength. `attach` turns a MODEL and the dense run's sampling into what to run instead.
+
+    adapts: what is computed depends on the picture, so that its cost has to be counted for each.
+    """
 
     name: str
     setting: str
     attach: Callable[[Any, Sampling], Attached]
+    adapts: bool = False
 
     @property
     def label(self) -> str:
@@ -51,7 +55,7 @@ def by_node(name: str, kind: str, knob: str, values: tuple, **fixed: Any) -> Ite
         return
     for value in values:
         yield Method(name, f"{knob}={value:g}", lambda model, s, value=value: Attached(
-            node(kind, model=model, **{knob: value}, **fixed)[0], s))  # fmt: skip
+            node(kind, model=model, **{knob: value}, **fixed)[0], s), adapts=True)  # fmt: skip
 
 
 def _peers() -> Iterator[Method]:
@@ -77,7 +81,7 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
         trace = Trace()
         return Attached(attach(model, HighlightConfig(**settings), trace), sampling, trace)
 
-    return Method(name, setting, attached)
+    return Method(name, setting, attached, adapts=True)
 
 
 SWEEP = ((2.0, 4), (2.5, 4), (3.0, 4), (4.0, 4), (5.0, 4), (5.0, 3), (8.0, 3))  # pace and warm-up
