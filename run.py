@@ -1,4 +1,4 @@
-"""The commands of the README: `python run.py demo`, `test`, `judge`, `bench` and `shapes`. Standard library only.
+"""The commands of the README: `python run.py demo`, `test` and those that measure. Standard library only.
 
 Each sets up what it needs first: a virtual environment in .venv with pinned packages, and a ComfyUI, which is looked
 for at COMFYUI_PATH, in the parent of the custom_nodes folder this pack sits in, and at ~/comfy/ComfyUI, and else
@@ -91,7 +91,7 @@ def set_up() -> Path | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "judge", "bench", "shapes"])
+    parser.add_argument("command", choices=["demo", "test", "judge", "bench", "shapes", "ablate"])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()

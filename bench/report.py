@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 OURS = "Highlight Diffusion"
 ABLATION = "forecast alone"
+SMALL = 0.2  # of the frame: the regime where the highlight is to earn its keep, named before tuning
 FIGURES = (
     ("PSNR mean, dB", "psnr", False),
     ("PSNR worst, dB", "psnr", True),
@@ -44,11 +45,18 @@ class Data:
             pairs[row["method"], row["setting"]].append(float(row["dense_seconds"]) / float(row["seconds"]))
         self.seconds = {key: float(np.median(ratios)) for key, ratios in pairs.items()}
 
-    def points(self, method: str, figure: str = "psnr", kinds: list[str] | None = None, wall: bool = False) -> Points | None:
-        """A method's strengths by MACs, or by wall clock where it was timed; None where it has no complete strength."""
+    def points(
+        self, method: str, figure: str = "psnr", kinds: list[str] | None = None, wall: bool = False, small: bool = False
+    ) -> Points | None:
+        """A method's strengths by MACs, or by wall clock where it was timed; None where it has no complete strength.
+
+        small: only pictures whose objects take at most `SMALL` of the frame.
+        """
         cells: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
         for row in self.rows:
             if row["method"] != method or (kinds and row["kind"] not in kinds):
+                continue
+            if small and not 0 < float(row["share"]) <= SMALL:
                 continue
             value = float(row[figure])
             if np.isfinite(value):
@@ -105,6 +113,26 @@ def _against(data: Data, ours: str, wall: bool, kinds: list[str]) -> list[str]:
             times = f"{a.times:.2f} ({a.low:.2f} to {a.high:.2f})"
             lines.append(f"| {a.peer} | {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} | {times} |")
     return lines
+
+
+def _worth(data: Data) -> list[str]:
+    """Partial evaluations against more dense ones, inside small objects: how many times cheaper at equal fidelity."""
+    mine, other = (data.points(method, "psnr_inside", small=True) for method in (OURS, ABLATION))
+    if mine is None or other is None:
+        return []
+    lines = [
+        f"### objects of at most {SMALL:.0%} of the frame, inside them ({mine.ratio.shape[1]} pictures)", "",
+        f"| {ABLATION} | x cheaper | PSNR inside, mean / worst | {OURS} at that mean, times cheaper (95%) |",
+        "|---|---|---|---|",
+    ]  # fmt: skip
+    for a in advantages(mine, other, (1.3, 4.0)):
+        worst, times = other.fidelity[other.settings.index(a.setting)].min(), f"{a.times:.2f} ({a.low:.2f} to {a.high:.2f})"
+        lines.append(f"| {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} / {worst:.1f} | {times} |")
+    lines += ["", f"| {OURS} | x cheaper | PSNR inside, mean / worst |", "|---|---|---|"]
+    for i, setting in enumerate(mine.settings):
+        ratio, fidelity = 1 / (1 / mine.ratio[i]).mean(), mine.fidelity[i]
+        lines.append(f"| {setting} | {ratio:.2f} | {fidelity.mean():.1f} / {fidelity.min():.1f} |")
+    return [*lines, ""]
 
 
 def _plot(data: Data, title: str, kinds: list[str], path: Path) -> None:
@@ -175,14 +203,16 @@ def write(out: Path, into: Path, name: str, command: str) -> Path:
         for wall in (False, True):
             table = _against(data, OURS, wall, objects)
             lines += [*table, ""] if len(table) > 2 else []
+        lines += _worth(data)
         for kind in data.kinds:
             lines += [f"### {kind}", "", *_summary(data, [kind]), ""]
         worst = into / f"{name}-{sampler}-{steps}-worst.png"
         _gallery(data, out, f"{sampler}-{steps}", worst)
         lines += ["### our worst pictures", "", f"![worst cases]({worst.name})", ""]
     lines += ["## Methods that need training, as published", "", PUBLISHED, ""]
-    for extra in sorted(out.glob("shapes-*.md")):
-        lines += ["## True shape", "", extra.read_text(), ""]
+    for heading, pattern in (("True shape", "shapes-*.md"), ("What each ingredient is worth", "ablation.md")):
+        extras = [extra.read_text() for extra in sorted(out.glob(pattern))]
+        lines += [f"## {heading}", "", *extras, ""] if extras else []
     if (redundancy := into / f"{name}-redundancy.png").exists():
         lines += ["## Redundancy of features", "", f"![redundancy]({redundancy.name})", ""]
     path = into / f"{name}.md"

@@ -1,0 +1,63 @@
+"""Token maps to heatmaps: which tokens count, and how much."""
+
+import pytest
+import torch
+from highlight_diffusion.engine.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of
+
+
+def maps(*spots: tuple[int, int] | None, size: int = 8) -> torch.Tensor:
+    """A start token's flat map, then one map a spot (y, x), or a flat one; (1, m, h, w)."""
+    made = torch.full((1, 1 + len(spots), size, size), 0.01)
+    for token, spot in enumerate(spots, 1):
+        if spot:
+            made[0, token, spot[0], spot[1]] = 0.8
+    return made
+
+
+def peak(heat: torch.Tensor) -> tuple[int, int]:
+    return divmod(int(heat[0, 0].argmax()), heat.shape[-1])
+
+
+def test_a_token_that_looks_at_one_place_makes_the_heat():
+    heat = combine(maps(None, (2, 5), None))
+    assert heat.shape == (1, 1, 8, 8) and heat.min() == 0 and heat.max() == 1 and peak(heat) == (2, 5)
+
+
+def test_a_weight_of_zero_leaves_a_token_out_and_emphasis_moves_the_heat():
+    two = maps((1, 1), (6, 6))
+    assert peak(combine(two, TokenWeights((0.0, 0.0, 1.0)))) == (6, 6)
+    assert peak(combine(two, TokenWeights((0.0, 1.3, 1.0)))) == (1, 1)
+    assert peak(combine(two, TokenWeights((0.0, 1.0, 1.3)))) == (6, 6)
+
+
+def test_a_named_word_counts_whatever_its_map_looks_like():
+    broad = maps((1, 1), None)
+    broad[0, 2, :, 4:] = 0.3  # half the frame: not skewed, so it would not count by itself
+    assert peak(combine(broad)) == (1, 1)
+    assert combine(broad, TokenWeights((0.0, 0.0, 1.0), named=True))[0, 0, :, 4:].min() == 1
+
+
+def test_weights_repeat_with_a_prompt_that_was_repeated():
+    """ComfyUI repeats the shorter of two prompts to run both in one batch."""
+    once = maps((1, 1), (6, 6))
+    twice = torch.cat([once, once], dim=1)
+    second = TokenWeights((0.0, 0.0, 1.0), named=True)
+    assert torch.equal(combine(twice, second), combine(once, second))
+
+
+def test_prompts_of_other_lengths_count_alike_and_named_ones_alone():
+    accumulator = HeatmapAccumulator(8, 8)
+    accumulator.add(maps((1, 1)).flatten(2), (8, 8), "first")
+    accumulator.add(maps((6, 6), None, None).flatten(2), (8, 8), "second")
+    heat = accumulator.heatmap()[0, 0]
+    assert heat[1, 1] == pytest.approx(1, abs=1e-3) and heat[6, 6] == pytest.approx(1, abs=1e-3)
+    accumulator.add(maps((3, 4)).flatten(2), (8, 8), "third", TokenWeights((0.0, 1.0), named=True))
+    assert peak(accumulator.heatmap()) == (3, 4)
+    with pytest.raises(ValueError, match="no cross-attention was collected"):
+        HeatmapAccumulator(8, 8).heatmap()
+
+
+@pytest.mark.parametrize(("tokens", "grid"), [(64, (8, 8)), (16, (4, 4)), (17, None)])
+def test_the_grid_of_a_level_is_told_by_its_tokens(tokens, grid):
+    assert grid_of(tokens, 16, 16) == grid
+    assert grid_of(9 * 16, 17, 31) == (9, 16)  # odd sizes are rounded up on the way down
