@@ -88,13 +88,15 @@ def lines(prompts: int) -> list[str]:
                 listener = Listener(unet)
                 with swapped(listener.forwards):
                     positive, other = model(x, sigma)
-                every = combine(sum(listener.maps.values()))
-                running = every if running is None else running.lerp(every, max(0.2, 1 / (step + 1)))
+                decoder = {name: maps for name, maps in listener.maps.items() if name.startswith("output")}
+                used = combine(sum(listener.maps.values()))
+                running = used if running is None else running.lerp(used, max(0.2, 1 / (step + 1)))
                 affinity = sum(listener.affinities) / len(listener.affinities)
-                spread = normalised((affinity @ every.flatten(-2).transpose(1, 2)).transpose(1, 2).unflatten(-1, GRID))
+                spread = normalised((affinity @ used.flatten(-2).transpose(1, 2)).transpose(1, 2).unflatten(-1, GRID))
                 heats[step] = {name: combine(maps) for name, maps in listener.maps.items()} | {
-                    "all layers": every, "all layers, running mean": running, "all layers, by self-attention": spread,
+                    "all layers, as used": used, "all layers, running mean": running, "all layers, by self-attention": spread,
                     "all layers, content tokens only": combine(sum(listener.maps.values()), content),
+                    "the decoder's layers": combine(sum(decoder.values())),
                 }  # fmt: skip
                 denoised = other + CFG * (positive - other)
                 x = x + (x - denoised) / sigma * (following - sigma)
@@ -104,7 +106,8 @@ def lines(prompts: int) -> list[str]:
         for step, found in heats.items():
             for way, heat in found.items():
                 ways[way][step].append(iou(heat, truth))
-            ways["all layers, of the second evaluation"][step].append(iou(heats[min(step, 1)]["all layers"], truth))
+            early = heats[min(step, 1)]["all layers, as used"]
+            ways["all layers, of the second evaluation"][step].append(iou(early, truth))
     heading = " | ".join(f"step {step}" for step in SHOWN)
     table = [f"Intersection over union of the highlight with the objects' cells, mean over {len(asked)} prompts.", "",
              f"| heatmap of | {heading} |", "|---|" + "---|" * len(SHOWN)]  # fmt: skip
