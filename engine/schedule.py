@@ -15,6 +15,7 @@ STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart"
 # Samplers that extrapolate from earlier steps, and so carry a forecast's error on into the next.
 MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradient_estimation", "er_sde", "sa_solver")
 CORRECTED_GAP, CORRECTED_PACE = 3, 3.0  # shorter gaps and slower paces are forecast well enough
+FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to another picture
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
 
 
@@ -71,7 +72,7 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2) -> list[int]
     gaps: list[int] = []
     position = 0
     while position < last:
-        longest, end = (gaps[-1] if gaps else 1) + growth, position + 1
+        longest, end = gaps[-1] + growth if gaps else min(1 + growth, FIRST_GAP), position + 1
         while end <= last - tail and end - position < longest and way[end + 1] - way[position] <= limit:
             end += 1
         gaps.append(end - position)

@@ -56,7 +56,7 @@ def test_more_steps_are_dense_at_the_end_where_a_sampler_carries_errors_on(sampl
 
 def test_gaps_are_corrected_where_it_was_measured_to_be_worth_it():
     partial = lambda **config: sum(s.kind == "partial" for s in make_plan(SIGMAS[30], HighlightConfig(**config)))  # noqa: E731
-    assert (partial(pace=2.0), partial(pace=5.0), partial(pace=8.0, warmup=3)) == (0, 5, 2)
+    assert (partial(pace=2.0), partial(pace=5.0), partial(pace=8.0, warmup=3)) == (0, 5, 3)
     assert partial(pace=5.0, correct=False) == 0 and partial(interval=(4,)) > 4
 
 
