@@ -145,7 +145,7 @@ def _plot(data: Data, title: str, kinds: list[str], path: Path) -> None:
             ratio, fidelity = points.curve(worst=worst)
             own = method in (OURS, ABLATION)
             axis.plot(ratio, fidelity, "o-" if own else "s--", label=method, linewidth=2.5 if own else 1, markersize=4)
-        axis.set(xlabel="times cheaper than dense (MACs)", ylabel=label, xlim=(0.95, 4.0))
+        axis.set(xlabel="times cheaper than dense (MACs)", ylabel=label, xlim=(0.95, 4.0), ylim=(20, 70))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     figure.suptitle(title)
@@ -196,7 +196,8 @@ def write(out: Path, into: Path, name: str, command: str) -> Path:
         own = lambda table, s=sampler, n=steps: [r for r in table if r["sampler"] == s and r["steps"] == n]  # noqa: E731
         data = Data(own(rows), own(timings))
         objects = [kind for kind in data.kinds if "object" in kind and "frame" not in kind] or data.kinds
-        lines += [f"## {sampler}, {steps} steps", ""]
+        pictures = len({row["prompt"] for row in data.rows})
+        lines += [f"## {sampler}, {steps} steps ({pictures} prompts)", ""]
         plot = into / f"{name}-{sampler}-{steps}.png"
         _plot(data, f"{sampler}, {steps} steps: {', '.join(objects)}", objects, plot)
         lines += [f"![curves]({plot.name})", ""]
