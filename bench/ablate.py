@@ -149,7 +149,7 @@ class DensePath:
                 if windows:
                     stack.enter_context(recording(self.unet, windows, STREAMS))
             outputs = self.model(self.x, sigma)
-        if accumulator.maps and self.forecasts[0].whole:  # from the second step on
+        if accumulator.maps and self.forecasts[0].whole.points:  # from the second step on
             self._place(accumulator.heatmap())
         return outputs
 
@@ -170,11 +170,11 @@ class DensePath:
                 if plan[step].kind == "dense":
                     outputs = self._dense(sigma)
                     for forecast, denoised in zip(self.forecasts, outputs, strict=True):
-                        forecast.add_dense(self.x, denoised, sigma)
+                        forecast.add_dense(step, self.x, denoised, sigma)
                 else:
                     outputs = self.model(self.x, sigma)
                     if plan[step].kind == "partial" and all(self.windows.values()) and self._recorded():
-                        guesses = [forecast.predict(self.x, sigma) for forecast in self.forecasts]
+                        guesses = [forecast.predict(step, self.x, sigma) for forecast in self.forecasts]
                         yield {v: self._measured(v, sigma, guesses, outputs) for v in VARIANTS}
                 denoised = outputs[1] + CFG * (outputs[0] - outputs[1])
                 self.x = self.x + (self.x - denoised) / sigma * (following - sigma)

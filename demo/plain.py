@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
+from ..engine.response import impulse_response
 from ..engine.run import HighlightRun
+from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, fit, recording, swapped
 from .diffusion import normal_sigmas, timestep_of
@@ -98,6 +100,13 @@ def window_call(
     return full
 
 
+def euler(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Euler's method from x at sigmas[0] along the schedule (descending); returns the state at its end."""
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        x = x + (x - denoise(x, sigma)) / sigma * (following - sigma)
+    return x
+
+
 def sample(
     model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call = window_call
 ) -> tuple[Tensor, Run]:
@@ -106,17 +115,20 @@ def sample(
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
     frame = tuple(noise.shape[-2:])
     depth, align = fit(model.unet, frame, config.levels)
-    state = HighlightRun(config, run, frame, align, depth=depth)
+    space = forecast_space("euler", config.forecast)
+    response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
+    state = HighlightRun(config, run, frame, align, depth=depth, response=response)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        positive, negative = state.evaluate(
+            x, sigma, "plain",
+            dense=lambda evaluation, windows: dense_call(model, state, x, evaluation, windows),
+            partial=lambda evaluation, windows: partial(model, state, x, evaluation, windows),
+        )  # fmt: skip
+        return negative + cfg * (positive - negative)
+
     started = time.perf_counter()
     with torch.inference_mode():
-        x = noise * (1 + sigmas[0] ** 2) ** 0.5
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
-            positive, negative = state.evaluate(
-                x, sigma, "plain",
-                dense=lambda evaluation, windows, x=x: dense_call(model, state, x, evaluation, windows),
-                partial=lambda evaluation, windows, x=x: partial(model, state, x, evaluation, windows),
-            )  # fmt: skip
-            denoised = negative + cfg * (positive - negative)
-            x = x + (x - denoised) / sigma * (following - sigma)
+        x = euler(denoise, noise * (1 + sigmas[0] ** 2) ** 0.5, sigmas)
     run.seconds, run.completed = time.perf_counter() - started, True
     return x, run

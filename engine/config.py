@@ -6,22 +6,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
-AUTO = "auto"
+AUTO, ADAPTIVE = "auto", "adaptive"
+Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
 WARMUPS = {"quality": 4, "balanced": 4, "fast": 3}
 
 
-def parse_interval(text: str) -> tuple[int, ...] | None:
-    """ "auto" -> None; "3" -> (3,); "1,3,5" -> (1, 3, 5), spread over the schedule.
+def parse_interval(text: str) -> Interval:
+    """ "auto" -> None; "adaptive" as it is; "3" -> (3,); "1,3,5" -> (1, 3, 5), spread over the schedule.
 
     Raises ValueError for anything else, and for an interval below 1.
     """
     if text.strip().lower() == AUTO:
         return None
+    if text.strip().lower() == ADAPTIVE:
+        return ADAPTIVE
     try:
         interval = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f'interval is "{text}"; write "auto", a whole number such as 3, or a list such as 1,3,5,7,9') from None
+        raise ValueError(
+            f'interval is "{text}"; write auto, adaptive, a number such as 3, or a list such as 1,3,5,7,9'
+        ) from None
     low = min(interval)
     if low < 1:
         raise ValueError(f"interval has {low}; the smallest is 1, which computes every evaluation")
@@ -33,7 +38,8 @@ class HighlightConfig:
     """Settings of Highlight Diffusion.
 
     pace: how many average steps of the schedule a dense evaluation serves.
-    interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the pace.
+    interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the pace, and
+    "adaptive" to the error of the forecasts, measured while sampling, with more of it allowed at a higher pace.
     start_percent, end_percent: the share of the schedule in which anything may be saved.
     warmup: dense steps before the first gap; the highlight is found in them.
     correct: compute the highlight once in each gap and correct the forecast with it.
@@ -43,10 +49,11 @@ class HighlightConfig:
     would give is forecast. 0 computes all.
     max_area: a highlight whose windows cover more of the frame is refused; the budget is then spent in time only.
     forecast: what is extrapolated, "auto" to choose it for the sampler.
+    revise: at each computed evaluation make up for what the forecasts before it got wrong.
     """
 
     pace: float = PACES["balanced"]
-    interval: tuple[int, ...] | None = None
+    interval: Interval = None
     start_percent: float = 0.0
     end_percent: float = 1.0
     warmup: int = WARMUPS["balanced"]
@@ -56,6 +63,7 @@ class HighlightConfig:
     levels: int = 2
     max_area: float = 0.6
     forecast: ForecastSpace = "auto"
+    revise: bool = True
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -67,7 +75,9 @@ class HighlightConfig:
             raise ValueError(
                 f"start_percent {self.start_percent} is not below end_percent {self.end_percent}; swap or widen them"
             )
-        if self.interval is not None and min(self.interval, default=0) < 1:
+        if isinstance(self.interval, str) and self.interval != ADAPTIVE:
+            raise ValueError(f'interval is "{self.interval}"; use "{ADAPTIVE}", None, or a tuple of gaps')
+        if isinstance(self.interval, tuple) and min(self.interval, default=0) < 1:
             raise ValueError(f"interval is {self.interval}; it needs at least one gap, each 1 or more")
         if self.warmup < 2:
             raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from")
@@ -83,4 +93,4 @@ class HighlightConfig:
     @property
     def active(self) -> bool:
         """False when every evaluation is to be dense."""
-        return self.enabled and (self.interval is None or max(self.interval) > 1)
+        return self.enabled and (not isinstance(self.interval, tuple) or max(self.interval) > 1)

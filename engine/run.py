@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .config import HighlightConfig
+from .adaptive import AdaptiveGaps
+from .config import ADAPTIVE, HighlightConfig
 from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
 from .highlight import Given, Region, find_region
-from .schedule import PlannedStep, forecast_space, make_plan, step_of
-from .trace import Evaluation, Kind, Run, inside
+from .response import Response
+from .schedule import CORRECTED_GAP, PlannedStep, forecast_space, make_plan, step_of
+from .trace import Boxes, Evaluation, Kind, Run, inside
 from .window import Affine, Window, module_affine
 
+LISTENED = 3  # evaluations that are listened to where the highlight is only looked at
 HEATMAP_NEWEST = 0.2  # least share of the newest heatmap in the running mean
 
 
@@ -29,12 +32,13 @@ class HighlightRun:
     sigmas: the schedule, descending, its final 0 included. frame: latent (H, W). align: what windows are snapped to.
     depth: how many of the UNet's outermost blocks a window computes, None for all.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
+    response: the sampler's, by which a computed evaluation makes up for the forecasts before it; None to let them stand.
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, affine: Affine = module_affine,
-        given: Given | None = None, depth: int | None = None,
+        given: Given | None = None, depth: int | None = None, response: Response | None = None,
     ):  # fmt: skip
         self.depth = trace.depth = depth
         self.config, self.trace, self.frame, self.align, self.affine = config, trace, frame, align, affine
@@ -43,9 +47,13 @@ class HighlightRun:
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
         self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler)
-        self.recorded = _recorded_steps(self.plan)
-        self.space = forecast_space(trace.sampler) if config.forecast == "auto" else config.forecast
+        self.gaps = AdaptiveGaps(config.pace) if config.interval == ADAPTIVE else None
+        self.recorded = set(range(last)) if self.gaps else _recorded_steps(self.plan)
+        self.space = forecast_space(trace.sampler, config.forecast)
+        self.response = response if config.revise else None
+        trace.revises = self.response is not None
         self.forecasts: dict[int, Forecast] = {}
+        self.corrected: Boxes = ()  # where the last partial evaluation counted
         self.regions: tuple[Region, ...] = ()  # one an image, once a heatmap was captured
         self.coming: tuple[Region, ...] = ()  # those to take up at the next dense evaluation
         self.windows: list[Window] = []
@@ -66,6 +74,8 @@ class HighlightRun:
         step = step_of(sigma, self.trace.sigmas)
         planned = self.plan[step]
         kind, reason = planned.kind, planned.reason
+        if self.gaps and kind == "skipped":
+            kind, reason = self._adapted(step)
         if self.dense_reason:
             kind, reason = "dense", self.dense_reason
         elif signature != self.signature:
@@ -82,6 +92,15 @@ class HighlightRun:
             evaluation.windows = tuple(region.outer for region in self.regions)
         self.trace.evaluations.append(evaluation)
         return evaluation
+
+    def _adapted(self, step: int) -> tuple[Kind, str]:
+        """What a step left open by the plan is to do."""
+        since = step - (self.gaps.last_dense or 0)
+        if self.gaps.due(step):
+            return "dense", f"refresh after {since}, by the forecast's error"
+        if self.config.correct and self.gaps.gap >= CORRECTED_GAP and since == -(-self.gaps.gap // 2):
+            return "partial", "highlight corrects the forecast and measures its error"
+        return "skipped", "forecast"
 
     def _affordable(self, kind: Kind, reason: str, sigma: float) -> tuple[Kind, str]:
         """Fall back to dense where a forecast has no ground, and to the forecast where a window has none."""
@@ -102,6 +121,7 @@ class HighlightRun:
     def forget(self) -> None:
         """Drop every forecast and recording, keep the highlight."""
         self.forecasts.clear()
+        self.corrected = ()
         for window in self.windows:
             window.recordings.clear()
 
@@ -122,24 +142,43 @@ class HighlightRun:
         return self.windows
 
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
-        """True where cross-attention is worth capturing: from the second step on, while anything is left to save."""
-        if not self.config.active or self.dense_reason:
+        """True where cross-attention is worth capturing: from the second step on, while a highlight is still to be
+        computed, and in the warm-up at least, so that there is one to see."""
+        if not self.config.active or self.dense_reason or evaluation.step < 1:
             return False
-        return evaluation.step >= 1 and any(p.kind != "dense" for p in self.plan[evaluation.step :])
+        left = self.plan[evaluation.step :]
+        used = any(p.kind == "partial" for p in left) or bool(self.gaps and self.config.correct)
+        return any(p.kind != "dense" for p in left) and (used or self.heard < LISTENED)
 
-    def end_dense(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Take up a dense evaluation: denoised tensors, one a branch (positive, negative ...), all at x."""
+    def end_dense(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Take up a dense evaluation: denoised tensors, one a branch (positive, negative ...), all at x.
+
+        Returns what to answer: the same, or changed by what the forecasts before it got wrong.
+        """
+        answers, errors = [], []
         for i, denoised in enumerate(outputs):
-            self.forecasts.setdefault(i, Forecast(self.space)).add_dense(x, denoised, evaluation.sigma)
+            if self.gaps and i in self.forecasts and self.forecasts[i].ready:
+                errors.append(self.forecasts[i].error(x, denoised, evaluation.sigma))
+            forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response))
+            answers.append(forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected))
         self.trace.cache_bytes = max(self.trace.cache_bytes, sum(window.bytes for window in self.windows))
-        if self.accumulator and self.accumulator.maps:
+        heard = bool(self.accumulator and self.accumulator.maps)
+        if heard:
             heat = self.accumulator.heatmap()
             self.heard += 1
             newest = max(HEATMAP_NEWEST, 1 / self.heard)
             self.heatmap = heat if self.heatmap is None else self.heatmap.lerp(heat, newest)
-            evaluation.heatmap = self.heatmap.cpu()
-            self._aim(evaluation.heatmap)
         self.accumulator = None
+        measured = ([self.heatmap.flatten()] if heard else []) + ([torch.stack(errors).mean()[None]] if errors else [])
+        told = torch.cat(measured).cpu() if measured else None  # one transfer
+        if errors:
+            evaluation.forecast_error = float(told[-1])
+        if self.gaps:
+            self.gaps.computed(evaluation.step, evaluation.sigma, evaluation.forecast_error)
+        if heard:
+            evaluation.heatmap = told[: self.heatmap.numel()].reshape(self.heatmap.shape)
+            self._aim(evaluation.heatmap)
+        return answers
 
     def _aim(self, heatmap: Tensor) -> None:
         """Find the highlight of each image, and move the windows where they miss it or are much too large."""
@@ -172,8 +211,7 @@ class HighlightRun:
 
     def forecast(self, evaluation: Evaluation, x: Tensor) -> list[Tensor]:
         """The denoised tensors of all branches, extrapolated to this evaluation."""
-        boxes = tuple(region.inner for region in self.regions)
-        return [f.predict(x, evaluation.sigma, boxes) for f in self.forecasts.values()]
+        return [f.predict(evaluation.index, x, evaluation.sigma, self.corrected) for f in self.forecasts.values()]
 
     def correct(
         self, evaluation: Evaluation, x: Tensor, forecasts: Sequence[Tensor], computed: Sequence[Tensor]
@@ -187,11 +225,14 @@ class HighlightRun:
             result = predicted.clone()
             for box in inside(evaluation.boxes):
                 error += (fresh[box] - predicted[box]).float().square().sum()
-                scale += fresh[box].float().square().sum()
+                truth = x[box] - fresh[box] if self.space == "noise" else fresh[box]  # sigma cancels
+                scale += truth.float().square().sum()
                 result[box] = fresh[box]
-            self.forecasts[i].add_partial(x, result, evaluation.sigma)
-            corrected.append(result)
+            corrected.append(self.forecasts[i].add_partial(evaluation.index, x, result, evaluation.sigma, evaluation.boxes))
+        self.corrected = evaluation.boxes
         evaluation.forecast_error = float((error / scale.clamp(min=1e-12)).sqrt().detach())
+        if self.gaps:
+            self.gaps.probe(evaluation.sigma, evaluation.forecast_error)
         return corrected
 
     # -- a whole evaluation --------------------------------------------------------------------------------------
@@ -206,7 +247,7 @@ class HighlightRun:
         evaluation = self.decide(sigma, signature)
         if evaluation.kind == "dense":
             outputs = dense(evaluation, self.begin_dense(evaluation))
-            self.end_dense(evaluation, x, outputs)
+            outputs = self.end_dense(evaluation, x, outputs)
         else:
             outputs = self.forecast(evaluation, x)
             if evaluation.kind == "partial":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import HighlightConfig
+from .config import ADAPTIVE, ForecastSpace, HighlightConfig
 from .trace import Kind
 
 # Samplers that add fresh noise: only the denoised image is smooth along their path.
@@ -19,8 +19,11 @@ FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to anot
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
 
 
-def forecast_space(sampler: str) -> Literal["noise", "denoised"]:
-    """What is worth forecasting under a sampler of this k-diffusion name, with or without the prefix "sample_"."""
+def forecast_space(sampler: str, wanted: ForecastSpace = "auto") -> Literal["noise", "denoised"]:
+    """What is forecast: what is `wanted`, or what is worth it under a sampler of this k-diffusion name, with or without
+    the prefix "sample_"."""
+    if wanted != "auto":
+        return wanted
     return "denoised" if any(word in sampler for word in STOCHASTIC) else "noise"
 
 
@@ -88,7 +91,8 @@ def make_plan(
     The warm-up and the last planned step are dense. A gap of three or more that is long for its pace has one partial
     step in its middle, where the highlight is to correct the forecast. On the demo model that raises the objects' fidelity
     by 5 dB at the balanced pace; as many more dense evaluations bring 2 dB less on some prompts and 1 more on others, and
-    more than that at slow paces. A second partial step in a gap brings little anywhere.
+    more than that at slow paces. A second partial step in a gap brings little anywhere. An adaptive interval leaves the
+    steps between warm-up and end open: they are planned as skipped, and `AdaptiveGaps` says while sampling which are not.
     """
     steps = len(sigmas)
     last = steps - 1 if last is None else last
@@ -98,6 +102,11 @@ def make_plan(
     position = min(first + config.warmup - 1, last)
     for i in range(first, position + 1):
         plan[i] = PlannedStep("dense", "warm-up")
+    if config.interval == ADAPTIVE:
+        tail = max(position + 1, last + 1 - dense_tail(sampler))
+        plan[position + 1 : tail] = [PlannedStep("skipped", "forecast")] * (tail - position - 1)
+        plan[tail : last + 1] = [PlannedStep("dense", "last steps")] * (last + 1 - tail)
+        return plan
     if config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:

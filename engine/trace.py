@@ -31,7 +31,8 @@ class Evaluation:
     boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
     empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
-    forecast_error: rms(computed - forecast) / rms(computed) inside the windows of a partial evaluation.
+    forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
+    evaluation; under an adaptive interval also of a dense one.
     seconds: wall clock of the evaluation, control nets included.
     """
 
@@ -55,6 +56,7 @@ class Run:
     shape: the latent's (B, C, H, W). sigmas: the full schedule, the final 0 included. highlight: bool (B, h, w) or None,
     with the reason why there is one or none. rgb_factors: the model's latent-to-RGB table, for rough pictures.
     depth: how many of the UNet's outermost blocks partial evaluations computed, None for all.
+    revises: whether computed evaluations make up for the forecasts before them, as they can under a linear sampler.
     cache_bytes: the most that recorded surroundings took, on the model's device.
     """
 
@@ -67,6 +69,7 @@ class Run:
     highlight: Tensor | None = None
     highlight_reason: str = "no highlight was looked for"
     depth: int | None = None
+    revises: bool = False
     cache_bytes: int = 0
     seconds: float = 0.0
     completed: bool = False

@@ -51,7 +51,7 @@ class _OuterSample:
         name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
         run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), self.node_id, _rgb_factors(guider.model_patcher))
         options = guider.model_options.setdefault("transformer_options", {})
-        options[KEY] = UNetRun(self.config, run, guider, self.given)
+        options[KEY] = UNetRun(self.config, run, guider, self.given, sampler, sigmas)
         self.trace.runs.append(run)
         started = time.perf_counter()
         try:

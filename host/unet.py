@@ -19,9 +19,11 @@ from ..engine.config import HighlightConfig
 from ..engine.heatmap import TokenWeights
 from ..engine.highlight import Given
 from ..engine.run import HighlightRun
+from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, fit, recording
 from .attention import HeatmapTap, cross_attention_sites
+from .sampler import sampler_response
 from .words import WORDS
 
 KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
@@ -52,7 +54,7 @@ def _affine(norm: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
 class UNetRun:
     """One sampling run on a UNet."""
 
-    def __init__(self, config: HighlightConfig, run: Run, guider: Any, given: Given):
+    def __init__(self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor):
         self.guider = guider
         model = guider.model_patcher
         self._check_latent(run.shape, model)
@@ -61,7 +63,9 @@ class UNetRun:
         unet = require_unet(model)
         self.sites, frame = cross_attention_sites(unet), tuple(run.shape[-2:])
         depth, align = fit(unet, frame, config.levels)
-        self.engine = HighlightRun(config, run, frame, align, first, last, _affine, given, depth)
+        space = forecast_space(run.sampler, config.forecast)
+        response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
+        self.engine = HighlightRun(config, run, frame, align, first, last, _affine, given, depth, response)
         self.words: dict[Any, TokenWeights] = {}
         self.calls = 0
         self.current: Evaluation | None = None

@@ -18,33 +18,35 @@ def test_undamped_linear_predictions_are_forecast_exactly(space, monkeypatch):
     def denoised(sigma):
         return x - sigma * line(sigma) if space == "noise" else line(sigma)
 
-    for sigma in (8.0, 4.0):
-        forecast.add_dense(x, denoised(sigma), sigma)
-    assert torch.allclose(forecast.predict(x, 2.5), denoised(2.5), atol=1e-4)
+    for index, sigma in enumerate((8.0, 4.0)):
+        forecast.add_dense(index, x, denoised(sigma), sigma)
+    assert torch.allclose(forecast.predict(2, x, 2.5), denoised(2.5), atol=1e-4)
 
 
 def test_two_points_are_needed_and_only_two_are_kept():
     forecast = Forecast("denoised")
     assert not forecast.ready
-    for sigma in (4.0, 3.0, 2.0):
-        forecast.add_dense(torch.zeros(1), torch.zeros(1), sigma)
-    assert forecast.ready and [p.sigma for p in forecast.whole] == [3.0, 2.0]
+    for index, sigma in enumerate((4.0, 3.0, 2.0)):
+        forecast.add_dense(index, torch.zeros(1), torch.zeros(1), sigma)
+    assert forecast.ready and [p.sigma for p in forecast.whole.points] == [3.0, 2.0]
 
 
 def test_heuns_second_evaluation_replaces_the_first():
     forecast = Forecast("denoised")
-    for sigma, value in ((4.0, 1.0), (3.0, 2.0), (3.0, 5.0)):
-        forecast.add_dense(torch.zeros(1), torch.tensor([value]), sigma)
-    assert [p.sigma for p in forecast.whole] == [4.0, 3.0]
-    assert forecast.predict(torch.zeros(1), 3.0).item() == 5.0
+    for index, (sigma, value) in enumerate(((4.0, 1.0), (3.0, 2.0), (3.0, 5.0))):
+        forecast.add_dense(index, torch.zeros(1), torch.tensor([value]), sigma)
+    assert [p.sigma for p in forecast.whole.points] == [4.0, 3.0]
+    assert forecast.predict(3, torch.zeros(1), 3.0).item() == 5.0
 
 
 def test_a_partial_evaluation_moves_the_inside_only():
     forecast, x = Forecast("denoised"), torch.zeros(1, 1, 4, 4)
-    for sigma in (4.0, 2.0):
-        forecast.add_dense(x, torch.ones_like(x), sigma)
-    forecast.add_partial(x, torch.full_like(x, 3.0), 1.0)
-    predicted = forecast.predict(x, 0.5, boxes=(((0, 2, 0, 2),),))
+    for index, sigma in enumerate((4.0, 2.0)):
+        forecast.add_dense(index, x, torch.ones_like(x), sigma)
+    boxes = (((0, 2, 0, 2),),)
+    forecast.predict(2, x, 1.0)
+    forecast.add_partial(2, x, torch.full_like(x, 3.0), 1.0, boxes)
+    predicted = forecast.predict(3, x, 0.5, boxes)
     assert torch.equal(predicted[..., 2:, :], torch.ones(1, 1, 2, 4))
     assert torch.allclose(predicted[..., :2, :2], torch.tensor(3.0 + 2 * PERSISTENCE["denoised"]))
 

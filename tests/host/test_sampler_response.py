@@ -1,0 +1,61 @@
+"""The impulse response of the host's own samplers."""
+
+import comfy.samplers
+import pytest
+import torch
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.schedule import forecast_space
+from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.sampler import sampler_response
+
+from . import tiny
+
+GUIDED = [name for name in comfy.samplers.KSampler.SAMPLERS if "cfg_pp" in name]  # read the negative prediction apart
+WITHOUT = [*GUIDED, "dpm_adaptive"]
+LINEAR = [name for name in comfy.samplers.KSampler.SAMPLERS if name not in WITHOUT]
+FORGETTING = ["euler", "ddim", "euler_ancestral", "ddpm", "lcm"]
+
+
+@pytest.fixture(scope="module")
+def sd15() -> tiny.Tiny:
+    return tiny.sd15()
+
+
+def response(model: tiny.Tiny, name: str, space=None):
+    sampling = model.patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 10)
+    return sampler_response(comfy.samplers.sampler_object(name), model.patcher, sigmas, space or forecast_space(name))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_samplers_have_a_response(sd15, name):
+    measured = response(sd15, name)
+    assert measured is not None and len(measured.sigmas) >= 10
+    assert measured.forgets == (name in FORGETTING)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_samplers_that_want_more_than_predictions_have_none(sd15, name):
+    assert response(sd15, name) is None
+
+
+@pytest.mark.parametrize("name", comfy.samplers.KSampler.SAMPLERS)
+def test_measuring_leaves_the_random_generator_alone(sd15, name):
+    torch.manual_seed(4)
+    expected = torch.rand(4)
+    torch.manual_seed(4)
+    response(sd15, name)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun"])
+def test_revised_forecasts_end_nearer_to_dense(sd15, name):
+    def sampled(config):
+        trace = Trace()
+        return tiny.sample(sd15, attach(sd15.patcher, config, trace), sampler=name, steps=24, size=(16, 16)), trace.last
+
+    dense = tiny.sample(sd15, sampler=name, steps=24, size=(16, 16))
+    (left, off), (revised, on) = (sampled(HighlightConfig(pace=3.0, correct=False, revise=r)) for r in (False, True))
+    assert not off.revises and on.revises and off.count("skipped") == on.count("skipped") > 6
+    assert (revised - dense).square().mean() < (left - dense).square().mean()

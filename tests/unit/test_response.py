@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+from highlight_diffusion.demo.diffusion import normal_sigmas
+from highlight_diffusion.demo.plain import euler
+from highlight_diffusion.engine import forecast as forecasts
+from highlight_diffusion.engine.forecast import Forecast
+from highlight_diffusion.engine.response import impulse_response
+
+SIGMAS = normal_sigmas(12).tolist()
+
+
+def two_step(denoise, x, sigmas=SIGMAS):
+    """DPM-Solver++(2M): each step leans on the prediction before."""
+    old = None
+    for i, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        new = denoise(x, sigma)
+        keep, mixed = following / sigma, new
+        if old is not None and following > 0:
+            r = math.log(sigmas[i - 1] / sigma) / math.log(sigma / following)
+            mixed = new + (new - old) / (2 * r)
+        x, old = keep * x + (1 - keep) * mixed, new
+    return x
+
+
+SAMPLERS = {"euler": lambda denoise, x: euler(denoise, x, SIGMAS), "two_step": two_step}
+
+
+def test_eulers_response_is_its_step_lengths():
+    response = impulse_response(SAMPLERS["euler"], "noise")
+    for k in range(len(SIGMAS)):
+        for j in range(len(SIGMAS) - 1):
+            expected = SIGMAS[j + 1] - SIGMAS[j] if j < k else 0.0
+            assert response.moves[k][j] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("space", ["noise", "denoised"])
+def test_only_a_one_step_sampler_forgets(space):
+    assert impulse_response(SAMPLERS["euler"], space).forgets
+    assert not impulse_response(SAMPLERS["two_step"], space).forgets
+
+
+def test_a_sampler_that_is_not_linear_has_no_response():
+    assert impulse_response(lambda denoise, x: denoise(denoise(x, 2.0) ** 2, 1.0) ** 2, "denoised") is None
+
+
+def test_a_sampler_that_adds_noise_has_no_response():
+    assert impulse_response(lambda denoise, x: denoise(x, 2.0) + torch.randn_like(x), "denoised") is None
+
+
+def test_a_sampler_that_chooses_its_steps_has_no_response():
+    def adaptive(denoise, x):
+        for i in range(len(x) + 1):
+            x = denoise(x, 5.0 - i)
+        return x
+
+    assert impulse_response(adaptive, "denoised") is None
+
+
+def run(sampler: str, plan: str, truth, revise: bool = True) -> torch.Tensor:
+    """Sample with predictions `truth(sigma)`, computed at "d", forecast at "s"."""
+    response = impulse_response(SAMPLERS[sampler], "denoised") if revise else None
+    forecast, index = Forecast("denoised", response), 0
+
+    def denoise(x, sigma):
+        nonlocal index
+        index += 1
+        if plan[index - 1] == "s":
+            return forecast.predict(index - 1, x, sigma)
+        return forecast.add_dense(index - 1, x, truth(sigma), sigma)
+
+    return SAMPLERS[sampler](denoise, torch.full((1, 1, 2, 2), 14.0))
+
+
+def parabola(sigma: float) -> torch.Tensor:
+    return torch.full((1, 1, 2, 2), 3 + math.log(sigma) + 0.2 * math.log(sigma) ** 2)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_gap_got_wrong_is_made_up_for_at_its_end(sampler, monkeypatch):
+    """Predictions on a parabola: after the gap the sampler is where it would be without one."""
+    monkeypatch.setattr(forecasts, "TRUSTED_SHARE", math.inf)
+    truncated = SIGMAS[:11] + [SIGMAS[10] / 2]  # not to 0, where the last prediction alone decides
+    monkeypatch.setitem(SAMPLERS, "euler", lambda denoise, x: euler(denoise, x, truncated))
+    monkeypatch.setitem(SAMPLERS, "two_step", lambda denoise, x: two_step(denoise, x, truncated))
+    dense, plan = run(sampler, "d" * 11, parabola), "dddssdddddd"
+    left = (run(sampler, plan, parabola, revise=False) - dense).abs().max()
+    revised = (run(sampler, plan, parabola) - dense).abs().max()
+    assert left > 1e-2
+    assert revised < 1e-4 * left if sampler == "euler" else revised < 1e-2 * left
+
+
+def test_dense_runs_are_handed_through_untouched():
+    response = impulse_response(SAMPLERS["two_step"], "noise")
+    forecast = Forecast("noise", response)
+    for index, sigma in enumerate(SIGMAS[:-1]):
+        denoised = torch.randn(1, 1, 2, 2)
+        assert forecast.add_dense(index, torch.randn(1, 1, 2, 2), denoised, sigma) is denoised
+
+
+def test_the_further_off_the_less_is_revised():
+    history = forecasts.History("denoised")
+    value = torch.ones(2, 1, 4, 4)
+    off = torch.stack([torch.full((1, 4, 4), 0.001), torch.full((1, 4, 4), 0.3)])
+    near, far = history._trust(off, value, 1.0).flatten().tolist()
+    assert near > 0.99 and far < 0.02
