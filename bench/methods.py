@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.config import PACES, WARMUPS, HighlightConfig
+from ..engine.config import ADAPTIVE, PACES, WARMUPS, HighlightConfig
 from ..engine.trace import Trace
 from .host import Sampling, installed, node
 
@@ -84,17 +84,24 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached, adapts=True)
 
 
-SWEEP = ((2.0, 4), (2.5, 4), (3.0, 4), (4.0, 4), (5.0, 4), (5.0, 3), (8.0, 3))  # pace and warm-up
+SWEEP = ((2.0, 4), (2.5, 4), (3.5, 4), (5.0, 4), (6.0, 3), (8.0, 3), (11.0, 3))  # pace and warm-up
+INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 
 def ours() -> Iterator[Method]:
-    """Highlight Diffusion at several paces, the presets' among them, and the same without partial evaluations."""
+    """Highlight Diffusion at several paces, the presets' among them, its ablations, and the study of the interval N."""
     presets = {(PACES[name], WARMUPS[name]): name for name in PACES}
     for pace, warmup in SWEEP:
         name = f" ({presets[pace, warmup]})" if (pace, warmup) in presets else ""
-        setting = f"pace={pace:g} warm-up={warmup}{name}"
-        yield _highlight("Highlight Diffusion", setting, pace=pace, warmup=warmup)
-        yield _highlight("forecast alone", setting, pace=pace, warmup=warmup, correct=False)
+        setting, strength = f"pace={pace:g} warm-up={warmup}{name}", {"pace": pace, "warmup": warmup}
+        yield _highlight("Highlight Diffusion", setting, **strength)
+        yield _highlight("forecast alone", setting, correct=False, **strength)
+        if name:
+            yield _highlight("forecasts not revised", setting, revise=False, **strength)
+    for interval in INTERVALS:
+        yield _highlight("interval", "N=" + ",".join(map(str, interval)), interval=interval)
+    for pace in (2.0, 5.0, 8.0):
+        yield _highlight("interval", f"N=adaptive pace={pace:g}", interval=ADAPTIVE, pace=pace)
 
 
 def methods() -> list[Method]:

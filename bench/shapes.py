@@ -1,7 +1,7 @@
 """What partial evaluations cost at true shape: `python run.py shapes`. Real architectures with random weights.
 
-Dense, dense with recording, and windows of several areas are timed in turn; printed are ratios of medians, next to the
-multiply-accumulates. On a GPU in its own half precision, on a CPU in bfloat16.
+Dense, dense with recording, dense with its cross-attention listened to, and windows of several areas are timed in turn;
+printed are ratios of medians, next to the multiply-accumulates. On a GPU in half precision, on a CPU in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from ..engine.window import Window, computing, recording
+from ..engine.config import HighlightConfig
+from ..engine.heatmap import HeatmapAccumulator
+from ..engine.window import Window, computing, fit, recording
 from .cost import macs
 from .demo import say
 from .host import boot
@@ -80,23 +82,31 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.de
 
 
 @torch.no_grad()
-def measure(family: str, repeats: int) -> list[str]:
+def measure(family: str, repeats: int, levels: int) -> list[str]:
     """The table of one family, as markdown."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
     unet, side = build(family, device, dtype), SIDE[family]
-    align = 2 ** (len(unet.channel_mult) - 1)
+    depth, align = fit(unet, (side, side), levels)
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     x, context = make(2, 4, side, side), make(2, 77, 768 if family == "SD15" else 2048)
     labels = make(2, 2816) if family == "SDXL" else None
     timesteps = torch.full((2,), 500.0, device=device)
     dense = lambda: unet(x, timesteps, context, labels, transformer_options={})  # noqa: E731
-    windows = {area: Window(square(area, side, align), (side, side)) for area in AREAS}
+    windows = {area: Window(square(area, side, align), (side, side), depth=depth) for area in AREAS}
 
     def record(window: Window, sigma: float = 1.0) -> None:
         window.begin(sigma)
         with recording(unet, [window], STREAMS):
             dense()
+
+    def listen() -> None:
+        from ..host.attention import HeatmapTap, cross_attention_sites
+
+        accumulator = HeatmapAccumulator(side // 2, side // 2)
+        tap = HeatmapTap(accumulator, cross_attention_sites(unet), [(0, "positive", None)], 2, (side, side))
+        unet(x, timesteps, context, labels, transformer_options=tap.attached({}))
+        accumulator.heatmap()
 
     def compute(window: Window) -> None:
         with computing(unet, window, STREAMS, 1.0):
@@ -104,11 +114,12 @@ def measure(family: str, repeats: int) -> list[str]:
 
     for window in windows.values():
         record(window)
-    calls: dict[str, Callable[[], object]] = {"dense": dense, "recording": lambda: record(windows[0.25])}
+    calls: dict[str, Callable[[], object]] = {"dense": dense, "recording": lambda: record(windows[0.25]), "listening": listen}
     calls |= {f"{area:.0%}": lambda window=window: compute(window) for area, window in windows.items()}
     counted = {name: macs(call) for name, call in calls.items()}
     seconds = timed(calls, repeats, device)
-    lines = [f"### {family}, {side * 8}x{side * 8}, CFG, {str(dtype).removeprefix('torch.')}, {device.type}", "",
+    lines = [f"### {family}, {side * 8}x{side * 8}, CFG, {str(dtype).removeprefix('torch.')}, {device.type}, "
+             f"{f'windows through the finest {levels} levels' if levels else 'windows through all levels'}", "",
              "| evaluation | share of the frame | MACs / dense | seconds / dense | allowed: 1.15 MACs + 3% | recorded, MB |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for name in calls:
@@ -125,12 +136,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
     parser.add_argument("--families", default="SD15,SDXL")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--levels", type=int, default=HighlightConfig.levels, help="of the UNet that windows compute; 0: all")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
     for family in args.families.split(","):
-        report = "\n".join(measure(family, args.repeats))
+        report = "\n".join(measure(family, args.repeats, args.levels))
         say(report)
         (args.out / f"shapes-{family}.md").write_text(report)
     return 0

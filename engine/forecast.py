@@ -63,7 +63,7 @@ class History:
     given: list[tuple[int, Point]] = field(default_factory=list)  # forecasts since the newest point
     owed: dict[int, Tensor] = field(default_factory=dict)
     settled: int = 0
-    before: tuple[int, dict[int, Tensor]] = (-1, {})  # what was owed before the newest forecast
+    before: tuple[int, dict[int, Tensor]] = field(default_factory=lambda: (-1, {}))  # what was owed before the newest forecast
 
     def extrapolated(self, sigma: float) -> Tensor:
         older, newer = self.points
@@ -78,7 +78,7 @@ class History:
     def take(self, index: int, sigma: float, value: Tensor) -> Tensor:
         """Take up the computed `value` of evaluation `index`; returns what to answer, the same where nothing is owed."""
         if self.before[0] == index:  # its forecast was never handed out
-            self.owed = self.before[1]
+            self.owed = dict(self.before[1])
         off = self._revise(index, sigma, value)
         if self.points and sigma >= self.points[-1].sigma * (1 - 1e-6):
             self.points.pop()  # the same sigma again, as Heun's second evaluation: the newer one counts

@@ -78,6 +78,7 @@ class HighlightRun:
             kind, reason = self._adapted(step)
         if self.dense_reason:
             kind, reason = "dense", self.dense_reason
+            self.forget()
         elif signature != self.signature:
             reason = "the conditioning changed" if self.forecasts and kind != "dense" else reason
             kind = "dense"
@@ -155,6 +156,8 @@ class HighlightRun:
 
         Returns what to answer: the same, or changed by what the forecasts before it got wrong.
         """
+        if self.dense_reason:
+            return list(outputs)
         answers, errors = [], []
         for i, denoised in enumerate(outputs):
             if self.gaps and i in self.forecasts and self.forecasts[i].ready:
@@ -162,6 +165,11 @@ class HighlightRun:
             forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response))
             answers.append(forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected))
         self.trace.cache_bytes = max(self.trace.cache_bytes, sum(window.bytes for window in self.windows))
+        self._measure(evaluation, errors)
+        return answers
+
+    def _measure(self, evaluation: Evaluation, errors: list[Tensor]) -> None:
+        """Take up what a dense evaluation tells: the heatmap, and the errors of the forecasts. One transfer for both."""
         heard = bool(self.accumulator and self.accumulator.maps)
         if heard:
             heat = self.accumulator.heatmap()
@@ -178,7 +186,6 @@ class HighlightRun:
         if heard:
             evaluation.heatmap = told[: self.heatmap.numel()].reshape(self.heatmap.shape)
             self._aim(evaluation.heatmap)
-        return answers
 
     def _aim(self, heatmap: Tensor) -> None:
         """Find the highlight of each image, and move the windows where they miss it or are much too large."""

@@ -43,7 +43,8 @@ class HighlightDiffusion(io.ComfyNode):
                 io.String.Input(
                     "interval", default="auto", extra_dict=ADVANCED,
                     tooltip="Gap between dense evaluations. auto leaves it to the preset; 2 computes every second one; "
-                    "a list such as 1,3,5,7,9 is spread over the schedule; 1 computes everything.",
+                    "a list such as 1,3,5,7,9 is spread over the schedule; adaptive goes by the error of the forecasts, "
+                    "more of it at a higher pace; 1 computes everything.",
                 ),
                 io.Float.Input(
                     "pace", default=0.0, min=0.0, max=100.0, step=0.1, extra_dict=ADVANCED,

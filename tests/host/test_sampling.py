@@ -1,5 +1,7 @@
 """Everything a sampler does, in the real host: each row saves, equals a fresh MODEL's result, and says what it did."""
 
+from dataclasses import replace
+
 import comfy.hooks
 import comfy.samplers
 import pytest
@@ -27,12 +29,12 @@ def sd15() -> tiny.Tiny:
     return tiny.sd15()
 
 
-def check(model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, **kwargs) -> Run:
+def check(model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, config=CONFIG, **kwargs) -> Run:
     """Run twice on one MODEL and once on a fresh one; returns the last trace of the first."""
     kwargs = {"size": SIZE, "steps": 16, **kwargs}
     patched = model.patcher if patched is None else patched
     trace = Trace()
-    used, fresh = attach(patched, CONFIG, trace), attach(patched, CONFIG, Trace())
+    used, fresh = attach(patched, config, trace), attach(patched, config, Trace())
     first, again, other = (sampled(model, patcher, **kwargs) for patcher in (used, used, fresh))
     run = trace.last
     assert torch.isfinite(first).all()
@@ -52,6 +54,15 @@ def test_every_sampler_is_accelerated(sd15, sampler):
 def test_every_scheduler_is_accelerated(sd15, scheduler):
     run = check(sd15, scheduler=scheduler)
     assert run.mean_active < 0.85
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral", "dpm_adaptive"])
+def test_an_adaptive_interval_goes_by_the_forecasts_error(sd15, sampler):
+    paces = [check(sd15, sampler=sampler, steps=24, config=replace(CONFIG, interval="adaptive", pace=p)) for p in (1.0, 20.0)]
+    slow, fast = (run.count("dense") / len(run.evaluations) for run in paces)
+    assert fast < slow < 1
+    measured = [e.forecast_error for e in paces[0].evaluations if e.kind == "dense" and e.index > 3]
+    assert all(error is not None and error > 0 for error in measured)
 
 
 def with_mask(model):

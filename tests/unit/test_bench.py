@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from highlight_diffusion.bench.compare import Tally
 from highlight_diffusion.bench.cost import CostModel, macs
 from highlight_diffusion.bench.fidelity import BEST, psnr, ssim
+from highlight_diffusion.bench.host import Sampling
 from highlight_diffusion.bench.workflow import of_type, to_prompt
 from highlight_diffusion.demo.plain import PlainModel
 from highlight_diffusion.demo.unet import UNet
@@ -78,3 +80,24 @@ def test_an_unknown_node_is_named():
         to_prompt(WORKFLOW, {"Loader": INFO["Loader"]})
     with pytest.raises(ValueError, match="0 nodes of type KSampler"):
         of_type(to_prompt(WORKFLOW, INFO), "KSampler")
+
+
+def test_tally_adds_up_pieces_it_has_met():
+    def run(dense, *boxes):
+        made = Run((1, 4, 32, 32), "euler", (1.0, 0.0), depth=4)
+        kinds = [("dense", ())] * dense + [("partial", ((box,),)) for box in boxes]
+        made.evaluations = [
+            Evaluation(i, i, 1.0, kind, "", 0.0, windows=windows, heatmap=torch.zeros(1) if kind == "dense" else None)
+            for i, (kind, windows) in enumerate(kinds)
+        ]
+        return made
+
+    tally, sampling = Tally(), Sampling()
+    small, shifted, large = (2, 10, 2, 10), (4, 12, 6, 14), (2, 20, 2, 20)
+    assert tally.of(run(3), sampling) is None
+    assert tally.learn(run(3), sampling, 300) == 300
+    assert tally.of(run(5), sampling) == 500
+    assert tally.learn(run(2, small), sampling, 207) == 207
+    assert tally.of(run(1, small, shifted), sampling) == 114
+    assert tally.of(run(1, small, large), sampling) is None
+    assert tally.of(run(1), Sampling(cfg=1.0)) is None
