@@ -84,7 +84,7 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached, adapts=True)
 
 
-SWEEP = ((2.0, 4), (2.5, 4), (3.5, 4), (5.0, 4), (6.0, 3), (8.0, 3), (11.0, 3))  # pace and warm-up
+SWEEP = ((2.0, 4), (2.5, 4), (3.5, 4), (5.0, 4), (6.0, 4), (6.0, 3), (8.0, 3), (11.0, 3))  # pace and warm-up
 INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 

@@ -9,7 +9,7 @@ ForecastSpace = Literal["auto", "noise", "denoised"]
 AUTO, ADAPTIVE = "auto", "adaptive"
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 6.0, "fast": 8.0}  # of the presets
-WARMUPS = {"quality": 4, "balanced": 3, "fast": 3}
+WARMUPS = {"quality": 4, "balanced": 4, "fast": 3}
 
 
 def parse_interval(text: str) -> Interval:
