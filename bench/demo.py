@@ -45,7 +45,7 @@ PROBED = 6  # prompts whose partial evaluations are compared with dense ones
 # forecast: the same plan, partial evaluations left to the forecast; equal cost: so many more dense ones instead
 VARIANTS = {
     "dense": {"enabled": False}, "highlight": {}, "forecast": {"correct": False},
-    "equal cost": {"correct": False, "pace": 5.0, "warmup": 4},
+    "equal cost": {"correct": False, "pace": 4.0},
 }  # fmt: skip
 COMPARED = ("forecast", "equal cost")
 SHEET = 8  # prompts on the contact sheet

@@ -63,7 +63,7 @@ def test_node_ids_and_inputs_are_what_saved_workflows_rely_on(pack):
     ("change", "words"),
     [
         ({"interval": "0"}, "interval has 0; the smallest is 1"),
-        ({"interval": "often"}, 'interval is "often"; write "auto"'),
+        ({"interval": "often"}, 'interval is "often"; write auto'),
         ({"start_percent": 0.9, "end_percent": 0.1}, "start_percent 0.9 is not below end_percent 0.1"),
     ],
 )

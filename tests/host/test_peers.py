@@ -7,6 +7,7 @@ import torch
 from highlight_diffusion.bench.cost import macs
 from highlight_diffusion.bench.host import Sampling, Subject, installed, node
 from highlight_diffusion.bench.methods import DENSE, methods
+from highlight_diffusion.engine.config import PACES, WARMUPS
 
 PROMPT = "a large red circle at the left on a plain gray background"
 SAMPLING = Sampling(steps=10)
@@ -32,11 +33,12 @@ def dense(subject):
     return run(subject, DENSE)
 
 
+BALANCED = f"pace={PACES['balanced']:g} warm-up={WARMUPS['balanced']} (balanced)"
 STRONGEST = {
     "fewer steps": "0.5", "EasyCache": "reuse_threshold=0.2", "LazyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
     "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3", "T-GATE": "gate=0.4",
-    "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": "pace=5 warm-up=4 (balanced)",
-    "forecast alone": "pace=5 warm-up=4 (balanced)",
+    "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": BALANCED, "forecast alone": BALANCED,
+    "forecasts not revised": BALANCED, "interval": "N=3",
 }  # fmt: skip
 
 
