@@ -1,4 +1,4 @@
-"""SD's discrete noise schedule with v-prediction, and a plain Euler sampler with classifier-free guidance.
+"""SD's discrete noise schedule with v-prediction, rectified flow, and a plain Euler sampler with guidance.
 
 x_t = alpha_t x0 + sigma_t eps with alpha^2 + sigma^2 = 1; the network predicts v = alpha eps - sigma x0 (Salimans
 and Ho, "Progressive Distillation", 2022). The sampler works in the variance-exploding form that k-diffusion and
@@ -19,6 +19,27 @@ def alphas_cumprod() -> Tensor:
     """alpha_t^2 for t = 0..999: SD's scaled-linear betas from 0.00085 to 0.012."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, dim=0)
+
+
+Corrupted = tuple[Tensor, Tensor, Tensor]  # noisy latents, timesteps (B,), what the network is to predict
+HIGH_NOISE = 0.65  # timesteps are STEPS * u ** HIGH_NOISE for uniform u: the layout is decided at high noise
+FLOW_SHIFT = 2.0  # of the timesteps that a flow is trained on, towards noise
+
+
+def corrupt_by_schedule(x0: Tensor, noise: Tensor, u: Tensor) -> Corrupted:
+    """Latents x0 and noise (B, 4, H, W), u (B,) uniform in 0..1: v-prediction on SD's schedule."""
+    timesteps = (u**HIGH_NOISE * STEPS).long().clamp(max=STEPS - 1)
+    signal = alphas_cumprod().float()[timesteps][:, None, None, None]
+    alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
+    return alpha * x0 + sigma * noise, timesteps, alpha * noise - sigma * x0
+
+
+def corrupt_by_flow(x0: Tensor, noise: Tensor, u: Tensor) -> Corrupted:
+    """The same for rectified flow (Liu et al., 2023): x = (1 - t) x0 + t noise, velocity noise - x0, t shifted as in
+    SD3; the network is told 1000 t."""
+    t = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
+    share = t[:, None, None, None]
+    return (1 - share) * x0 + share * noise, t * STEPS, noise - x0
 
 
 def schedule_sigmas() -> Tensor:

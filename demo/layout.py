@@ -10,6 +10,7 @@ map: where the model attends, which is what this pack is about, is left to the m
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .mmdit import MMDiT
 from .scenes import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene, object_masks
 from .text import TextEncoder
 from .unet import UNet
@@ -25,7 +27,8 @@ log = logging.getLogger("demo.layout")
 KINDS = (("shape", SHAPES), ("colour", tuple(COLOURS)))
 CLASSES = tuple(1 + len(names) for _, names in KINDS)  # class 0: no object here
 SIDE = 16  # latent cells a side at which layouts are kept
-ALIGNED = ("output_blocks.1", "output_blocks.4", "output_blocks.7")  # 1/8, 1/4 and 1/2 of the latent's side
+# Stages whose features are aligned: a UNet's at 1/8, 1/4 and 1/2 of the latent's side, two middle blocks of an MMDiT.
+ALIGNED = {"UNet": ("output_blocks.1", "output_blocks.4", "output_blocks.7"), "MMDiT": ("joint_blocks.2", "joint_blocks.4")}
 OBJECT_WEIGHT = 5.0  # of cells with an object, which are few
 
 
@@ -39,25 +42,34 @@ def layout(scene: Scene) -> np.ndarray:
 
 
 class LayoutHeads(nn.Module):
-    """Per-cell classifiers on a UNet's decoder features. Call after the UNet's forward, on the same batch."""
+    """Per-cell classifiers on a denoiser's features. Call after its forward, on the same batch."""
 
-    def __init__(self, unet: UNet):
+    def __init__(self, denoiser: UNet | MMDiT):
         super().__init__()
         self.features: dict[str, Tensor] = {}
+        self.names = ALIGNED[type(denoiser).__name__]
         self.heads = nn.ModuleList()
-        for name in ALIGNED:
-            stage = unet.get_submodule(name)
-            channels = stage[0].out_layers[-1].out_channels
+        for name in self.names:
+            stage = denoiser.get_submodule(name)
+            channels = denoiser.config.width if isinstance(denoiser, MMDiT) else stage[0].out_layers[-1].out_channels
             self.heads.append(nn.Sequential(nn.Conv2d(channels, 128, 1), nn.SiLU(), nn.Conv2d(128, sum(CLASSES), 1)))
             stage.register_forward_hook(lambda module, inputs, output, name=name: self.features.update({name: output}))
+
+    def _map(self, name: str) -> Tensor:
+        """Features (B, C, h, w) of a stage; a joint block's are the image tokens of a square frame."""
+        features = self.features[name]
+        if isinstance(features, tuple):
+            tokens = features[1].transpose(1, 2)
+            features = tokens.unflatten(-1, (math.isqrt(tokens.shape[-1]), -1))
+        return features
 
     def forward(self, layouts: Tensor) -> Tensor:
         """Mean cross-entropy in nats, for layouts (B, 2, SIDE, SIDE) uint8; scalar."""
         shares = torch.cat([F.one_hot(layouts[:, i].long(), n) for i, n in enumerate(CLASSES)], dim=-1)
         shares = shares.permute(0, 3, 1, 2).float()
         losses = []
-        for name, head in zip(ALIGNED, self.heads, strict=True):
-            logits = head(self.features[name]).float()
+        for name, head in zip(self.names, self.heads, strict=True):
+            logits = head(self._map(name)).float()
             truth = F.adaptive_avg_pool2d(shares, logits.shape[-2:])
             weight = 1 + OBJECT_WEIGHT * (1 - truth[:, :1])
             for part, target in zip(logits.split(CLASSES, 1), truth.split(CLASSES, 1), strict=True):

@@ -1,4 +1,6 @@
-"""Train the demo UNet and its text encoder together: `python -m demo.train --hours 2 --out runs/unet`.
+"""Train a demo model: `python -m demo.train --hours 2 --out runs/unet`, or with `--model mmdit`.
+
+The UNet and the text encoder are trained together, the MMDiT beside that text encoder, frozen.
 
 Runs on a GPU when there is one, else on the CPU in bfloat16 with float32 master weights. The learning rate follows
 the share of the time budget that is spent, so a run ends when it should on any machine; it resumes from its own
@@ -20,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion import STEPS, alphas_cumprod
+from .diffusion import corrupt_by_flow, corrupt_by_schedule
 from .layout import LayoutHeads, answers, layout, teach_text
 from .load import read_weights
+from .mmdit import JointBlock, MMDiT
 from .scenes import held_out, object_masks, parse_caption, render, sample_scene
 from .text import TextEncoder, tokenize
 from .unet import CrossAttention, UNet
@@ -32,7 +35,6 @@ log = logging.getLogger("demo.train")
 RENDER_SIZE = 256
 OBJECT_WEIGHT = 4.0  # extra loss weight inside objects, which are a small part of the frame
 LAYOUT_WEIGHT = 0.1  # of the layout loss; falls to nothing over the run
-HIGH_NOISE = 0.65  # timesteps are STEPS * u ** HIGH_NOISE for uniform u: the layout is decided at high noise
 DROP_PROMPT = 0.1
 EMA = 0.998
 
@@ -65,24 +67,52 @@ def load_examples(path: Path, count: int, workers: int) -> tuple[Tensor, Tensor,
     return torch.from_numpy(data["latents"]), torch.from_numpy(data["weights"]), [str(c) for c in data["captions"]]
 
 
-class Pair(nn.Module):
-    """The UNet and its text encoder, trained as one, and the heads that training alone uses."""
+def fresh_unet() -> UNet:
+    """A UNet whose residual branches start silent, as in the original."""
+    unet = UNet()
+    for module in unet.modules():
+        if hasattr(module, "out_layers"):
+            nn.init.zeros_(module.out_layers[-1].weight)
+        if hasattr(module, "proj_out"):
+            nn.init.zeros_(module.proj_out.weight)
+    nn.init.zeros_(unet.out[-1].weight)
+    return unet
 
-    def __init__(self) -> None:
+
+def fresh_mmdit() -> MMDiT:
+    """An MMDiT whose modulations start at nothing ("adaLN-Zero", Peebles and Xie, 2023)."""
+    mmdit = MMDiT()
+    for module in mmdit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    silent = [module.adaLN_modulation[-1] for module in mmdit.modules() if hasattr(module, "adaLN_modulation")]
+    for layer in [*silent, mmdit.final_layer.linear]:
+        nn.init.zeros_(layer.weight)
+    return mmdit
+
+
+class Pair(nn.Module):
+    """A denoiser and its text encoder, and the heads that training alone uses."""
+
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.unet, self.text = UNet(), TextEncoder()
-        for module in self.unet.modules():  # residual branches start silent, as in the original
-            if hasattr(module, "out_layers"):
-                nn.init.zeros_(module.out_layers[-1].weight)
-            if hasattr(module, "proj_out"):
-                nn.init.zeros_(module.proj_out.weight)
-        nn.init.zeros_(self.unet.out[-1].weight)
-        nn.init.normal_(self.text.token_embedding.weight, std=0.5)
-        nn.init.normal_(self.text.position_embedding.weight, std=0.1)
-        self.heads = LayoutHeads(self.unet)
+        self.kind, self.text = kind, TextEncoder()
+        self.add_module(kind, {"unet": fresh_unet, "mmdit": fresh_mmdit}[kind]())
+        self.heads = LayoutHeads(self.denoiser)
+        if kind == "unet":
+            nn.init.normal_(self.text.token_embedding.weight, std=0.5)
+            nn.init.normal_(self.text.position_embedding.weight, std=0.1)
+        else:
+            self.text.load_state_dict(read_weights("text"))
+            self.text.requires_grad_(False)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return getattr(self, self.kind)
 
     def forward(self, x: Tensor, timesteps: Tensor, tokens: Tensor, layouts: Tensor) -> tuple[Tensor, Tensor]:
-        return self.unet(x, timesteps, self.text(tokens)), self.heads(layouts)
+        return self.denoiser(x, timesteps, self.text(tokens)), self.heads(layouts)
 
 
 class Masters:
@@ -93,10 +123,9 @@ class Masters:
     """
 
     def __init__(self, model: nn.Module, lr: float):
-        self.model = model
-        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach().float().flatten(1) if self._matrix(name, p) else p.detach().float().clone()
-                        for name, p in model.named_parameters()}  # fmt: skip
+                        for name, p in self.trained.items()}  # fmt: skip
         self.average = {name: weight.clone() for name, weight in self.weights.items()}
         matrices = [w for name, w in self.weights.items() if self._matrix(name, w)]
         others = [w for name, w in self.weights.items() if not self._matrix(name, w)]
@@ -107,19 +136,19 @@ class Masters:
 
     @staticmethod
     def _matrix(name: str, weight: Tensor) -> bool:
-        ends = ("embedding", "unet.out.", "unet.input_blocks.0.", "heads.", "time_embed")
+        ends = ("embed", "unet.out.", "unet.input_blocks.0.", "heads.", "adaLN", "final_layer")
         return weight.ndim >= 2 and not any(end in name for end in ends)
 
     @torch.no_grad()
     def push(self) -> None:
         """Give the model the present weights and clear its gradients."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             parameter.copy_(self.weights[name].view(parameter.shape))
             parameter.grad = None
 
     def step(self, lr: float, decay: float) -> None:
         """Move the weights by the model's gradients, then the average towards them."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             self.weights[name].grad = parameter.grad.float().view(self.weights[name].shape)
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         for optimiser in self.optimisers:
@@ -129,7 +158,7 @@ class Masters:
         torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - decay)
 
     def state(self) -> dict:
-        shaped = {name: weight.view(self.shapes[name]) for name, weight in self.average.items()}
+        shaped = {name: weight.view(self.trained[name].shape) for name, weight in self.average.items()}
         return {"weights": self.weights, "average": shaped, "optimisers": [o.state_dict() for o in self.optimisers]}
 
     @torch.no_grad()
@@ -160,16 +189,16 @@ def train(args: argparse.Namespace) -> None:
     tokens, empty = torch.stack([tokenize(caption) for caption in captions]), tokenize("")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        CrossAttention.attend = staticmethod(attend_explicitly)
+        CrossAttention.attend = JointBlock.attend = staticmethod(attend_explicitly)
     torch.manual_seed(0)
-    model = Pair().to(device)
+    model = Pair(args.model).to(device)
     checkpoint = args.out / "last.pt"
     saved = torch.load(checkpoint, map_location=device) if checkpoint.exists() else None
     if saved is None:
         if args.init:
-            model.unet.load_state_dict(read_weights("unet"))
+            model.denoiser.load_state_dict(read_weights(args.model))
             model.text.load_state_dict(read_weights("text"))
-        if args.text:
+        if args.text and args.model == "unet":
             told = torch.from_numpy(np.stack([answers(scene) for scene in scenes]))
             teach_text(model.text, tokens, told, args.text * args.hours * 3600)
     masters = Masters(model, args.lr)
@@ -180,27 +209,25 @@ def train(args: argparse.Namespace) -> None:
         step, spent = saved["step"], saved["spent"]
         log.info("resumed at step %d, %.0f s spent", step, spent)
     predict = torch.compile(model, dynamic=False) if args.compile else model
-    signal = alphas_cumprod().float()
+    corrupt = {"unet": corrupt_by_schedule, "mmdit": corrupt_by_flow}[args.model]
     budget, saved_at, losses = args.hours * 3600, spent, []
     generator = torch.Generator().manual_seed(step + 1)
     while spent < budget:
         masters.push()
         share = spent / budget
         coarse = share < args.coarse
-        batch = args.batch * (4 if coarse else 1)
+        batch = args.batch * (args.coarse_batch if coarse else 1)
         pick = torch.randint(len(latents), (batch,), generator=generator)
         x0, mask = latents[pick].float(), weights[pick].float()[:, None]
         if coarse:
             x0, mask = F.avg_pool2d(x0, 2), F.avg_pool2d(mask, 2)
         noise = torch.randn(x0.shape, generator=generator)
         strata = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-        timesteps = (strata**HIGH_NOISE * STEPS).long().clamp(max=STEPS - 1)
-        alpha, sigma = signal[timesteps].sqrt()[:, None, None, None], (1 - signal[timesteps]).sqrt()[:, None, None, None]
+        noisy, timesteps, target = (part.to(device) for part in corrupt(x0, noise, strata))
         words = torch.where(torch.rand(batch, 1, generator=generator) < DROP_PROMPT, empty, tokens[pick])
-        noisy, target_v = (alpha * x0 + sigma * noise).to(device), (alpha * noise - sigma * x0).to(device)
         weight = (1 + OBJECT_WEIGHT * mask).to(device)
-        predicted, misplaced = predict(noisy.bfloat16(), timesteps.to(device), words.to(device), layouts[pick].to(device))
-        loss = (weight * (predicted.float() - target_v) ** 2).mean()
+        predicted, misplaced = predict(noisy.bfloat16(), timesteps, words.to(device), layouts[pick].to(device))
+        loss = (weight * (predicted.float() - target) ** 2).mean()
         (loss + LAYOUT_WEIGHT * (1 - share) * misplaced).backward()
         masters.step(learning_rate(share, args.lr), min(EMA, (1 + step) / (10 + step)))
         step += 1
@@ -222,10 +249,12 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("unet", "mmdit"), default="unet")
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
     parser.add_argument("--hours", type=float, default=2.0, help="time budget, everything included")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--coarse", type=float, default=0.4, help="share of the budget spent first on half-size frames")
+    parser.add_argument("--coarse-batch", type=int, default=4, help="how many times larger the batch is on those")
     parser.add_argument("--text", type=float, default=0.03, help="share of the budget that teaches the text encoder first")
     parser.add_argument("--examples", type=int, default=24000)
     parser.add_argument("--compile", action="store_true", help="torch.compile: worth it on a GPU")
