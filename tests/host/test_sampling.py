@@ -6,6 +6,8 @@ import comfy.hooks
 import comfy.samplers
 import pytest
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_hypertile import HyperTile
@@ -201,6 +203,35 @@ ATTACHED = {
 @pytest.mark.parametrize("name", ATTACHED)
 def test_beside_other_nodes(sd15, name):
     check(sd15, ATTACHED[name](sd15))
+
+
+def reasons(run: Run) -> set[str]:
+    return {evaluation.reason for evaluation in run.evaluations}
+
+
+def test_context_windows_run_dense(sd15):
+    """A window of two pictures of a batch of four at a time: the model sees another batch at every call."""
+    settings = {"context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
+                "closed_loop": False, "fuse_method": "pyramid", "dim": 0, "freenoise": False}  # fmt: skip
+    patched = ContextWindowsManualNode.execute(sd15.patcher, **settings).args[0]
+    run = check(sd15, patched, batch=4, steps=6, saves=False)
+    assert reasons(run) == {"context windows are in use"}
+
+
+def test_several_gpus_run_dense(sd15):
+    """ComfyUI's own path for several devices, here with one in the list."""
+    patched = sd15.patcher.clone()
+    patched.model_options["multigpu_clones"] = {patched.load_device: patched}
+    run = check(sd15, patched, steps=6, saves=False)
+    assert reasons(run) == {"several GPUs share the work"}
+
+
+def test_a_compiled_model_is_forecast_without_windows(sd15):
+    patched = sd15.patcher.clone()
+    set_torch_compile_wrapper(patched, backend="eager")
+    run = check(sd15, patched)
+    assert run.count("skipped") and not run.count("partial")
+    assert any("torch.compile" in reason for reason in reasons(run))
 
 
 def test_live_previews_change_nothing(sd15):
