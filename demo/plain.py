@@ -18,7 +18,7 @@ from ..engine.response import impulse_response
 from ..engine.run import HighlightRun
 from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
-from ..engine.window import Window, computing, fit, recording, swapped
+from ..engine.window import Window, computing, fit, recording, swapped, windows_of
 from .diffusion import normal_sigmas, timestep_of
 from .unet import UNet
 
@@ -117,7 +117,8 @@ def sample(
     depth, align = fit(model.unet, frame, config.levels)
     space = forecast_space("euler", config.forecast)
     response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
-    state = HighlightRun(config, run, frame, align, depth=depth, response=response)
+    state = HighlightRun(config, run, frame, align, surround=windows_of(frame, depth=depth), response=response)
+    run.depth = depth
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         positive, negative = state.evaluate(

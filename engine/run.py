@@ -17,11 +17,14 @@ from .config import ADAPTIVE, HighlightConfig
 from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
 from .highlight import Given, Region, find_region
+from .recording import Surroundings
 from .response import Response
 from .schedule import CORRECTED_GAP, PlannedStep, forecast_space, make_plan, step_of
-from .trace import Boxes, Evaluation, Kind, Run, inside
-from .window import Affine, Window, module_affine
+from .trace import Box, Boxes, Evaluation, Kind, Run, inside
+from .window import windows_of
 
+# Boxes of each image of a batch -> what is recorded for them.
+Surround = Callable[[Sequence[tuple[Box, ...]]], Sequence[Surroundings]]
 LISTENED = 3  # evaluations that are listened to where the highlight is only looked at
 HEATMAP_NEWEST = 0.2  # least share of the newest heatmap in the running mean
 
@@ -30,18 +33,23 @@ class HighlightRun:
     """State of one run.
 
     sigmas: the schedule, descending, its final 0 included. frame: latent (H, W). align: what windows are snapped to.
-    depth: how many of the UNet's outermost blocks a window computes, None for all.
+    surround: makes what is recorded for the regions of a batch, as its executor needs it.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
     response: the sampler's, by which a computed evaluation makes up for the forecasts before it; None to let them stand.
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
-        first_sigma: float = float("inf"), last_sigma: float = 0.0, affine: Affine = module_affine,
-        given: Given | None = None, depth: int | None = None, response: Response | None = None,
+        first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
+        given: Given | None = None, response: Response | None = None,
     ):  # fmt: skip
-        self.depth = trace.depth = depth
-        self.config, self.trace, self.frame, self.align, self.affine = config, trace, frame, align, affine
+        self.config, self.trace, self.frame, self.align, self.surround = (
+            config,
+            trace,
+            frame,
+            align,
+            surround or windows_of(frame),
+        )
         self.given = given or Given()
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
@@ -56,7 +64,7 @@ class HighlightRun:
         self.corrected: Boxes = ()  # where the last partial evaluation counted
         self.regions: tuple[Region, ...] = ()  # one an image, once a heatmap was captured
         self.coming: tuple[Region, ...] = ()  # those to take up at the next dense evaluation
-        self.windows: list[Window] = []
+        self.windows: Sequence[Surroundings] = ()
         self.heatmap: Tensor | None = None
         self.heard = 0
         self.accumulator: HeatmapAccumulator | None = None
@@ -128,7 +136,7 @@ class HighlightRun:
 
     # -- during a dense evaluation -------------------------------------------------------------------------------
 
-    def begin_dense(self, evaluation: Evaluation) -> Sequence[Window]:
+    def begin_dense(self, evaluation: Evaluation) -> Sequence[Surroundings]:
         """Prepare a dense evaluation; returns the windows to record, none when nothing will use them."""
         if self.coming:
             self._move(self.coming)
@@ -209,10 +217,9 @@ class HighlightRun:
     def _move(self, regions: tuple[Region, ...]) -> None:
         self.regions, self.coming = regions, ()
         if all(region.everything for region in regions):
-            self.windows = []
+            self.windows = ()
         else:
-            placed = [(image, box) for image, region in enumerate(regions) for box in region.outer]
-            self.windows = [Window(box, self.frame, self.affine, (image, len(regions)), self.depth) for image, box in placed]
+            self.windows = self.surround([region.outer for region in regions])
 
     # -- during the others ---------------------------------------------------------------------------------------
 
@@ -246,8 +253,8 @@ class HighlightRun:
 
     def evaluate(
         self, x: Tensor, sigma: float, signature: object,
-        dense: Callable[[Evaluation, Sequence[Window]], list[Tensor]],
-        partial: Callable[[Evaluation, Sequence[Window]], list[Tensor]],
+        dense: Callable[[Evaluation, Sequence[Surroundings]], list[Tensor]],
+        partial: Callable[[Evaluation, Sequence[Surroundings]], list[Tensor]],
     ) -> list[Tensor]:  # fmt: skip
         """One evaluation from decision to result; `dense` and `partial` are the host's ways to compute."""
         started = time.perf_counter()

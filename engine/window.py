@@ -19,55 +19,22 @@ demo's UNets alike, as are the lists `input_blocks` and `output_blocks`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .forecast import extrapolate, reach
+from .recording import Key, Keys, Surroundings
 from .trace import Box
 
-PERSISTENCE = 0.7  # how much of the last slope of what was recorded goes on, measured on the demo model
-Key = Hashable  # one image stream of a batch: a cond of the host
 Affine = Callable[[nn.GroupNorm, Tensor], tuple[Tensor, Tensor]]
 
 
 def module_affine(norm: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias of a group norm; hosts that offload or quantise weights pass their own."""
     return norm.weight, norm.bias
-
-
-Keys = tuple[Key, ...]
-
-
-@dataclass
-class Recording:
-    """What one window lacks, from one dense evaluation, on the model's device.
-
-    parts: module -> the streams of one call -> a tensor whose rows are those streams', one after the other.
-    """
-
-    sigma: float
-    parts: dict[nn.Module, dict[Keys, Tensor]] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for calls in self.parts.values() for part in calls.values())
-
-    def holds(self, keys: Keys) -> bool:
-        """True when these streams were recorded, in one call or several."""
-        calls = next(iter(self.parts.values()), {})
-        return keys in calls or set(keys) <= {key for call in calls for key in call}
-
-    def part(self, module: nn.Module, keys: Keys) -> Tensor:
-        """The rows of these streams, in their order."""
-        calls = self.parts[module]
-        if keys in calls:
-            return calls[keys]
-        rows = {key: row for call, part in calls.items() for key, row in zip(call, part.chunk(len(call)), strict=True)}
-        return torch.cat([rows[key] for key in keys])
 
 
 def _statistics(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
@@ -91,7 +58,7 @@ def _edge(x: Tensor, y0: int, y1: int, x0: int, x1: int) -> Tensor:
     return F.pad(inside, outside) if any(outside) else inside
 
 
-class Window:
+class Window(Surroundings):
     """One window (y0, y1, x0, x1) of a frame (H, W), in latent cells, and its last two recordings.
 
     image: which image of a batch it belongs to, and how many there are. A call's rows are its streams, of each of
@@ -103,25 +70,9 @@ class Window:
         self, box: Box, frame: tuple[int, int], affine: Affine = module_affine, image: tuple[int, int] = (0, 1),
         depth: int | None = None,
     ):  # fmt: skip
+        super().__init__(image)
         self.box, self.frame, self.affine, self.depth = box, frame, affine, depth
-        self.image, self.images = image
-        self.recordings: list[Recording] = []
         self._outsides: dict[tuple[int, torch.device], Tensor] = {}
-
-    @property
-    def bytes(self) -> int:
-        return sum(recording.bytes for recording in self.recordings)
-
-    def begin(self, sigma: float) -> None:
-        """Start the recording of a dense evaluation; the one before the last is dropped."""
-        if self.recordings and sigma >= self.recordings[-1].sigma * (1 - 1e-6):
-            self.recordings.pop()
-        self.recordings.append(Recording(sigma))
-        del self.recordings[:-2]
-
-    def rows(self, x: Tensor) -> Tensor:
-        """The rows (streams, ...) of this window's image, from those of a whole call (streams * images, ...)."""
-        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
 
     def paste(self, full: Tensor, part: Tensor) -> None:
         """Write what was computed into a tensor of a whole call, in place."""
@@ -161,9 +112,6 @@ class Window:
         """What enters the outer blocks from within."""
         return self.crop(entering)
 
-    def keep(self, module: nn.Module, keys: Keys, part: Tensor) -> None:
-        self.recordings[-1].parts.setdefault(module, {})[keys] = part.detach()
-
     def _outside(self, count: int, device: torch.device) -> Tensor:
         """Indices of the tokens outside the window, on the level of that many tokens."""
         if (count, device) not in self._outsides:
@@ -185,23 +133,14 @@ class Window:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def _part(self, module: nn.Module, keys: Keys, sigma: float) -> Tensor:
-        """The recorded part for these streams, extrapolated to sigma."""
-        newer = self.recordings[-1]
-        part = newer.part(module, keys)
-        if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
-            return part
-        older = self.recordings[0]
-        return extrapolate(part, older.part(module, keys), PERSISTENCE * reach(sigma, newer.sigma, older.sigma))
-
     def entering(self, layer: nn.Module, keys: Keys, sigma: float) -> Tensor:
         """What enters the outer blocks from within."""
-        return self._part(layer, keys, sigma)
+        return self.part(layer, keys, sigma)
 
     def conv(self, conv: nn.Conv2d, x: Tensor, keys: Keys, sigma: float) -> Tensor:
         """The padded input (B, C, h + 2, w + 2) of a convolution whose padding is then 0."""
         height, width = x.shape[-2:]
-        top, bottom, left, right = self._part(conv, keys, sigma).split((width + 2, width + 2, height, height), dim=-1)
+        top, bottom, left, right = self.part(conv, keys, sigma).split((width + 2, width + 2, height, height), dim=-1)
         padded = x.new_empty(*x.shape[:2], height + 2, width + 2)
         padded[:, :, 1:-1, 1:-1], padded[:, :, 0], padded[:, :, -1] = x, top, bottom
         padded[:, :, 1:-1, 0], padded[:, :, 1:-1, -1] = left, right
@@ -209,7 +148,7 @@ class Window:
 
     def norm(self, norm: nn.GroupNorm, x: Tensor, keys: Keys, sigma: float) -> Tensor:
         """Normalise by the window's own statistics, shifted to what the frame's would be."""
-        shift, log_ratio = self._part(norm, keys, sigma).unbind(-1)
+        shift, log_ratio = self.part(norm, keys, sigma).unbind(-1)
         mean, rstd = _statistics(x, norm)
         rstd = rstd * log_ratio.exp()
         weight, bias = (t.float() for t in self.affine(norm, x))
@@ -220,7 +159,16 @@ class Window:
 
     def attention(self, attention: nn.Module, tokens: Tensor, keys: Keys, sigma: float) -> Tensor:
         """The tokens to attend to: the window's own, then those outside."""
-        return torch.cat([tokens, self._part(attention, keys, sigma)], dim=1)
+        return torch.cat([tokens, self.part(attention, keys, sigma)], dim=1)
+
+
+def windows_of(frame: tuple[int, int], affine: Affine = module_affine, depth: int | None = None):
+    """Windows for the boxes of each image of a batch."""
+
+    def surround(boxes: Sequence[tuple[Box, ...]]) -> list[Window]:
+        return [Window(box, frame, affine, (image, len(boxes)), depth) for image, own in enumerate(boxes) for box in own]
+
+    return surround
 
 
 @dataclass(frozen=True)

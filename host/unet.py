@@ -21,7 +21,7 @@ from ..engine.highlight import Given
 from ..engine.run import HighlightRun
 from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
-from ..engine.window import Window, computing, fit, recording
+from ..engine.window import Window, computing, fit, recording, windows_of
 from .attention import HeatmapTap, cross_attention_sites
 from .sampler import sampler_response
 from .words import WORDS
@@ -65,7 +65,8 @@ class UNetRun:
         depth, align = fit(unet, frame, config.levels)
         space = forecast_space(run.sampler, config.forecast)
         response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
-        self.engine = HighlightRun(config, run, frame, align, first, last, _affine, given, depth, response)
+        self.engine = HighlightRun(config, run, frame, align, first, last, windows_of(frame, _affine, depth), given, response)
+        run.depth = depth
         self.words: dict[Any, TokenWeights] = {}
         self.calls = 0
         self.current: Evaluation | None = None

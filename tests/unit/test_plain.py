@@ -10,7 +10,7 @@ from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.trace import Run, inside
-from highlight_diffusion.engine.window import fit
+from highlight_diffusion.engine.window import fit, windows_of
 
 PROMPT = "a large red circle at the top left on a plain navy background"
 STEPS = 16
@@ -74,7 +74,8 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
     size, sigmas = (32, 32), normal_sigmas(20).tolist()
     trace = Run((1, 4, *size), "euler", tuple(sigmas))
     depth, align = fit(model.unet, size, levels)
-    state = HighlightRun(HighlightConfig(interval=(4,), warmup=3, max_area=1.0), trace, size, align, depth=depth)
+    config = HighlightConfig(interval=(4,), warmup=3, max_area=1.0)
+    state = HighlightRun(config, trace, size, align, surround=windows_of(size, depth=depth))
     x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     exact, better = [], []
     with torch.inference_mode():

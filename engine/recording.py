@@ -1,0 +1,82 @@
+"""What a partial evaluation lacks, recorded in dense ones and extrapolated to where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .forecast import extrapolate, reach
+
+PERSISTENCE = 0.7  # how much of the last slope of what was recorded goes on, measured on the demo model
+Key = Hashable  # one image stream of a batch: a cond of the host
+Keys = tuple[Key, ...]
+
+
+@dataclass
+class Recording:
+    """What one region lacks, from one dense evaluation, on the model's device.
+
+    parts: its place in the model -> the streams of one call -> a tensor whose rows are those streams', one after the other.
+    """
+
+    sigma: float
+    parts: dict[Hashable, dict[Keys, Tensor]] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for calls in self.parts.values() for part in calls.values())
+
+    def holds(self, keys: Keys) -> bool:
+        """True when these streams were recorded, in one call or several."""
+        calls = next(iter(self.parts.values()), {})
+        return keys in calls or set(keys) <= {key for call in calls for key in call}
+
+    def part(self, place: Hashable, keys: Keys) -> Tensor:
+        """The rows of these streams, in their order."""
+        calls = self.parts[place]
+        if keys in calls:
+            return calls[keys]
+        rows = {key: row for call, part in calls.items() for key, row in zip(call, part.chunk(len(call)), strict=True)}
+        return torch.cat([rows[key] for key in keys])
+
+
+class Surroundings:
+    """The last two recordings of what one region of one image lacks.
+
+    image: which image of a batch it belongs to, and how many there are. A call's rows are its streams, of each of
+    which every image is a row; a region records and computes its own image's alone.
+    """
+
+    def __init__(self, image: tuple[int, int] = (0, 1)):
+        self.image, self.images = image
+        self.recordings: list[Recording] = []
+
+    @property
+    def bytes(self) -> int:
+        return sum(recording.bytes for recording in self.recordings)
+
+    def begin(self, sigma: float) -> None:
+        """Start the recording of a dense evaluation; the one before the last is dropped."""
+        if self.recordings and sigma >= self.recordings[-1].sigma * (1 - 1e-6):
+            self.recordings.pop()
+        self.recordings.append(Recording(sigma))
+        del self.recordings[:-2]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The rows (streams, ...) of this region's image, from those of a whole call (streams * images, ...)."""
+        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
+
+    def keep(self, place: Hashable, keys: Keys, part: Tensor) -> None:
+        self.recordings[-1].parts.setdefault(place, {})[keys] = part.detach()
+
+    def part(self, place: Hashable, keys: Keys, sigma: float) -> Tensor:
+        """The recorded part for these streams, extrapolated to sigma."""
+        newer = self.recordings[-1]
+        part = newer.part(place, keys)
+        if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
+            return part
+        older = self.recordings[0]
+        return extrapolate(part, older.part(place, keys), PERSISTENCE * reach(sigma, newer.sigma, older.sigma))
