@@ -15,7 +15,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from ..engine.config import HighlightConfig
 from ..engine.highlight import Given
 from ..engine.trace import Run, Trace
-from .unet import KEY, UNetRun, require_unet
+from .dit import DiTRun
+from .families import FAMILIES, family_of
+from .run import KEY, ModelRun
+from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
 
@@ -26,24 +29,37 @@ def attach(
     """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
 
     `given` holds a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that
-    is not a supported UNet.
+    is not supported.
     """
-    require_unet(model)
+    executor = executor_of(model)
     clone = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(config, trace, node_id, given or Given()))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor, config, trace, node_id, given or Given()))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
     return clone
 
 
+def executor_of(model: ModelPatcher) -> type[ModelRun]:
+    """What runs a MODEL in part. Raises ValueError naming the model where nothing does, with what is supported."""
+    if is_unet(model):
+        return UNetRun
+    if family_of(model) is not None:
+        return DiTRun
+    network = type(model.get_model_object("diffusion_model")).__name__
+    raise ValueError(
+        f"Highlight Diffusion does not support {type(model.model).__name__} ({network}) yet; it supports the image UNets "
+        f"SD1.x, SD2.x and SDXL, the transformers {', '.join(family.title for family in FAMILIES)}, and their finetunes"
+    )
+
+
 class _OuterSample:
     """Creates the state of a run around the whole sampling call."""
 
-    def __init__(self, config: HighlightConfig, trace: Trace, node_id: str, given: Given):
-        self.config, self.trace, self.node_id, self.given = config, trace, node_id, given
+    def __init__(self, executor: type[ModelRun], config: HighlightConfig, trace: Trace, node_id: str, given: Given):
+        self.executor, self.config, self.trace, self.node_id, self.given = executor, config, trace, node_id, given
 
     def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
@@ -51,7 +67,7 @@ class _OuterSample:
         name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
         run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), self.node_id, _rgb_factors(guider.model_patcher))
         options = guider.model_options.setdefault("transformer_options", {})
-        options[KEY] = UNetRun(self.config, run, guider, self.given, sampler, sigmas)
+        options[KEY] = self.executor(self.config, run, guider, self.given, sampler, sigmas)
         self.trace.runs.append(run)
         started = time.perf_counter()
         try:
@@ -69,7 +85,7 @@ def _rgb_factors(model: ModelPatcher) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in factors) if factors else ()
 
 
-def _state(model_options: dict) -> UNetRun:
+def _state(model_options: dict) -> ModelRun:
     return model_options["transformer_options"][KEY]
 
 

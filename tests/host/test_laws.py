@@ -12,7 +12,7 @@ from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.engine.window import Window, fit
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import KEY, attach
-from highlight_diffusion.host.unet import _affine
+from highlight_diffusion.host.unet import affine
 
 from . import tiny
 
@@ -76,7 +76,7 @@ def test_partial_equals_dense_where_it_was_recorded(model, family, batch, levels
         dense = executor(*args, **kwargs)
         state, box = transformer_options[KEY], (8, 16, 0, 16)
         depth, _ = fit(model.patcher.model.diffusion_model, size, levels)
-        window = Window(box, size, _affine, (batch - 1, batch), depth)
+        window = Window(box, size, affine, (batch - 1, batch), depth)
         window.begin(1.0)
         state.current = state.engine.trace.evaluations[-1]
         state.current.sigma, sigma = 1.0, state.current.sigma

@@ -1,0 +1,113 @@
+"""Highlight Diffusion on ComfyUI's diffusion transformers: some image tokens of the frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.config import HighlightConfig
+from ..engine.heatmap import token_maps
+from ..engine.highlight import Given
+from ..engine.tokens import AttentionTap, RecordingTap, SubsetTap, TokenGrid, subsets_of
+from ..engine.trace import Run
+from ..engine.window import swapped
+from .families import family_of
+from .families.base import Pick, chosen
+from .run import ModelRun, check_latent
+
+OVERRIDE = "optimized_attention_override"
+LAYERS = 4  # blocks listened to
+
+
+class DiTRun(ModelRun):
+    """One sampling run on a transformer."""
+
+    def __init__(self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor):
+        model = guider.model_patcher
+        check_latent(run.shape, model)
+        self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
+        patch, frames = self.family.patch(self.network), run.shape[2] if len(run.shape) == 5 else 1
+        self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
+        self.blocks = list(self.family.blocks(self.network))
+        self.listened = set(chosen(self.blocks, LAYERS))
+        super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid))
+
+    def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
+        arguments = t, c_concat, c_crossattn, control
+        if self.current is None or tuple(x.shape[-2:]) != self.engine.frame:
+            return executor(x, *arguments, options, **kwargs)
+        keys = list(zip(options["uuids"], options["cond_or_uncond"], strict=True))
+        if self.computed:
+            return self._subsets(executor, keys, x, arguments, options, **kwargs)
+        accumulator, rows = self.engine.accumulator, self.positive_rows(options)
+        hear = self._hear(accumulator, rows, len(keys)) if accumulator is not None and rows else None
+        if not self.recorded and hear is None:
+            return executor(x, *arguments, options, **kwargs)
+        for subset in self.recorded:
+            subset.to(x.device)
+        tap = RecordingTap(self.recorded, keys, self.grid.count, self.family.text_first, options.get(OVERRIDE), hear)
+        with swapped(self._passing(tap)):
+            return executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
+
+    def _hear(self, accumulator, rows, streams: int) -> Callable[[int, Tensor, Tensor, int], None]:
+        """Adds how much the image's tokens look at the text's, in the blocks that are listened to."""
+
+        def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
+            if block not in self.listened:
+                return
+            queries, texts = q.chunk(streams), k.chunk(streams)
+            for row, prompt, weights in rows:
+                accumulator.add(token_maps(queries[row], texts[row], heads), self.grid.size, prompt, weights)
+
+        return hear
+
+    def _passing(self, tap: AttentionTap, pick: Pick | None = None) -> dict[nn.Module, Callable]:
+        """Forwards of the blocks under which the tap knows where it is, and through which only what is picked runs."""
+        forwards: dict[nn.Module, Callable] = {}
+
+        def block_forward(index: int, block: nn.Module) -> Callable:
+            forward = block.forward
+
+            def passed(*args, **kwargs):
+                if pick is not None:
+                    args, kwargs = self.family.enter(block, list(args), dict(kwargs), pick)
+                with tap.within(index):
+                    return forward(*args, **kwargs)
+
+            return passed
+
+        for index, block in enumerate(self.blocks):
+            forwards[block] = block_forward(index, block)
+        if pick is not None:
+            final = self.family.leave(self.network)
+            forwards[final] = lambda x, *args, forward=final.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
+        return forwards
+
+    def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
+        full = torch.zeros_like(x)
+        for subset in self.computed:
+
+            def own(value, subset=subset):
+                return subset.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
+
+            pick = Pick(subset)
+            t, c_concat, c_crossattn, control = arguments
+            tap = SubsetTap(subset, keys, self.current.sigma, self.family.text_first, options.get(OVERRIDE))
+            with swapped(self._passing(tap, pick)):
+                out = executor(
+                    own(x), own(t), own(c_concat), own(c_crossattn), _pick_control(control, pick, own),
+                    {**options, OVERRIDE: tap}, **{name: own(value) for name, value in kwargs.items()},
+                )  # fmt: skip
+            subset.rows(full)[...] = out
+        return full
+
+
+def _pick_control(control: dict | None, pick: Pick, own: Callable[[Any], Any]) -> dict | None:
+    """A control net's residuals (B, tokens, C) for the subset."""
+    if control is None:
+        return None
+    crop = lambda v: pick.image(own(v)) if isinstance(v, Tensor) and v.ndim == 3 else v  # noqa: E731
+    return {name: [crop(v) for v in values] if isinstance(values, list) else values for name, values in control.items()}

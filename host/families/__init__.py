@@ -1,0 +1,19 @@
+"""The transformer families, one small file each that says only what differs.
+
+To add one, write a `Family` in a file here and put it into `FAMILIES`, then add its tiny model to tests/host/tiny.py.
+"""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+
+from . import flux, sd3
+from .base import Family
+
+FAMILIES: tuple[Family, ...] = (sd3.FAMILY, flux.FAMILY)
+
+
+def family_of(model: ModelPatcher) -> Family | None:
+    """The family of a MODEL, None where it has none here."""
+    network = model.get_model_object("diffusion_model")
+    return next((family for family in FAMILIES if family.matches(network)), None)

@@ -1,0 +1,155 @@
+"""One sampling run on any of ComfyUI's models: what it does at each of the sampler's calls.
+
+Evaluations are decided at CALC_COND_BATCH, where control nets can be skipped with the model and post-cfg functions
+still run; what is partial of them is computed at APPLY_MODEL, where every tensor of a call is at hand, by the
+executor of the kind of model: host/unet.py or host/dit.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..engine.config import HighlightConfig
+from ..engine.heatmap import TokenWeights
+from ..engine.highlight import Given
+from ..engine.recording import Surroundings
+from ..engine.run import HighlightRun, Surround
+from ..engine.schedule import forecast_space
+from ..engine.trace import Evaluation, Run
+from .sampler import sampler_response
+from .words import WORDS
+
+KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
+CONDITIONING_WITHOUT_WINDOWS = {
+    "area": "area conditioning is in use",
+    "gligen": "GLIGEN is in use",
+    "hooks": "the conditioning carries hooks",
+}
+
+
+class ModelRun:
+    """Base of the executors. `apply_model` is theirs to write: it computes `self.computed`, or the whole model while
+    `self.recorded` are recorded."""
+
+    def __init__(
+        self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor, align: int,
+        surround: Surround,
+    ):  # fmt: skip
+        self.guider = guider
+        model = guider.model_patcher
+        sampling = model.get_model_object("model_sampling")
+        first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
+        space = forecast_space(run.sampler, config.forecast)
+        response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
+        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response)
+        self.words: dict[Any, TokenWeights] = {}
+        self.calls = 0
+        self.current: Evaluation | None = None
+        self.recorded: Sequence[Surroundings] = ()
+        self.computed: Sequence[Surroundings] = ()
+
+    def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
+        raise NotImplementedError
+
+    def begin_evaluation(self) -> None:
+        """The sampler asks for a prediction; the first batch of conds that follows is the evaluation itself."""
+        self.calls = 0
+
+    # -- CALC_COND_BATCH -----------------------------------------------------------------------------------------
+
+    def calc_cond_batch(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
+        self.calls += 1
+        if self.calls > 1:  # extra passes of PAG, SLG, SAG: another model in effect, so never mixed with the forecast
+            return executor(model, conds, x_in, timestep, model_options)
+        self._look_around(conds, x_in, model_options)
+        sigma = float(timestep.flatten()[0])
+
+        def compute(evaluation: Evaluation, recorded: Sequence[Surroundings], computed: Sequence[Surroundings]) -> list[Tensor]:
+            self.current, self.recorded, self.computed = evaluation, recorded, computed
+            try:
+                return executor(model, conds, x_in, timestep, model_options)
+            finally:
+                self.current, self.recorded, self.computed = None, (), ()
+
+        return self.engine.evaluate(
+            x_in, sigma, _signature(conds, x_in, sigma),
+            dense=lambda evaluation, windows: compute(evaluation, windows, ()),
+            partial=lambda evaluation, windows: compute(evaluation, (), windows),
+        )  # fmt: skip
+
+    def _look_around(self, conds, x_in: Tensor, model_options: dict) -> None:
+        """Note what else is at work: some things rule out windows, some rule out saving anything."""
+        self.engine.dense_reason = None
+        if "multigpu_clones" in model_options:
+            self.engine.dense_reason = "several GPUs share the work"
+        elif model_options.get("context_handler") is not None:
+            self.engine.dense_reason = "context windows are in use"
+        elif tuple(x_in.shape[-2:]) != self.engine.frame:
+            self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
+        self.engine.no_windows = foreign(conds, model_options)
+        self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
+
+    def positive_rows(self, options: dict) -> list[tuple[int, Any, TokenWeights | None]]:
+        """(row of the call, cond, its words) for the positive conds of a call."""
+        keys = zip(options["uuids"], options["cond_or_uncond"], strict=True)
+        return [(i, uuid, self.words.get(uuid)) for i, (uuid, index) in enumerate(keys) if self._is_positive(uuid, index)]
+
+    def _is_positive(self, uuid, index: int) -> bool:
+        """Whether a cond is a positive one: by the guider's own name for it, else by the order of CFGGuider."""
+        named = getattr(self.guider, "conds", {}).get("positive")
+        return any(c.get("uuid") == uuid for c in named) if named else index == 0
+
+
+def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:
+    """Raises ValueError where a latent of this shape is none of the model's."""
+    latent = model.get_model_object("latent_format")
+    axes = 2 + latent.latent_dimensions
+    if len(shape) != axes or shape[1] != latent.latent_channels:
+        raise ValueError(
+            f"the latent has shape {shape}, but this model samples {axes - 2} dimensions with {latent.latent_channels} latent "
+            "channels; make it with the empty latent node of this model, or encode it with its own VAE"
+        )
+
+
+def foreign(conds, model_options: dict) -> str | None:
+    """Why parts cannot be computed beside what other nodes attached, or None."""
+    for name, reason in CONDITIONING_WITHOUT_WINDOWS.items():
+        if any(cond.get(name) is not None for group in conds if group for cond in group):
+            return reason
+    if "model_function_wrapper" in model_options:
+        return "another node wraps the model's function"
+    options = model_options.get("transformer_options", {})
+    for name in ("patches", "patches_replace"):
+        used = [key for key, value in options.get(name, {}).items() if value]
+        if used:
+            return f"another node patches {', '.join(used)}"
+    for kind in ("apply_model", "diffusion_model"):
+        keys = [key for key, value in options.get("wrappers", {}).get(kind, {}).items() if value and key != KEY]
+        if keys:
+            return f"another node wraps {kind} ({', '.join(str(key) for key in keys)})"
+    return None
+
+
+def _signature(conds, x: Tensor, sigma: float) -> tuple:
+    """What is being evaluated: the conds and control nets in effect at this sigma, and the latent's shape and dtype."""
+
+    def control_state(control) -> tuple:
+        state = []
+        while control is not None:
+            window = getattr(control, "timestep_range", None)
+            state.append((id(control), window is None or window[1] <= sigma <= window[0]))
+            control = getattr(control, "previous_controlnet", None)
+        return tuple(state)
+
+    def active(cond: dict) -> bool:
+        return sigma <= cond.get("timestep_start", sigma) and sigma >= cond.get("timestep_end", sigma)
+
+    groups = tuple(
+        None if group is None else tuple((c.get("uuid"), control_state(c.get("control"))) for c in group if active(c))
+        for group in conds
+    )
+    return groups, tuple(x.shape), x.dtype, x.device
