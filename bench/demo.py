@@ -44,8 +44,8 @@ FORECAST_EVERY = 4  # prompts between those that are also sampled with partial e
 PROBED = 6  # prompts whose partial evaluations are compared with dense ones
 # forecast: the same plan, partial evaluations left to the forecast; equal cost: so many more dense ones instead
 VARIANTS = {
-    "dense": {"enabled": False}, "highlight": {}, "forecast": {"correct": False},
-    "equal cost": {"correct": False, "pace": 4.0},
+    "dense": {"enabled": False}, "highlight": {}, "forecast": {"correct": "never"},
+    "equal cost": {"correct": "never", "pace": 4.0},
 }  # fmt: skip
 COMPARED = ("forecast", "equal cost")
 SHEET = 8  # prompts on the contact sheet

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.config import ADAPTIVE, PACES, WARMUPS, HighlightConfig
+from ..engine.schedule import CORRECTED_PACE
 from ..engine.trace import Trace
 from .host import Sampling, installed, node
 
@@ -84,7 +85,7 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached, adapts=True)
 
 
-SWEEP = ((2.0, 4), (2.5, 4), (3.5, 4), (5.0, 4), (6.0, 4), (6.0, 3), (8.0, 3), (11.0, 3))  # pace and warm-up
+SWEEP = ((2.0, 4), (2.5, 4), (3.5, 4), (5.0, 4), (8.0, 3), (11.0, 3))  # pace and warm-up
 INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 
@@ -95,7 +96,9 @@ def ours() -> Iterator[Method]:
         name = f" ({presets[pace, warmup]})" if (pace, warmup) in presets else ""
         setting, strength = f"pace={pace:g} warm-up={warmup}{name}", {"pace": pace, "warmup": warmup}
         yield _highlight("Highlight Diffusion", setting, **strength)
-        yield _highlight("forecast alone", setting, correct=False, **strength)
+        if pace > CORRECTED_PACE:
+            yield _highlight("always corrected", setting, correct="always", **strength)
+        yield _highlight("forecast alone", setting, correct="never", **strength)
         if name:
             yield _highlight("forecasts not revised", setting, revise=False, **strength)
     for interval in INTERVALS:

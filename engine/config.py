@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
+Correct = Literal["auto", "always", "never"]
 AUTO, ADAPTIVE = "auto", "adaptive"
 Interval = tuple[int, ...] | Literal["adaptive"] | None
-PACES = {"quality": 2.0, "balanced": 6.0, "fast": 8.0}  # of the presets
+PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
 WARMUPS = {"quality": 4, "balanced": 4, "fast": 3}
 
 
@@ -42,7 +43,8 @@ class HighlightConfig:
     "adaptive" to the error of the forecasts, measured while sampling, with more of it allowed at a higher pace.
     start_percent, end_percent: the share of the schedule in which anything may be saved.
     warmup: dense steps before the first gap; the highlight is found in them.
-    correct: compute the highlight once in each gap and correct the forecast with it.
+    correct: compute the highlight once in each longer gap and correct the forecast with it; "auto" where that was measured to
+    be worth more than the same cost spent on dense evaluations.
     threshold: heat above which a cell is highlighted, 0 for everything.
     halo: cells computed around the highlight and thrown away.
     levels: how many of the UNet's levels, from the finest on, the highlight is computed through; what the deeper ones
@@ -57,7 +59,7 @@ class HighlightConfig:
     start_percent: float = 0.0
     end_percent: float = 1.0
     warmup: int = WARMUPS["balanced"]
-    correct: bool = True
+    correct: Correct = "auto"
     threshold: float = 0.6
     halo: int = 2
     levels: int = 2
@@ -87,6 +89,8 @@ class HighlightConfig:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
         if not self.pace >= 1:
             raise ValueError(f"pace is {self.pace}; it must be 1 or more")
+        if self.correct not in ("auto", "always", "never"):
+            raise ValueError(f'correct is "{self.correct}"; choose auto, always or never')
         if self.forecast not in ("auto", "noise", "denoised"):
             raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
 

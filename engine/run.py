@@ -19,12 +19,13 @@ from .heatmap import HeatmapAccumulator
 from .highlight import Given, Region, find_region
 from .recording import Surroundings
 from .response import Response
-from .schedule import CORRECTED_GAP, PlannedStep, forecast_space, make_plan, step_of
+from .schedule import CORRECTED_GAP, PlannedStep, correction_pays, forecast_space, make_plan, step_of
 from .trace import Box, Boxes, Evaluation, Kind, Run, inside
 from .window import windows_of
 
 # Boxes of each image of a batch -> what is recorded for them.
 Surround = Callable[[Sequence[tuple[Box, ...]]], Sequence[Surroundings]]
+NOT_WORTH_IT = "not computed: under this sampler and schedule dense evaluations are worth more"
 LISTENED = 3  # evaluations that are listened to where the highlight is only looked at
 HEATMAP_NEWEST = 0.2  # least share of the newest heatmap in the running mean
 
@@ -54,11 +55,12 @@ class HighlightRun:
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
-        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler)
+        self.response = response if config.revise else None
+        self.corrects = self._corrects(len(sigmas) - 1)
+        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects)
         self.gaps = AdaptiveGaps(config.pace) if config.interval == ADAPTIVE else None
         self.recorded = set(range(last)) if self.gaps else _recorded_steps(self.plan)
         self.space = forecast_space(trace.sampler, config.forecast)
-        self.response = response if config.revise else None
         trace.revises = self.response is not None
         self.forecasts: dict[int, Forecast] = {}
         self.corrected: Boxes = ()  # where the last partial evaluation counted
@@ -71,6 +73,13 @@ class HighlightRun:
         self.signature: object = None
         self.dense_reason: str | None = None
         self.no_windows: str | None = None
+
+    def _corrects(self, steps: int) -> bool:
+        """Whether longer gaps are to have a partial evaluation: as wanted, with a mask, or where it pays."""
+        if self.config.correct != "auto":
+            return self.config.correct == "always"
+        given = self.given.mask is not None or self.given.protect is not None
+        return given or correction_pays(steps, self.response)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 
@@ -107,7 +116,7 @@ class HighlightRun:
         since = step - (self.gaps.last_dense or 0)
         if self.gaps.due(step):
             return "dense", f"refresh after {since}, by the forecast's error"
-        if self.config.correct and self.gaps.gap >= CORRECTED_GAP and since == -(-self.gaps.gap // 2):
+        if self.corrects and self.gaps.gap >= CORRECTED_GAP and since == -(-self.gaps.gap // 2):
             return "partial", "highlight corrects the forecast and measures its error"
         return "skipped", "forecast"
 
@@ -156,7 +165,7 @@ class HighlightRun:
         if not self.config.active or self.dense_reason or evaluation.step < 1:
             return False
         left = self.plan[evaluation.step :]
-        used = any(p.kind == "partial" for p in left) or bool(self.gaps and self.config.correct)
+        used = any(p.kind == "partial" for p in left) or bool(self.gaps and self.corrects)
         return any(p.kind != "dense" for p in left) and (used or self.heard < LISTENED)
 
     def end_dense(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -202,7 +211,10 @@ class HighlightRun:
             for image, heat in enumerate(heatmap)
         ]
         self.trace.highlight = torch.cat([highlight for highlight, _ in found])
-        self.trace.highlight_reason = "; ".join(dict.fromkeys(region.reason for _, region in found))
+        reasons = [region.reason for _, region in found]
+        if not self.corrects:
+            reasons.append("not computed: never wanted" if self.config.correct == "never" else NOT_WORTH_IT)
+        self.trace.highlight_reason = "; ".join(dict.fromkeys(reasons))
         new = tuple(region for _, region in found)
         if self.regions:
             new = tuple(old if old.covers(region) else region for old, region in zip(self.regions, new, strict=True))

@@ -26,11 +26,10 @@ class HighlightDiffusion(io.ComfyNode):
                     "preset", options=list(PACES), default="balanced",
                     tooltip="quality stays closest to the unaccelerated picture, fast saves most.",
                 ),
-                io.Boolean.Input(
-                    "correct",
-                    default=True,
-                    tooltip="Compute the highlight once in each longer gap and correct the forecast with it. "
-                    "Off: forecast alone, faster and less exact where the prompt looks.",
+                io.Combo.Input(
+                    "correct", options=["auto", "always", "never"], default="auto",
+                    tooltip="Compute the highlight once in each longer gap and correct the forecast with it. auto: with a "
+                    "mask, and under samplers and schedules where it was measured to be worth its cost. never: forecast alone.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
@@ -101,7 +100,7 @@ class HighlightDiffusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, correct: bool, interval: str, pace: float, warmup: int,
+        cls, model: io.Model.Type, enabled: bool, preset: str, correct: str, interval: str, pace: float, warmup: int,
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float, forecast: str,
         mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
     ) -> io.NodeOutput:  # fmt: skip

@@ -17,7 +17,7 @@ from highlight_diffusion.host.unet import affine
 from . import tiny
 
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-PARTIAL = HighlightConfig(interval=(4,), warmup=3, threshold=0.6, halo=0, max_area=1.0)
+PARTIAL = HighlightConfig(interval=(4,), warmup=3, threshold=0.6, halo=0, max_area=1.0, correct="always")
 FAMILIES = {"sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "demo": lambda: tiny.Tiny(demo.load_unet(), context=128)}
 SIZE = {"demo": (16, 24)}
 

@@ -38,7 +38,7 @@ STRONGEST = {
     "fewer steps": "0.5", "EasyCache": "reuse_threshold=0.2", "LazyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
     "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3", "T-GATE": "gate=0.4",
     "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": BALANCED, "forecast alone": BALANCED,
-    "forecasts not revised": BALANCED, "interval": "N=3",
+    "forecasts not revised": BALANCED, "always corrected": BALANCED, "interval": "N=3",
 }  # fmt: skip
 
 

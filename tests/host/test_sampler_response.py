@@ -56,6 +56,6 @@ def test_revised_forecasts_end_nearer_to_dense(sd15, name):
         return tiny.sample(sd15, attach(sd15.patcher, config, trace), sampler=name, steps=24, size=(16, 16)), trace.last
 
     dense = tiny.sample(sd15, sampler=name, steps=24, size=(16, 16))
-    (left, off), (revised, on) = (sampled(HighlightConfig(pace=3.0, correct=False, revise=r)) for r in (False, True))
+    (left, off), (revised, on) = (sampled(HighlightConfig(pace=3.0, correct="never", revise=r)) for r in (False, True))
     assert not off.revises and on.revises and off.count("skipped") == on.count("skipped") > 6
     assert (revised - dense).square().mean() < (left - dense).square().mean()

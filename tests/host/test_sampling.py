@@ -23,7 +23,7 @@ from highlight_diffusion.host.attach import attach
 from . import tiny
 
 SIZE = (16, 24)
-CONFIG = HighlightConfig(threshold=0.5, max_area=1.0, pace=PACES["balanced"])
+CONFIG = HighlightConfig(threshold=0.5, max_area=1.0, pace=PACES["balanced"], correct="always")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from highlight_diffusion.host.attach import attach
 
 from . import tiny
 
-CONFIG = HighlightConfig(interval=(4,), warmup=3, threshold=0.5, halo=0, max_area=1.0)
+CONFIG = HighlightConfig(interval=(4,), warmup=3, threshold=0.5, halo=0, max_area=1.0, correct="always")
 SIZE = (24, 32)
 
 
@@ -59,7 +59,7 @@ def test_a_foreign_attn2_slot_survives_in_either_order(model, ours_first):
     vanilla = tiny.sample(model, patched(model.patcher), size=SIZE, steps=14)
     calls = foreign.calls
     # everything dense but listened to: a plan whose only saving comes after the last step it is allowed in
-    config = HighlightConfig(interval=(4,), warmup=14)
+    config = HighlightConfig(interval=(4,), warmup=14, correct="always")
     trace = Trace()
     ours = patched(attach(model.patcher, config, trace)) if ours_first else attach(patched(model.patcher), config, trace)
     assert torch.equal(tiny.sample(model, ours, size=SIZE, steps=14), vanilla)
@@ -72,7 +72,7 @@ def test_listening_to_attention_changes_no_bit(model):
     """Windows are never reached (warm-up covers the run up to the last gap), heatmaps are taken all along."""
     vanilla = tiny.sample(model, size=SIZE, steps=14)
     trace = Trace()
-    patcher = attach(model.patcher, HighlightConfig(interval=(3,), warmup=11), trace)
+    patcher = attach(model.patcher, HighlightConfig(interval=(3,), warmup=11, correct="always"), trace)
     latents = []
     tiny.sample(model, patcher, size=SIZE, steps=14, callback=lambda step, x0, x, total: latents.append(x.clone()))
     reference = []

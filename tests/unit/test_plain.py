@@ -12,6 +12,7 @@ from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.trace import Run, inside
 from highlight_diffusion.engine.window import fit, windows_of
 
+CONFIG = HighlightConfig(correct="always")
 PROMPT = "a large red circle at the top left on a plain navy background"
 STEPS = 16
 
@@ -41,16 +42,16 @@ def test_off_and_everything_give_the_dense_latent(model, dense, config):
 
 
 def test_highlighted_is_near_dense_and_computes_less(model, dense):
-    latent, trace = run(model, HighlightConfig())
+    latent, trace = run(model, CONFIG)
     assert trace.count("skipped") >= 4 and len(trace.evaluations) == STEPS and trace.completed
     assert 0 < (latent - dense).square().mean().sqrt() < 0.1 * dense.std()
 
 
 def test_runs_do_not_touch_each_other(model):
-    first = run(model, HighlightConfig())[0]
+    first = run(model, CONFIG)[0]
     for change in ({"seed": 4}, {"size": (32, 48)}, {"batch": 2}):
-        run(model, HighlightConfig(), **change)
-    assert torch.equal(run(model, HighlightConfig())[0], first)
+        run(model, CONFIG, **change)
+    assert torch.equal(run(model, CONFIG)[0], first)
     assert not any("forward" in m.__dict__ for m in model.unet.modules())
 
 
@@ -59,7 +60,7 @@ def test_the_heat_lies_on_the_objects_of_the_picture(model):
     ratios = []
     for seed, colour in enumerate(("red", "yellow", "green", "purple")):
         prompt = f"a large {colour} circle at the top left on a plain navy background"
-        latent, trace = run(PlainModel(unet, encode_prompt(text, prompt), model.negative), HighlightConfig(), seed)
+        latent, trace = run(PlainModel(unet, encode_prompt(text, prompt), model.negative), CONFIG, seed)
         picture = vae.decode(latent / SCALE)[0] / 2 + 0.5
         objects = torch.from_numpy(colour_map(picture.permute(1, 2, 0).numpy()) >= 0).float()
         heat = next(e.heatmap for e in reversed(trace.evaluations) if e.heatmap is not None)[0]
@@ -74,7 +75,7 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
     size, sigmas = (32, 32), normal_sigmas(20).tolist()
     trace = Run((1, 4, *size), "euler", tuple(sigmas))
     depth, align = fit(model.unet, size, levels)
-    config = HighlightConfig(interval=(4,), warmup=3, max_area=1.0)
+    config = HighlightConfig(interval=(4,), warmup=3, max_area=1.0, correct="always")
     state = HighlightRun(config, trace, size, align, surround=windows_of(size, depth=depth))
     x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     exact, better = [], []

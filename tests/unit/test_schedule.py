@@ -57,7 +57,7 @@ def test_more_steps_are_dense_at_the_end_where_a_sampler_carries_errors_on(sampl
 def test_gaps_are_corrected_where_it_was_measured_to_be_worth_it():
     partial = lambda **config: sum(s.kind == "partial" for s in make_plan(SIGMAS[30], HighlightConfig(**config)))  # noqa: E731
     assert (partial(pace=2.0), partial(pace=5.0), partial(pace=8.0, warmup=3)) == (0, 5, 3)
-    assert partial(pace=5.0, correct=False) == 0 and partial(interval=(4,)) > 4
+    assert partial(pace=5.0, correct="never") == 0 and partial(interval=(4,)) > 4
 
 
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=40))
@@ -79,7 +79,7 @@ def test_list_is_spread_over_the_schedule():
 def test_correction_is_planned_once_in_each_longer_gap():
     kinds = [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,)))]
     assert kinds.count("partial") == 26 // 4
-    assert "partial" not in [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,), correct=False))]
+    assert "partial" not in [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,), correct="never"))]
 
 
 def test_only_the_chosen_share_of_the_schedule_saves():
