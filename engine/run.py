@@ -44,13 +44,8 @@ class HighlightRun:
         first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
         given: Given | None = None, response: Response | None = None,
     ):  # fmt: skip
-        self.config, self.trace, self.frame, self.align, self.surround = (
-            config,
-            trace,
-            frame,
-            align,
-            surround or windows_of(frame),
-        )
+        self.config, self.trace, self.frame, self.align = config, trace, frame, align
+        self.surround = surround or windows_of(frame)
         self.given = given or Given()
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]

@@ -22,6 +22,8 @@ from torch import Tensor
 from .recording import Key, Surroundings
 from .trace import Box
 
+Place = tuple[int, int]  # a block, and which attention of it
+
 
 @dataclass(frozen=True)
 class TokenGrid:
@@ -84,16 +86,21 @@ class Layout:
     after: int
 
 
+Function = Callable[..., Tensor]
+
+
 class AttentionTap:
     """Stands where a host lets attention be overridden, for one call of a model.
 
     The executor says which block is running; within one, an attention belongs to the image where tokens look at
-    themselves that hold at least the image's. Attentions outside the blocks pass by. `text_first` says on which side of
-    the image tokens the others are. previous: an override that was there before, called in place of the model's own.
+    themselves that hold at least the image's. Attentions outside the blocks pass by.
+
+    image_tokens: how many run in this call. text_first, trailing: whether other tokens come before the image's but for
+    so many at the end, or all after. previous: an override that was there before, called in place of the model's own.
     """
 
-    def __init__(self, image_tokens: int, text_first: bool = True, previous: Callable | None = None):
-        self.image_tokens, self.text_first, self.previous = image_tokens, text_first, previous
+    def __init__(self, image_tokens: int, text_first: bool = True, trailing: int = 0, previous: Function | None = None):
+        self.image_tokens, self.text_first, self.trailing, self.previous = image_tokens, text_first, trailing, previous
         self.block: int | None = None
         self.count = 0
 
@@ -106,7 +113,7 @@ class AttentionTap:
         finally:
             self.block = None
 
-    def __call__(self, function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, function: Function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
         """As ComfyUI calls an override: tokens are the last but one axis of q, k and v, heads split or not."""
         if self.previous is not None:
             function = partial(self.previous, function)
@@ -121,9 +128,9 @@ class AttentionTap:
         others = q.shape[-2] - self.image_tokens
         if others < 0 or q.shape[-2] != k.shape[-2]:
             return None
-        return Layout(others, 0) if self.text_first else Layout(0, others)
+        return Layout(others - self.trailing, self.trailing) if self.text_first else Layout(0, others)
 
-    def attend(self, place: tuple[int, int], function: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs):
+    def attend(self, place: Place, function: Function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
         raise NotImplementedError
 
 
@@ -138,53 +145,91 @@ def _joined(x: Tensor) -> Tensor:
 
 
 class RecordingTap(AttentionTap):
-    """Records what each subset lacks, and lets `hear` listen to (block, queries of the image, keys of the text, heads)."""
+    """Records what each subset lacks, and lets `hear` listen to (block, queries of the image, keys of the text, heads).
+
+    passed: the blocks that ran; seen: those in which the image's tokens were seen looking at each other, without which a
+    block cannot be computed in part.
+    """
 
     def __init__(
         self, subsets: Sequence[TokenSubset], keys: Sequence[Key], image_tokens: int, text_first: bool = True,
-        previous: Callable | None = None, hear: Callable[[int, Tensor, Tensor, int], None] | None = None,
+        trailing: int = 0, previous: Function | None = None, hear: Callable[[int, Tensor, Tensor, int], None] | None = None,
     ):  # fmt: skip
-        super().__init__(image_tokens, text_first, previous)
+        super().__init__(image_tokens, text_first, trailing, previous)
         self.subsets, self.keys, self.hear = subsets, tuple(keys), hear
+        self.seen: set[int] = set()
+        self.passed: set[int] = set()
+
+    @contextmanager
+    def within(self, block: int) -> Iterator[None]:
+        self.passed.add(block)
+        with super().within(block):
+            yield
 
     def attend(self, place, function, q, k, v, heads, *args, **kwargs):
         layout = self.layout(q, k)
         if layout is not None:
+            self.seen.add(place[0])
             for subset in self.subsets:
                 rest = subset.rest + layout.before
                 subset.keep(
                     place, self.keys, torch.cat([subset.rows(t).index_select(-2, rest) for t in (k, _as(q, v))], dim=-1)
                 )
-            if self.hear is not None and layout.before + layout.after:
-                image = slice(layout.before, layout.before + self.image_tokens)
-                text = slice(0, layout.before) if layout.before else slice(self.image_tokens, None)
-                self.hear(place[0], *(_joined(t) for t in (q[..., image, :], k[..., text, :])), heads)
+        if self.hear is not None:
+            self._listen(place[0], layout, q, k, heads)
         return function(q, k, v, heads, *args, **kwargs)
+
+    def _listen(self, block: int, layout: Layout | None, q: Tensor, k: Tensor, heads: int) -> None:
+        """To joint attention, or to cross-attention of the image's tokens."""
+        if layout is not None:
+            before = layout.before
+            text = slice(0, before) if self.text_first else slice(self.image_tokens, None)
+            q, k = q[..., before : before + self.image_tokens, :], k[..., text, :]
+        if q.shape[-2] == self.image_tokens and k.shape[-2]:
+            self.hear(block, _joined(q), _joined(k), heads)
 
 
 class SubsetTap(AttentionTap):
     """Gives the tokens of a subset the keys and values of the others, each in its own place of the sequence."""
 
     def __init__(
-        self, subset: TokenSubset, keys: Sequence[Key], sigma: float, text_first: bool = True, previous: Callable | None = None
-    ):
-        super().__init__(len(subset.active), text_first, previous)
+        self, subset: TokenSubset, keys: Sequence[Key], sigma: float, text_first: bool = True, trailing: int = 0,
+        previous: Function | None = None,
+    ):  # fmt: skip
+        super().__init__(len(subset.active), text_first, trailing, previous)
         self.subset, self.keys, self.sigma = subset, tuple(keys), sigma
 
     def attend(self, place, function, q, k, v, heads, *args, **kwargs):
         layout = self.layout(q, k) if place in self.subset.recordings[-1].parts else None
-        if layout is not None:
-            others_k, others_v = self.subset.part(place, self.keys, self.sigma).chunk(2, dim=-1)
-            k, v = self._whole(k, others_k, layout), self._whole(_as(q, v), others_v, layout)
-        return function(q, k, v, heads, *args, **kwargs)
+        if layout is None:
+            return function(q, k, v, heads, *args, **kwargs)
+        others_k, others_v = self.subset.part(place, self.keys, self.sigma).chunk(2, dim=-1)
+        mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
+        if mask is not None:
+            kwargs["mask"] = self._mask(mask, layout)
+        if args:
+            kwargs["attn_precision"] = args[0]
+        return function(q, self._whole(k, others_k, layout), self._whole(_as(q, v), others_v, layout), heads, **kwargs)
+
+    def _places(self, layout: Layout, device: torch.device) -> Tensor:
+        """Where the tokens of this call are among all of a dense one."""
+        count = self.subset.grid.count
+        after = layout.before + count + torch.arange(layout.after, device=device)
+        return torch.cat([torch.arange(layout.before, device=device), layout.before + self.subset.active, after])
 
     def _whole(self, own: Tensor, others: Tensor, layout: Layout) -> Tensor:
         """The keys or values of all tokens, in the order a dense evaluation has them."""
-        count, device, axis = self.subset.grid.count, own.device, own.ndim - 2
-        after = layout.before + count + torch.arange(layout.after, device=device)
-        places = [torch.arange(layout.before, device=device), layout.before + self.subset.active, after]
-        shape = list(own.shape)
-        shape[axis] = layout.before + count + layout.after
+        axis, shape = own.ndim - 2, list(own.shape)
+        shape[axis] = layout.before + self.subset.grid.count + layout.after
         whole = own.new_empty(shape)
-        whole.index_copy_(axis, torch.cat(places), own)
+        whole.index_copy_(axis, self._places(layout, own.device), own)
         return whole.index_copy_(axis, layout.before + self.subset.rest, others.to(own))
+
+    def _mask(self, mask: Tensor, layout: Layout) -> Tensor:
+        """An attention mask (..., queries or 1, keys) for this call's queries and all keys, which are free to look at."""
+        places = self._places(layout, mask.device)
+        total = layout.before + self.subset.grid.count + layout.after
+        if mask.shape[-1] != total:
+            free = True if mask.dtype == torch.bool else 0
+            mask = mask.new_full((*mask.shape[:-1], total), free).index_copy_(mask.ndim - 1, places, mask)
+        return mask.index_select(-2, places) if mask.ndim > 1 and mask.shape[-2] == total else mask

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,6 +35,7 @@ class DiTRun(ModelRun):
         self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
         patch, frames = self.family.patch(self.network), run.shape[2] if len(run.shape) == 5 else 1
         self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
+        self.trailing = self.family.trailing(self.network, self.grid.count)
         self.blocks = list(self.family.blocks(self.network))
         self.listened = set(chosen(self.blocks, LAYERS))
         super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid))
@@ -48,9 +53,20 @@ class DiTRun(ModelRun):
             return executor(x, *arguments, options, **kwargs)
         for subset in self.recorded:
             subset.to(x.device)
-        tap = RecordingTap(self.recorded, keys, self.grid.count, self.family.text_first, options.get(OVERRIDE), hear)
-        with swapped(self._passing(tap)):
-            return executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
+        tap = RecordingTap(
+            self.recorded, keys, self.grid.count, self.family.text_first, self.trailing, options.get(OVERRIDE), hear
+        )
+        with self._tapped(tap):
+            output = executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
+        self._judge(tap, t)
+        return output
+
+    def _judge(self, tap: RecordingTap, t: Tensor) -> None:
+        """Note what keeps this graph from being computed in part."""
+        if tap.passed - tap.seen:
+            self.no_parts = "an attention of this model is not to be seen"
+        elif t.ndim > 1 and t.shape[1] > 1:
+            self.no_parts = "every token has a timestep of its own"
 
     def _hear(self, accumulator, rows, streams: int) -> Callable[[int, Tensor, Tensor, int], None]:
         """Adds how much the image's tokens look at the text's, in the blocks that are listened to."""
@@ -58,15 +74,23 @@ class DiTRun(ModelRun):
         def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
             if block not in self.listened:
                 return
+            groups = q.shape[-1] // k.shape[-1]  # of queries that share a key
+            if groups > 1:
+                k = k.unflatten(-1, (heads // groups, -1)).repeat_interleave(groups, -2).flatten(-2)
             queries, texts = q.chunk(streams), k.chunk(streams)
             for row, prompt, weights in rows:
-                accumulator.add(token_maps(queries[row], texts[row], heads), self.grid.size, prompt, weights)
+                maps = token_maps(queries[row], texts[row], heads)
+                if self.grid.frames > 1:
+                    maps = maps.unflatten(-1, (self.grid.frames, -1)).mean(-2)
+                accumulator.add(maps, self.grid.size, prompt, weights)
 
         return hear
 
-    def _passing(self, tap: AttentionTap, pick: Pick | None = None) -> dict[nn.Module, Callable]:
-        """Forwards of the blocks under which the tap knows where it is, and through which only what is picked runs."""
+    @contextmanager
+    def _tapped(self, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
+        """While this holds, the tap knows which block runs, and only what is picked runs through the blocks."""
         forwards: dict[nn.Module, Callable] = {}
+        stops = list(self.family.stops(self.network))
 
         def block_forward(index: int, block: nn.Module) -> Callable:
             forward = block.forward
@@ -74,8 +98,12 @@ class DiTRun(ModelRun):
             def passed(*args, **kwargs):
                 if pick is not None:
                     args, kwargs = self.family.enter(block, list(args), dict(kwargs), pick)
+                    pick.entering = False
                 with tap.within(index):
-                    return forward(*args, **kwargs)
+                    output = forward(*args, **kwargs)
+                if pick is not None and block in stops:
+                    output, pick.entering = pick.back(output), True
+                return output
 
             return passed
 
@@ -84,7 +112,11 @@ class DiTRun(ModelRun):
         if pick is not None:
             final = self.family.leave(self.network)
             forwards[final] = lambda x, *args, forward=final.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
-        return forwards
+        with ExitStack() as stack:
+            stack.enter_context(swapped(forwards))
+            for name in self.family.functions:
+                stack.enter_context(_tapped_function(importlib.import_module(name), tap))
+            yield
 
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         full = torch.zeros_like(x)
@@ -93,16 +125,27 @@ class DiTRun(ModelRun):
             def own(value, subset=subset):
                 return subset.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
 
-            pick = Pick(subset)
+            pick = Pick(subset, self.family.text_first, self.trailing)
             t, c_concat, c_crossattn, control = arguments
-            tap = SubsetTap(subset, keys, self.current.sigma, self.family.text_first, options.get(OVERRIDE))
-            with swapped(self._passing(tap, pick)):
+            tap = SubsetTap(subset, keys, self.current.sigma, self.family.text_first, self.trailing, options.get(OVERRIDE))
+            with self._tapped(tap, pick):
                 out = executor(
                     own(x), own(t), own(c_concat), own(c_crossattn), _pick_control(control, pick, own),
                     {**options, OVERRIDE: tap}, **{name: own(value) for name, value in kwargs.items()},
                 )  # fmt: skip
             subset.rows(full)[...] = out
         return full
+
+
+@contextmanager
+def _tapped_function(module: ModuleType, tap: AttentionTap) -> Iterator[None]:
+    """Attention by the name a module knows it by passes the tap, for models that do not hand their options down to it."""
+    function = module.optimized_attention
+    module.optimized_attention = partial(tap, function)
+    try:
+        yield
+    finally:
+        module.optimized_attention = function
 
 
 def _pick_control(control: dict | None, pick: Pick, own: Callable[[Any], Any]) -> dict | None:

@@ -47,6 +47,7 @@ class ModelRun:
         response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
         self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response)
         self.words: dict[Any, TokenWeights] = {}
+        self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.calls = 0
         self.current: Evaluation | None = None
         self.recorded: Sequence[Surroundings] = ()
@@ -90,7 +91,7 @@ class ModelRun:
             self.engine.dense_reason = "context windows are in use"
         elif tuple(x_in.shape[-2:]) != self.engine.frame:
             self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
-        self.engine.no_windows = foreign(conds, model_options)
+        self.engine.no_windows = self.no_parts or foreign(conds, model_options)
         self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
 
     def positive_rows(self, options: dict) -> list[tuple[int, Any, TokenWeights | None]]:
@@ -115,11 +116,18 @@ def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:
         )
 
 
+# What models are given besides the picture that is sampled, as more tokens of the same sequence.
+REFERENCES = ("ref_latents", "reference_latent", "context_latents", "ref_contexts", "image_cond", "time_dim_concat")
+
+
 def foreign(conds, model_options: dict) -> str | None:
     """Why parts cannot be computed beside what other nodes attached, or None."""
     for name, reason in CONDITIONING_WITHOUT_WINDOWS.items():
         if any(cond.get(name) is not None for group in conds if group for cond in group):
             return reason
+    models = [cond.get("model_conds", {}) for group in conds if group for cond in group]
+    if any(name in given for given in models for name in REFERENCES):
+        return "reference images are in use"
     if "model_function_wrapper" in model_options:
         return "another node wraps the model's function"
     options = model_options.get("transformer_options", {})

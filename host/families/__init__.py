@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
 
-from . import flux, sd3
+from . import aura_flow, flux, hidream, hunyuan_dit, lumina, pixart, qwen_image, sd3, wan
 from .base import Family
 
-FAMILIES: tuple[Family, ...] = (sd3.FAMILY, flux.FAMILY)
+FAMILIES: tuple[Family, ...] = tuple(
+    module.FAMILY for module in (sd3, flux, qwen_image, lumina, pixart, aura_flow, hidream, hunyuan_dit, wan)
+)
 
 
 def family_of(model: ModelPatcher) -> Family | None:

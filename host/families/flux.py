@@ -1,20 +1,25 @@
-"""Flux: blocks with text and image apart, then blocks on [text, image]; rotary positions run beside them."""
+"""Flux.1, Flux.2 and Chroma: blocks with text and image apart, then blocks on [text, image]; rotary positions."""
 
 from .base import Family, Pick
 
 
-def _enter(block, args, kwargs, pick: Pick):
+def enter(block, args, kwargs, pick: Pick):
     if "img" in kwargs:
-        before = kwargs["txt"].shape[1]
-        kwargs["img"] = pick.image(kwargs["img"])
+        kwargs["img"] = pick.tokens(kwargs["img"])
     else:
-        before = kwargs["pe"].shape[2] - pick.count
-        args = [pick.joint(args[0], 1, before), *args[1:]]
-    kwargs["pe"] = pick.joint(kwargs["pe"], 2, before)
+        args[0] = pick.tokens(args[0])
+    kwargs["pe"] = pick.positions(kwargs["pe"], 2)
     return args, kwargs
 
 
+def blocks(network):
+    return (*network.double_blocks, *network.single_blocks)
+
+
 FAMILY = Family(
-    title="Flux", network=("Flux",), blocks=lambda network: (*network.double_blocks, *network.single_blocks),
-    enter=_enter, leave=lambda network: network.final_layer,
-)  # fmt: skip
+    title="Flux.1, Flux.2, Chroma",
+    network=("comfy.ldm.flux.model.Flux", "comfy.ldm.chroma.model.Chroma"),
+    blocks=blocks,
+    enter=enter,
+    leave=lambda network: network.final_layer,
+)

@@ -3,12 +3,15 @@
 from .base import Family, Pick
 
 
-def _enter(block, args, kwargs, pick: Pick):
+def enter(block, args, kwargs, pick: Pick):
     context, x, *rest = args
-    return [context, pick.image(x), *rest], kwargs
+    return [context, pick.tokens(x), *rest], kwargs
 
 
 FAMILY = Family(
-    title="SD3, SD3.5", network=("MMDiT",), blocks=lambda network: network.joint_blocks, enter=_enter,
+    title="SD3, SD3.5",
+    network=("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",),
+    blocks=lambda network: network.joint_blocks,
+    enter=enter,
     leave=lambda network: network.final_layer,
-)  # fmt: skip
+)

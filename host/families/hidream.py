@@ -1,0 +1,19 @@
+"""HiDream-I1: [image, text] in every block, the text's states renewed in each; rotary positions of the whole sequence."""
+
+from .base import Family, Pick
+
+
+def enter(block, args, kwargs, pick: Pick):
+    kwargs["image_tokens"] = pick.tokens(kwargs["image_tokens"])
+    kwargs["rope"] = pick.positions(kwargs["rope"], 1)
+    return args, kwargs
+
+
+FAMILY = Family(
+    title="HiDream-I1",
+    network=("comfy.ldm.hidream.model.HiDreamImageTransformer2DModel",),
+    blocks=lambda network: (*network.double_stream_blocks, *network.single_stream_blocks),
+    enter=enter,
+    leave=lambda network: network.final_layer,
+    text_first=False,
+)

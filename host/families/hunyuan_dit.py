@@ -1,0 +1,18 @@
+"""HunyuanDiT: self-attention of the image, cross-attention to text, long skips; rotary positions (cosines, sines)."""
+
+from .base import Family, Pick
+
+
+def enter(block, args, kwargs, pick: Pick):
+    x, vector, text, positions, *skip = args
+    return [pick.tokens(x), vector, text, tuple(pick.positions(table, 0) for table in positions), *skip], kwargs
+
+
+FAMILY = Family(
+    title="HunyuanDiT",
+    network=("comfy.ldm.hydit.models.HunYuanDiT", "comfy.ldm.hydit.models.HunYuanDiTModel"),
+    blocks=lambda network: network.blocks,
+    enter=enter,
+    leave=lambda network: network.final_layer,
+    functions=("comfy.ldm.hydit.attn_layers",),
+)

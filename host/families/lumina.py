@@ -1,0 +1,23 @@
+"""Lumina 2 and Z-Image: image tokens are refined alone, then run in one sequence [text, image, padding]; rotary positions."""
+
+from .base import Family, Pick
+
+
+def enter(block, args, kwargs, pick: Pick):
+    x, mask, positions, *rest = args
+    return [pick.tokens(x), mask, pick.positions(positions, 1), *rest], kwargs
+
+
+def trailing(network, count: int) -> int:
+    return -count % network.pad_tokens_multiple if network.pad_tokens_multiple else 0
+
+
+FAMILY = Family(
+    title="Lumina 2, Z-Image",
+    network=("comfy.ldm.lumina.model.NextDiT",),
+    blocks=lambda network: (*network.noise_refiner, *network.layers),
+    enter=enter,
+    leave=lambda network: network.final_layer,
+    trailing=trailing,
+    stops=lambda network: network.noise_refiner[-1:],
+)

@@ -1,0 +1,18 @@
+"""PixArt alpha and sigma: self-attention of the image, cross-attention to text; positions are added at the input."""
+
+from .base import Family, Pick
+
+
+def enter(block, args, kwargs, pick: Pick):
+    args[0] = pick.tokens(args[0])
+    return args, kwargs
+
+
+FAMILY = Family(
+    title="PixArt",
+    network=("comfy.ldm.pixart.pixartms.PixArtMS",),
+    blocks=lambda network: network.blocks,
+    enter=enter,
+    leave=lambda network: network.final_layer,
+    functions=("comfy.ldm.pixart.blocks",),
+)

@@ -1,0 +1,18 @@
+"""Qwen-Image: text and image apart in every block, rotary positions of [text, image]."""
+
+from .base import Family, Pick
+
+
+def enter(block, args, kwargs, pick: Pick):
+    kwargs["hidden_states"] = pick.tokens(kwargs["hidden_states"])
+    kwargs["image_rotary_emb"] = pick.positions(kwargs["image_rotary_emb"], 2)
+    return args, kwargs
+
+
+FAMILY = Family(
+    title="Qwen-Image",
+    network=("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",),
+    blocks=lambda network: network.transformer_blocks,
+    enter=enter,
+    leave=lambda network: network.norm_out,
+)

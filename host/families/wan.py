@@ -1,0 +1,19 @@
+"""Wan 2.1 text to video: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
+
+from .base import Family, Pick
+
+
+def enter(block, args, kwargs, pick: Pick):
+    args[0] = pick.tokens(args[0])
+    kwargs["freqs"] = pick.positions(kwargs["freqs"], 1)
+    return args, kwargs
+
+
+FAMILY = Family(
+    title="Wan 2.1",
+    network=("comfy.ldm.wan.model.WanModel",),
+    blocks=lambda network: network.blocks,
+    enter=enter,
+    leave=lambda network: network.head,
+    patch=lambda network: network.patch_size[-1],
+)
