@@ -58,6 +58,13 @@ def normal_sigmas(steps: int) -> Tensor:
     return torch.cat([sigmas, torch.zeros(1)])
 
 
+def flow_sigmas(steps: int, shift: float = FLOW_SHIFT) -> Tensor:
+    """ComfyUI's scheduler "simple" for a flow: from the shifted table of 1000 timesteps, evenly; then 0. (steps + 1,)."""
+    t = torch.arange(1, STEPS + 1) / STEPS
+    table = shift * t / (1 + (shift - 1) * t)
+    return torch.stack([table[-(1 + i * STEPS // steps)] for i in range(steps)] + [torch.tensor(0.0)])
+
+
 def timestep_of(sigma: Tensor) -> Tensor:
     """Index of the nearest schedule sigma, as k-diffusion's discrete schedule rounds it."""
     return (sigma.log() - schedule_sigmas().log()[:, None]).abs().argmin(dim=0)

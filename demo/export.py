@@ -1,4 +1,4 @@
-"""Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt --vae runs/vae/last.pt`."""
+"""Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt`, or --mmdit, --vae."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ def save(part: str, weights: dict[str, torch.Tensor]) -> None:
         raise SystemExit(f"{path} has {path.stat().st_size} bytes, more than {LIMIT}")
 
 
+def of(weights: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The weights of one part of what was trained together."""
+    return {name.removeprefix(f"{part}."): weight for name, weight in weights.items() if name.startswith(f"{part}.")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unet", type=Path)
+    parser.add_argument("--mmdit", type=Path)
     parser.add_argument("--vae", type=Path)
     args = parser.parse_args()
     if args.unet:
         average = torch.load(args.unet, map_location="cpu")["average"]
         for part in ("unet", "text"):
-            save(part, {name.removeprefix(f"{part}."): w for name, w in average.items() if name.startswith(f"{part}.")})
+            save(part, of(average, part))
+    if args.mmdit:
+        save("mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
     if args.vae:
         save("vae", torch.load(args.vae, map_location="cpu")["vae"])
 

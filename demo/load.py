@@ -8,16 +8,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .mmdit import MMDiT
 from .text import TextEncoder
 from .unet import UNet
 from .vae import VAE
 
 WEIGHTS = Path(__file__).parent / "weights"
-PARTS = ("unet", "text", "vae")
+DENOISERS = {"unet": UNet, "mmdit": MMDiT}
 
 
 def read_weights(part: str) -> dict[str, Tensor]:
-    """State dict of "unet", "text" or "vae", in float32.
+    """State dict of "unet", "mmdit", "text" or "vae", in float32.
 
     Raises FileNotFoundError, saying what to do, when the file is missing.
     """
@@ -27,10 +28,10 @@ def read_weights(part: str) -> dict[str, Tensor]:
     return {name: weight.float() for name, weight in load_file(path).items()}
 
 
-def load_plain() -> tuple[UNet, TextEncoder, VAE]:
-    """The three modules in plain torch, ready for inference."""
-    modules = UNet(), TextEncoder(), VAE()
-    for module, part in zip(modules, PARTS, strict=True):
+def load_plain(kind: str = "unet") -> tuple[UNet | MMDiT, TextEncoder, VAE]:
+    """The denoiser of this kind, the text encoder and the VAE in plain torch, ready for inference."""
+    modules = DENOISERS[kind](), TextEncoder(), VAE()
+    for module, part in zip(modules, (kind, "text", "vae"), strict=True):
         module.load_state_dict(read_weights(part))
         module.eval().requires_grad_(False)
     return modules

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,24 @@ class PlainModel:
         positive, negative = (c[images] if len(c) > 1 else c for c in (self.positive, self.negative))
         return PlainModel(self.unet, positive, negative)
 
+    def sigmas(self, steps: int) -> list[float]:
+        return normal_sigmas(steps).tolist()
+
+    def noised(self, noise: Tensor, sigma: float) -> Tensor:
+        """What sampling starts from, for noise of unit variance."""
+        return noise * (1 + sigma**2) ** 0.5
+
+    def fit(self, frame: tuple[int, int], levels: int):
+        """What windows are snapped to, what is recorded for them, and their depth."""
+        depth, align = fit(self.unet, frame, levels)
+        return align, windows_of(frame, depth=depth), depth
+
+    def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
+        return dense_call(self, state, x, evaluation, windows)
+
+    def partial(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
+        return window_call(self, state, x, evaluation, windows)
+
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         scale = (sigma**2 + 1) ** 0.5
         batch = len(x)
@@ -108,28 +127,35 @@ def euler(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Sequenc
 
 
 def sample(
-    model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call = window_call
+    model: Any, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call | None = None
 ) -> tuple[Tensor, Run]:
-    """Euler over `steps` of the scheduler "normal", from noise (B, 4, H, W); returns the latent and the trace's run."""
-    sigmas = normal_sigmas(steps).tolist()
+    """Euler over `steps` of a model's own schedule, from noise (B, 4, H, W); returns the latent and the trace's run.
+
+    model: a `PlainModel`, or a `PlainFlow`. partial: another way to compute partial evaluations.
+    """
+    sigmas = model.sigmas(steps)
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
     frame = tuple(noise.shape[-2:])
-    depth, align = fit(model.unet, frame, config.levels)
+    align, surround, run.depth = model.fit(frame, config.levels)
     space = forecast_space("euler", config.forecast)
     response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
-    state = HighlightRun(config, run, frame, align, surround=windows_of(frame, depth=depth), response=response)
-    run.depth = depth
+    state = HighlightRun(config, run, frame, align, surround=surround, response=response)
+
+    def computed(x: Tensor, evaluation: Evaluation, windows: Sequence[Any]) -> list[Tensor]:
+        if partial is not None:
+            return partial(model, state, x, evaluation, windows)
+        return model.partial(state, x, evaluation, windows)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         positive, negative = state.evaluate(
             x, sigma, "plain",
-            dense=lambda evaluation, windows: dense_call(model, state, x, evaluation, windows),
-            partial=lambda evaluation, windows: partial(model, state, x, evaluation, windows),
+            dense=lambda evaluation, windows: model.dense(state, x, evaluation, windows),
+            partial=lambda evaluation, windows: computed(x, evaluation, windows),
         )  # fmt: skip
         return negative + cfg * (positive - negative)
 
     started = time.perf_counter()
     with torch.inference_mode():
-        x = euler(denoise, noise * (1 + sigmas[0] ** 2) ** 0.5, sigmas)
+        x = euler(denoise, model.noised(noise, sigmas[0]), sigmas)
     run.seconds, run.completed = time.perf_counter() - started, True
     return x, run

@@ -4,8 +4,8 @@ In a transformer tokens meet in attention alone. So when some of them run throug
 others' keys and values where a dense evaluation left them, each gets exactly what the dense evaluation gave it; further
 along the schedule those keys and values are extrapolated from the last two recordings.
 
-It works on one function, that of attention, which hosts let others override; how tokens get into the blocks and out of
-them again is the executor's business.
+It works on one function, that of attention, which hosts let others override (`RecordingTap`, `SubsetTap`), and on what
+the blocks are given (`Pick`); where in a model these belong is the executor's business.
 """
 
 from __future__ import annotations
@@ -233,3 +233,38 @@ class SubsetTap(AttentionTap):
             free = True if mask.dtype == torch.bool else 0
             mask = mask.new_full((*mask.shape[:-1], total), free).index_copy_(mask.ndim - 1, places, mask)
         return mask.index_select(-2, places) if mask.ndim > 1 and mask.shape[-2] == total else mask
+
+
+class Pick:
+    """Takes a subset of the image tokens out of what a call's blocks are given, and puts it back at the end.
+
+    entering: True for the first block, which is given all tokens; later ones are given what that one returned.
+    text_first, trailing: as a family has them.
+    """
+
+    def __init__(self, subset: TokenSubset, text_first: bool = True, trailing: int = 0):
+        self.subset, self.count, self.text_first, self.trailing = subset, subset.grid.count, text_first, trailing
+        self.entering = True
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Of hidden states (B, others before, image, trailing; C)."""
+        return self.positions(x, 1) if self.entering else x
+
+    def positions(self, x: Tensor, axis: int) -> Tensor:
+        """Of a table that always has all tokens on its `axis`, whatever is before the image's included."""
+        before = x.shape[axis] - self.count - self.trailing if self.text_first else 0
+        after = torch.arange(before + self.count, x.shape[axis], device=x.device)
+        places = [torch.arange(before, device=x.device), before + self.subset.active, after]
+        return x.index_select(axis, torch.cat(places))
+
+    def image(self, x: Tensor) -> Tensor:
+        """Of a tensor (B, image, C) that always has all image tokens and no others; any other stays as it is."""
+        return x.index_select(1, self.subset.active) if x.shape[1] == self.count else x
+
+    def back(self, x: Tensor) -> Tensor:
+        """Hidden states with the image tokens in their places among zeros."""
+        count = len(self.subset.active)
+        before = x.shape[1] - count - self.trailing if self.text_first else 0
+        first, active, last = x.split([before, count, x.shape[1] - before - count], dim=1)
+        image = x.new_zeros(len(x), self.count, x.shape[2]).index_copy_(1, self.subset.active, active)
+        return torch.cat([first, image, last], dim=1) if x.shape[1] > count else image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -11,7 +12,9 @@ import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 from comfy.supported_models_base import ClipTarget
 
+from ..demo.diffusion import FLOW_SHIFT
 from ..demo.load import read_weights
+from ..demo.mmdit import MMDiTConfig
 from ..demo.text import TextConfig, full_embedding
 from ..demo.unet import UNetConfig
 
@@ -40,10 +43,34 @@ def _unet_config() -> dict:
     }  # fmt: skip
 
 
+class DemoMMDiT(comfy.supported_models.SD3):
+    """SD3's layout at small widths, on the latents of SD1.5."""
+
+    latent_format = comfy.latent_formats.SD15
+    sampling_settings = {"shift": FLOW_SHIFT}
+
+
+def _mmdit_config() -> dict:
+    config = MMDiTConfig()
+    embedder = {"in_features": config.context_dim, "out_features": config.width}
+    return {
+        "in_channels": config.in_channels, "out_channels": config.in_channels, "patch_size": config.patch_size,
+        "depth": config.heads, "num_blocks": config.blocks, "input_size": None, "qk_norm": "rms",
+        "context_embedder_config": {"target": "torch.nn.Linear", "params": embedder}, "pos_embed_scaling_factor": None,
+    }  # fmt: skip
+
+
 def load_unet() -> comfy.model_patcher.ModelPatcher:
-    weights = read_weights("unet")
     config = DemoUNet(_unet_config())
     config.unet_config.update(num_heads=-1, num_head_channels=UNetConfig().head_channels)
+    return _load(config, read_weights("unet"))
+
+
+def load_mmdit() -> comfy.model_patcher.ModelPatcher:
+    return _load(DemoMMDiT(_mmdit_config()), read_weights("mmdit"))
+
+
+def _load(config, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     parameters = sum(w.numel() for w in weights.values())
@@ -80,6 +107,6 @@ def load_vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=read_weights("vae"))
 
 
-def load_demo() -> tuple:
-    """MODEL, CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
-    return load_unet(), load_clip(), load_vae()
+def load_demo(kind: str = "unet") -> tuple:
+    """MODEL of a kind ("unet" or "mmdit"), CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
+    return {"unet": load_unet, "mmdit": load_mmdit}[kind](), load_clip(), load_vae()

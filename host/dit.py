@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import token_maps
 from ..engine.highlight import Given
-from ..engine.tokens import AttentionTap, RecordingTap, SubsetTap, TokenGrid, subsets_of
+from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, subsets_of
 from ..engine.trace import Run
 from ..engine.window import swapped
 from .families import family_of
-from .families.base import Pick, chosen
+from .families.base import chosen
 from .run import ModelRun, check_latent
 
 OVERRIDE = "optimized_attention_override"
@@ -123,7 +123,8 @@ class DiTRun(ModelRun):
         for subset in self.computed:
 
             def own(value, subset=subset):
-                return subset.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
+                whole = isinstance(value, Tensor) and len(value) == len(x)
+                return subset.rows(value).contiguous() if whole else value  # some models view it
 
             pick = Pick(subset, self.family.text_first, self.trailing)
             t, c_concat, c_crossattn, control = arguments

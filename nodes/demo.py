@@ -16,14 +16,19 @@ class HighlightDemoModel(io.ComfyNode):
             description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds at 256x256, "
             'such as "a large red circle at the top left and a small blue star at the right on a striped beige background".',
             **aliases("demo", "tiny model", "example model"),
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "kind", options=["unet", "mmdit"], default="unet", optional=True,
+                    tooltip="unet: SD1.5's layout, v-prediction. mmdit: SD3's layout, a rectified flow. Both 32x32 latents.",
+                ),
+            ],
             outputs=[
-                io.Model.Output(tooltip="SD1.5's layout at small widths, v-prediction, 32x32 latents."),
+                io.Model.Output(tooltip="The model, for 32x32 latents."),
                 io.Clip.Output(tooltip="A tiny CLIP that knows the words of the demo scenes."),
                 io.Vae.Output(tooltip="A small 8x VAE."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_demo())
+    def execute(cls, kind: str = "unet") -> io.NodeOutput:
+        return io.NodeOutput(*load_demo(kind))

@@ -1,6 +1,7 @@
 """AuraFlow: blocks with text and image apart, then blocks on [text, image]; positions are added at the input."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -1,6 +1,7 @@
 """Flux.1, Flux.2 and Chroma: blocks with text and image apart, then blocks on [text, image]; rotary positions."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -1,6 +1,7 @@
 """HiDream-I1: [image, text] in every block, the text's states renewed in each; rotary positions of the whole sequence."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

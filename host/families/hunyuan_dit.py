@@ -1,6 +1,7 @@
 """HunyuanDiT: self-attention of the image, cross-attention to text, long skips; rotary positions (cosines, sines)."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -1,6 +1,7 @@
 """Lumina 2 and Z-Image: image tokens are refined alone, then run in one sequence [text, image, padding]; rotary positions."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

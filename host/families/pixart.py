@@ -1,6 +1,7 @@
 """PixArt alpha and sigma: self-attention of the image, cross-attention to text; positions are added at the input."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -1,6 +1,7 @@
 """Qwen-Image: text and image apart in every block, rotary positions of [text, image]."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -1,6 +1,7 @@
 """SD3 and SD3.5: joint attention of text and image with weights of their own; positions are added at the input."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -1,6 +1,7 @@
 """Wan 2.1 text to video: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
 
-from .base import Family, Pick
+from ...engine.tokens import Pick
+from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):

@@ -96,8 +96,8 @@ def test_a_mask_of_everything_is_the_dense_result(model):
 
 
 def test_an_unsupported_model_is_named():
-    with pytest.raises(ValueError, match=r"does not support Flux .*SD1\.x, SD2\.x, SDXL"):
-        HighlightDiffusion.execute(model=tiny.flux().patcher, **DEFAULTS)
+    with pytest.raises(ValueError, match=r"does not support SVD_img2vid .*SD1\.x, SD2\.x and SDXL.*SD3.*Flux"):
+        HighlightDiffusion.execute(model=tiny.video_unet().patcher, **DEFAULTS)
 
 
 def test_a_latent_of_another_model_is_a_clear_error_and_the_model_stays_usable(model):

@@ -1,5 +1,6 @@
 """Tiny UNets of the real architectures with random weights, and how to sample them with the real host."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -18,6 +19,10 @@ class Tiny:
     patcher: comfy.model_patcher.ModelPatcher
     context: int = 64
     pooled: int | None = None
+    channels: int = 4
+    frames: int | None = None  # of a video's latent, or of a picture's that has the axis all the same
+    size: tuple[int, int] = (16, 16)
+    extra: Callable[[torch.Generator, int], dict] | None = None  # what else the conditioning carries
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> None:
@@ -91,31 +96,152 @@ def refiner() -> Tiny:
     return Tiny(build(config), pooled=1280)
 
 
-def flux() -> Tiny:
-    """A transformer, to be refused."""
-    config = supported.Flux(
+def sd3(dual: bool = False) -> Tiny:
+    """SD3; with `dual` SD3.5 medium, whose first block attends to the image a second time."""
+    width = 64 * 2
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": width}}
+    config = supported.SD3(
         dict(
-            image_model="flux", axes_dim=[4, 6, 6], num_heads=4, mlp_ratio=2.0, theta=10000, out_channels=16, qkv_bias=True,
-            txt_ids_dims=[], in_channels=16, hidden_size=64, context_in_dim=64, patch_size=2, vec_in_dim=32, depth=1,
-            depth_single_blocks=1, guidance_embed=True, yak_mlp=False, txt_norm=False,
+            in_channels=16, patch_size=2, out_channels=16, depth=2, num_blocks=3, input_size=None, adm_in_channels=64,
+            context_embedder_config=embedder, num_patches=32 * 32, pos_embed_max_size=32, pos_embed_scaling_factor=None,
+            qk_norm="rms" if dual else None, x_block_self_attn_layers=[0] if dual else [],
         )
     )  # fmt: skip
+    return Tiny(build(config), pooled=64, channels=16)
+
+
+FLUX = dict(
+    image_model="flux", axes_dim=[4, 6, 6], num_heads=4, mlp_ratio=2.0, theta=10000, out_channels=16, qkv_bias=True,
+    txt_ids_dims=[], in_channels=16, hidden_size=64, context_in_dim=64, patch_size=2, vec_in_dim=32, depth=2,
+    depth_single_blocks=2, guidance_embed=True, yak_mlp=False, txt_norm=False,
+)  # fmt: skip
+
+
+def flux() -> Tiny:
+    return Tiny(build(supported.Flux(dict(FLUX))), pooled=32, channels=16)
+
+
+def chroma() -> Tiny:
+    config = {name: value for name, value in FLUX.items() if name not in ("yak_mlp", "txt_norm", "guidance_embed")}
+    config.update(image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=64, hidden_dim=64, n_layers=2)
+    return Tiny(build(supported.Chroma({**config, "vec_in_dim": None})), channels=16)
+
+
+def qwen_image() -> Tiny:
+    config = supported.QwenImage(
+        dict(
+            image_model="qwen_image", in_channels=64, num_layers=3, attention_head_dim=16, num_attention_heads=4,
+            joint_attention_dim=64, axes_dims_rope=(4, 6, 6),
+        )
+    )  # fmt: skip
+    return Tiny(build(config), channels=16, frames=1)
+
+
+def lumina2() -> Tiny:
+    return Tiny(build(supported.Lumina2(_lumina())), channels=16)
+
+
+def z_image() -> Tiny:
+    config = _lumina(dim=256, n_heads=16, n_kv_heads=16, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32)
+    return Tiny(build(supported.ZImage(config)), channels=16)
+
+
+def _lumina(**changed) -> dict:
+    return dict(
+        image_model="lumina2", patch_size=2, in_channels=16, cap_feat_dim=64, n_layers=3, qk_norm=True, dim=64, n_heads=4,
+        n_kv_heads=2, axes_dims=[4, 6, 6], axes_lens=[300, 512, 512], rope_theta=10000.0, ffn_dim_multiplier=1.0,
+        multiple_of=32,
+    ) | changed  # fmt: skip
+
+
+def pixart() -> Tiny:
+    config = supported.PixArtSigma(
+        dict(
+            image_model="pixart_sigma", num_heads=4, patch_size=2, hidden_size=64, in_channels=4, depth=3, input_size=32,
+            pe_interpolation=1, micro_condition=False, caption_channels=64, model_max_length=300,
+        )
+    )  # fmt: skip
+    return Tiny(build(config), size=(48, 40))  # smaller ones have no table of positions in ComfyUI
+
+
+def aura_flow() -> Tiny:
+    config = supported.AuraFlow(
+        dict(max_seq=32 * 32, cond_seq_dim=64, n_double_layers=1, n_layers=3, dim=64, n_heads=4, global_conddim=64)
+    )
     return Tiny(build(config))
+
+
+def hidream() -> Tiny:
+    config = supported.HiDream(
+        dict(
+            image_model="hidream", attention_head_dim=16, caption_channels=[64, 64], in_channels=16, llama_layers=[0, 1, 2, 3],
+            max_resolution=[128, 128], num_attention_heads=4, num_layers=2, num_routed_experts=4, num_activated_experts=2,
+            num_single_layers=2, out_channels=16, patch_size=2, text_emb_dim=64, axes_dims_rope=[4, 6, 6],
+        )
+    )  # fmt: skip
+    return Tiny(build(config), pooled=64, channels=16, extra=_llama)
+
+
+def hunyuan_dit() -> Tiny:
+    config = supported.HunyuanDiT(
+        dict(image_model="hydit", depth=4, hidden_size=64, num_heads=4, text_states_dim=64, text_states_dim_t5=64)
+    )
+    return Tiny(build(config), extra=_two_encoders)
+
+
+def wan() -> Tiny:
+    config = supported.WAN21_T2V(
+        dict(
+            image_model="wan2.1", model_type="t2v", dim=64, out_dim=16, num_heads=4, ffn_dim=128, num_layers=3,
+            patch_size=(1, 2, 2), freq_dim=64, window_size=(-1, -1), qk_norm=True, cross_attn_norm=True, eps=1e-6, text_dim=64,
+            in_dim=16,
+        )
+    )  # fmt: skip
+    return Tiny(build(config), channels=16, frames=3)
+
+
+def _llama(g: torch.Generator, tokens: int) -> dict:
+    return {"conditioning_llama3": torch.randn(1, 4, tokens, 64, generator=g)}
+
+
+def _two_encoders(g: torch.Generator, tokens: int) -> dict:
+    return {
+        "attention_mask": torch.ones(1, tokens), "attention_mask_mt5xl": torch.ones(1, 256),
+        "conditioning_mt5xl": torch.randn(1, 256, 64, generator=g),
+    }  # fmt: skip
+
+
+def video_unet() -> Tiny:
+    """Stable Video Diffusion, to be refused."""
+    config = supported.SVD_img2vid(unet_config(adm=768, in_channels=8, linear=True))
+    config.unet_config.update(
+        num_heads=-1, num_head_channels=16, use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True,
+        merge_strategy="learned_with_images", video_kernel_size=[3, 1, 1],
+    )  # fmt: skip
+    return Tiny(build(config))
+
+
+TRANSFORMERS = {
+    "sd3": sd3, "sd35m": lambda: sd3(dual=True), "flux": flux, "chroma": chroma, "qwen_image": qwen_image, "lumina2": lumina2,
+    "z_image": z_image, "pixart": pixart, "aura_flow": aura_flow, "hidream": hidream, "hunyuan_dit": hunyuan_dit, "wan": wan,
+}  # fmt: skip
 
 
 def cond(tiny: Tiny, seed: int, tokens: int = 77) -> list:
     """Conditioning as CLIPTextEncode returns it, with a few tokens that stand out."""
     g = torch.Generator().manual_seed(seed)
     extra = {"pooled_output": torch.randn(1, tiny.pooled, generator=g)} if tiny.pooled else {}
-    return [[torch.randn(1, tokens, tiny.context, generator=g), extra]]
+    context = torch.randn(1, tokens, tiny.context, generator=g)
+    return [[context, extra | (tiny.extra(g, tokens) if tiny.extra else {})]]
 
 
 def sample(
-    tiny: Tiny, patcher=None, *, steps: int = 10, cfg: float = 4.0, seed: int = 1, size=(16, 16), batch: int = 1,
+    tiny: Tiny, patcher=None, *, steps: int = 10, cfg: float = 4.0, seed: int = 1, size=None, batch: int = 1,
     sampler: str = "euler", scheduler: str = "normal", positive=None, negative=None, prompt: int = 1, **kwargs,
 ) -> torch.Tensor:  # fmt: skip
     """Sample a latent with ComfyUI's own samplers; `patcher` defaults to the model as it is."""
-    latent = torch.zeros(batch, 4, *size)
+    size = tiny.size if size is None else size
+    latent = torch.zeros(batch, tiny.channels, *([] if tiny.frames is None else [tiny.frames]), *size)
     noise = comfy.sample.prepare_noise(latent, seed)
     positive = cond(tiny, prompt) if positive is None else positive
     negative = cond(tiny, 2) if negative is None else negative

@@ -1,0 +1,102 @@
+"""Highlight Diffusion without ComfyUI, on the plain demo MMDiT: demo/plain.py for transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..engine.heatmap import token_maps
+from ..engine.run import HighlightRun
+from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, subsets_of
+from ..engine.trace import Evaluation
+from ..engine.window import swapped
+from .diffusion import STEPS, flow_sigmas
+from .mmdit import MMDiT
+from .plain import STREAMS
+
+LISTENED = range(2, 6)  # blocks of which the heatmap is made
+
+
+@contextmanager
+def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
+    """While this holds, joint attention passes the tap, and only what is picked runs through the blocks."""
+    forwards = {}
+
+    def block_forward(index: int, block) -> Callable:
+        attend, forward = block.attend, block.forward
+
+        def passed(context: Tensor, x: Tensor, vec: Tensor):
+            if pick is not None:
+                x, pick.entering = pick.tokens(x), False
+            block.attend = lambda q, k, v: tap(lambda q, k, v, heads: attend(q, k, v), q, k, v, mmdit.config.heads)
+            try:
+                with tap.within(index):
+                    return forward(context, x, vec)
+            finally:
+                del block.attend
+
+        return passed
+
+    for index, block in enumerate(mmdit.joint_blocks):
+        forwards[block] = block_forward(index, block)
+    if pick is not None:
+        final = mmdit.final_layer
+        forwards[final] = lambda x, vec, forward=final.forward: forward(pick.back(x), vec)
+    with swapped(forwards):
+        yield
+
+
+class PlainFlow:
+    """The two streams of a guided demo MMDiT: x (B, 4, H, W) and sigma -> denoised positive and negative."""
+
+    def __init__(self, mmdit: MMDiT, positive: Tensor, negative: Tensor):
+        self.mmdit, self.positive, self.negative = mmdit, positive, negative
+
+    def of(self, images: slice) -> PlainFlow:
+        """This model for some images of a batch, whose prompts may differ."""
+        positive, negative = (c[images] if len(c) > 1 else c for c in (self.positive, self.negative))
+        return PlainFlow(self.mmdit, positive, negative)
+
+    def sigmas(self, steps: int) -> list[float]:
+        return flow_sigmas(steps).tolist()
+
+    def noised(self, noise: Tensor, sigma: float) -> Tensor:
+        """What sampling starts from, for noise of unit variance."""
+        return noise * sigma
+
+    def fit(self, frame: tuple[int, int], levels: int):
+        """What windows are snapped to, what is recorded for them, and their depth."""
+        return self.mmdit.config.patch_size, subsets_of(TokenGrid(frame, self.mmdit.config.patch_size)), None
+
+    def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
+        batch = len(x)
+        context = torch.cat([self.positive.expand(batch, -1, -1), self.negative.expand(batch, -1, -1)])
+        timesteps = torch.full((2 * batch,), sigma * STEPS)
+        dtype = next(self.mmdit.parameters()).dtype
+        velocity = self.mmdit(torch.cat([x, x]).to(dtype), timesteps, context.to(dtype)).float()
+        return [x - sigma * part for part in velocity.chunk(2)]
+
+    def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
+        """A full evaluation that also records for `subsets` and listens for the heatmap, where that is wanted."""
+        grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
+
+        def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
+            if block in LISTENED:
+                state.accumulator.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
+
+        tap = RecordingTap(subsets, STREAMS, grid.count, hear=hear if state.accumulator is not None else None)
+        with tapped(self.mmdit, tap):
+            return self(x, evaluation.sigma)
+
+    def partial(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
+        """The subsets alone, in tensors of full size."""
+        full = [torch.zeros_like(x) for _ in STREAMS]
+        for subset in subsets:
+            own = slice(subset.image, subset.image + 1)
+            with tapped(self.mmdit, SubsetTap(subset, STREAMS, evaluation.sigma), Pick(subset)):
+                for whole, part in zip(full, self.of(own)(x[own], evaluation.sigma), strict=True):
+                    whole[own] = part
+        return full

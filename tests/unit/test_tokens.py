@@ -1,0 +1,137 @@
+"""Subsets of a transformer's tokens, on the plain demo MMDiT with random weights."""
+
+import pytest
+import torch
+from highlight_diffusion.demo.mmdit import MMDiT, MMDiTConfig
+from highlight_diffusion.demo.plain_flow import PlainFlow, tapped
+from highlight_diffusion.engine.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+KEYS = ("positive", "negative")
+
+
+@pytest.fixture(scope="module")
+def mmdit() -> MMDiT:
+    torch.manual_seed(0)
+    model = MMDiT(MMDiTConfig(heads=1, blocks=3, context_dim=16)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, parameter[0].numel() ** -0.5)
+    return model
+
+
+def model_of(mmdit, tokens: int = 7, batch: int = 1) -> PlainFlow:
+    generator = torch.Generator().manual_seed(1)
+    positive, negative = (torch.randn(batch, tokens, 16, generator=generator) for _ in KEYS)
+    return PlainFlow(mmdit, positive, negative)
+
+
+def latent(frame, batch: int = 1, seed: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 4, *frame, generator=torch.Generator().manual_seed(seed))
+
+
+def record(mmdit, model, subset, x, sigma: float) -> list[torch.Tensor]:
+    subset.begin(sigma)
+    with tapped(mmdit, RecordingTap([subset], KEYS, subset.grid.count)):
+        return model(x, sigma)
+
+
+def compute(mmdit, model, subset, x, sigma: float) -> list[torch.Tensor]:
+    with tapped(mmdit, SubsetTap(subset, KEYS, sigma), Pick(subset)):
+        return model(x, sigma)
+
+
+@pytest.mark.parametrize("frame", [(16, 16), (8, 20), (12, 6)])
+@pytest.mark.parametrize("boxes", [((2, 8, 0, 6),), ((0, 2, 0, 2), (4, 8, 2, 6))])
+def test_a_subset_is_exact_where_it_was_recorded(mmdit, frame, boxes):
+    model, x = model_of(mmdit), latent(frame)
+    plain = model(x, 0.6)
+    subset = TokenSubset(boxes, TokenGrid(frame))
+    assert all(torch.equal(a, b) for a, b in zip(record(mmdit, model, subset, x, 0.6), plain, strict=True))
+    parts = compute(mmdit, model, subset, x, 0.6)
+    for whole, part in zip(plain, parts, strict=True):
+        for y0, y1, x0, x1 in boxes:
+            assert torch.equal(part[..., y0:y1, x0:x1], whole[..., y0:y1, x0:x1])
+
+
+def test_it_really_stands_on_what_was_recorded(mmdit):
+    """The negative control: without the others' keys and values another picture comes out."""
+    model, x, subset = model_of(mmdit), latent((16, 16)), TokenSubset([(2, 8, 2, 8)], TokenGrid((16, 16)))
+    dense = record(mmdit, model, subset, x, 0.6)[0]
+    for calls in subset.recordings[-1].parts.values():
+        for keys in calls:
+            calls[keys] = torch.zeros_like(calls[keys])
+    part = compute(mmdit, model, subset, x, 0.6)[0]
+    assert (part - dense)[..., 2:8, 2:8].abs().max() > 1e-3
+
+
+def test_images_of_a_batch_have_subsets_of_their_own(mmdit):
+    model, x = model_of(mmdit, batch=2), latent((8, 8), batch=2)
+    subset = TokenSubset([(0, 4, 2, 6)], TokenGrid((8, 8)), image=(1, 2))
+    dense = record(mmdit, model, subset, x, 0.5)
+    parts = compute(mmdit, model.of(slice(1, 2)), subset, x[1:], 0.5)
+    for whole, part in zip(dense, parts, strict=True):
+        assert torch.allclose(part[0, :, 0:4, 2:6], whole[1, :, 0:4, 2:6], atol=1e-6)
+
+
+def test_the_others_are_extrapolated_from_two_recordings(mmdit):
+    """Between recordings at 0.8 and 0.6, what is used at 0.5 is neither of them."""
+    model, x, subset = model_of(mmdit), latent((16, 16)), TokenSubset([(2, 8, 2, 8)], TokenGrid((16, 16)))
+    for sigma in (0.8, 0.6):
+        record(mmdit, model, subset, x, sigma)
+    two = compute(mmdit, model, subset, x, 0.5)[0]
+    del subset.recordings[0]
+    one = compute(mmdit, model, subset, x, 0.5)[0]
+    assert not torch.equal(two, one) and torch.allclose(two, one, atol=0.5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 3), st.data())
+def test_active_and_rest_are_all_tokens(height, width, frames, data):
+    y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
+    grid = TokenGrid((height, width), frames=frames)
+    subset = TokenSubset([(y0, y1, x0, x1)], grid)
+    both = torch.cat([subset.active, subset.rest]).sort().values
+    assert torch.equal(both, torch.arange(grid.count))
+    assert len(subset.active) >= frames * ((y1 - y0) * (x1 - x0)) / 4
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_what_is_picked_comes_back_to_its_place(before, trailing, text_first):
+    grid = TokenGrid((8, 8))
+    pick = Pick(TokenSubset([(2, 6, 0, 4)], grid), text_first, trailing)
+    x = torch.randn(2, (before if text_first else 0) + grid.count + trailing, 3)
+    picked = pick.tokens(x)
+    pick.entering = False
+    assert pick.tokens(picked) is picked
+    back, start = pick.back(picked), before if text_first else 0
+    active = start + pick.subset.active
+    assert torch.equal(back[:, active], x[:, active]) and torch.equal(back[:, :start], x[:, :start])
+    assert not back[:, start + pick.subset.rest].any() and torch.equal(
+        back[:, start + grid.count :], x[:, start + grid.count :]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_of_the_text_lets_all_image_tokens_be_seen(dtype):
+    subset = TokenSubset([(0, 4, 0, 4)], TokenGrid((8, 8)))
+    subset.begin(1.0)
+    tap, others = SubsetTap(subset, ("a",), 1.0), torch.zeros(1, 12, 8)
+    subset.keep((0, 0), ("a",), others)
+    seen = {}
+
+    def attention(q, k, v, heads, mask=None):
+        seen.update(mask=mask, keys=k.shape[-2])
+        return q
+
+    mask = torch.ones(1, 1, 3 + 4, dtype=dtype) if dtype == torch.bool else torch.zeros(1, 1, 3 + 4)
+    mask[..., 0] = False if dtype == torch.bool else -1e9
+    q = torch.randn(1, 3 + 4, 4)
+    with tap.within(0):
+        tap(attention, q, q, q, 1, mask)
+    assert seen["keys"] == 3 + 16 == seen["mask"].shape[-1]
+    free = seen["mask"] if dtype == torch.bool else seen["mask"] == 0
+    assert free.sum() == 18 and not free[..., 0]
