@@ -20,7 +20,7 @@ class HighlightDiffusion(io.ComfyNode):
             "full; in between, predictions are forecast and the region the prompt looks at is computed to correct them.",
             **aliases("accelerate", "speed up", "cache", "skip steps", "region"),
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.x, SD2.x or SDXL model, after LoRA and IP-Adapter."),
+                io.Model.Input("model", tooltip="An image UNet or a diffusion transformer, after LoRA and IP-Adapter."),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
                 io.Combo.Input(
                     "preset", options=list(PACES), default="balanced",
