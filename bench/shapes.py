@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ..engine.config import HighlightConfig
-from ..engine.heatmap import HeatmapAccumulator
+from ..engine.heatmap import HeatmapAccumulator, token_maps
+from ..engine.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
 from ..engine.window import Window, computing, fit, recording
 from .cost import macs
 from .demo import say
@@ -81,6 +82,21 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.de
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def by_kind(window: Window) -> tuple[int, int, int]:
+    """Bytes of one recording: rings and statistics, outside tokens of self-attention, what enters from inner blocks."""
+    sizes = {"ring": 0, "tokens": 0, "within": 0}
+    for module, calls in window.recordings[-1].parts.items():
+        kind = (
+            "ring"
+            if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm)
+            else "tokens"
+            if hasattr(module, "to_q")
+            else "within"
+        )
+        sizes[kind] += sum(part.numel() * part.element_size() for part in calls.values())
+    return sizes["ring"], sizes["tokens"], sizes["within"]
+
+
 @torch.no_grad()
 def measure(family: str, repeats: int, levels: int) -> list[str]:
     """The table of one family, as markdown."""
@@ -120,21 +136,95 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     seconds = timed(calls, repeats, device)
     lines = [f"### {family}, {side * 8}x{side * 8}, CFG, {str(dtype).removeprefix('torch.')}, {device.type}, "
              f"{f'windows through the finest {levels} levels' if levels else 'windows through all levels'}", "",
-             "| evaluation | share of the frame | MACs / dense | seconds / dense | allowed: 1.15 MACs + 3% | recorded, MB |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+             "| evaluation | share of the frame | MACs / dense | seconds / dense | allowed: 1.15 MACs + 3% | recorded, MB: "
+             "rings | outside tokens | from within |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in calls:
         window = windows.get(float(name.rstrip("%")) / 100) if name.endswith("%") else None
         y0, y1, x0, x1 = window.box if window else (0, side, 0, side)
         cost, took = counted[name] / counted["dense"], seconds[name] / seconds["dense"]
-        recorded = f"{window.bytes / 2**20:.0f}" if window else "-"
+        recorded = " | ".join(f"{size / 2**20:.1f}" for size in by_kind(window)) if window else "- | - | -"
         lines.append(f"| {name} | {(y1 - y0) * (x1 - x0) / side**2:.0%} | {cost:.3f} | {took:.3f} | "
                      f"{1.15 * cost + 0.03:.3f} | {recorded} |")  # fmt: skip
     return [*lines, "", f"Dense: {seconds['dense']:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
 
 
+def subset(share: float, grid: TokenGrid) -> TokenSubset:
+    """Whole rows of tokens in the middle of the frame, about that share of it."""
+    height, width = grid.frame
+    rows = max(grid.patch, round(share * height / grid.patch) * grid.patch)
+    start = (height - rows) // 2 // grid.patch * grid.patch
+    return TokenSubset([(start, start + rows, 0, width)], grid)
+
+
+@torch.no_grad()
+def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
+    """The table of SD3 medium at 1024x1024: `blocks` of its 24 blocks, all alike, at true width."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
+    from ..host.dit import OVERRIDE, tapped
+    from ..host.families.sd3 import FAMILY
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, width = torch.bfloat16 if device.type == "cuda" else torch.float32, 64 * 24
+    network = OpenAISignatureMMDITWrapper(
+        in_channels=16, depth=24, num_blocks=blocks, adm_in_channels=2048, pos_embed_scaling_factor=None, dtype=dtype,
+        device=device, operations=comfy.ops.disable_weight_init,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": width}},
+    ).eval()  # fmt: skip
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in network.parameters():
+        parameter.normal_(0, max(1, parameter[0].numel()) ** -0.5, generator=generator)
+    make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
+    x, context, pooled = make(2, 16, 128, 128), make(2, 154, 4096), make(2, 2048)
+    timesteps, grid = torch.full((2,), 500.0, device=device), TokenGrid((128, 128))
+
+    def call(options: dict) -> torch.Tensor:
+        return network(x, timesteps, context=context, y=pooled, transformer_options=options)
+
+    def record(own: TokenSubset, hear=None) -> None:
+        own.begin(1.0)
+        tap = RecordingTap([own], STREAMS, grid.count, hear=hear)
+        with tapped(FAMILY, network, tap):
+            call({OVERRIDE: tap})
+
+    def listen() -> None:
+        accumulator = HeatmapAccumulator(*grid.size)
+        hear = lambda block, q, k, heads: accumulator.add(token_maps(q[:1], k[:1], heads), grid.size)  # noqa: E731
+        tap = RecordingTap([], STREAMS, grid.count, hear=hear)
+        with tapped(FAMILY, network, tap):
+            call({OVERRIDE: tap})
+        accumulator.heatmap()
+
+    def compute(own: TokenSubset) -> None:
+        tap = SubsetTap(own, STREAMS, 1.0)
+        with tapped(FAMILY, network, tap, Pick(own)):
+            call({OVERRIDE: tap})
+
+    subsets = {share: subset(share, grid).to(device) for share in AREAS}
+    for own in subsets.values():
+        record(own)
+    calls: dict[str, Callable[[], object]] = {"dense": lambda: call({}), "recording": lambda: record(subsets[0.25])}
+    calls["listening"] = listen
+    calls |= {f"{share:.0%}": lambda own=own: compute(own) for share, own in subsets.items()}
+    counted = {name: macs(made) for name, made in calls.items()}
+    seconds = timed(calls, repeats, device)
+    lines = [f"### SD3 medium, 1024x1024, CFG, {str(dtype).removeprefix('torch.')}, {device.type}, {blocks} of 24 blocks", "",
+             "Listening is to every block here; the node listens to 4 of 24.", "",
+             "| evaluation | share of image tokens | MACs / dense | seconds / dense | allowed: 1.15 shares + 3% | recorded, MB "
+             "in 24 blocks |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name in calls:
+        own = subsets.get(float(name.rstrip("%")) / 100) if name.endswith("%") else None
+        share = len(own.active) / grid.count if own else 1.0
+        recorded = f"{own.bytes / 2**20 * 24 / blocks:.0f}" if own else "-"
+        cost, took = counted[name] / counted["dense"], seconds[name] / seconds["dense"]
+        lines.append(f"| {name} | {share:.0%} | {cost:.3f} | {took:.3f} | {1.15 * share + 0.03:.3f} | {recorded} |")
+    return [*lines, "", f"Dense, {blocks} blocks: {seconds['dense']:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
-    parser.add_argument("--families", default="SD15,SDXL")
+    parser.add_argument("--families", default="SD15,SDXL,SD3")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--levels", type=int, default=HighlightConfig.levels, help="of the UNet that windows compute; 0: all")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
@@ -142,7 +232,8 @@ def main() -> int:
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
     for family in args.families.split(","):
-        report = "\n".join(measure(family, args.repeats, args.levels))
+        table = measure_sd3(args.repeats) if family == "SD3" else measure(family, args.repeats, args.levels)
+        report = "\n".join(table)
         say(report)
         (args.out / f"shapes-{family}.md").write_text(report)
     return 0

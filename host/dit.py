@@ -19,7 +19,7 @@ from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGr
 from ..engine.trace import Run
 from ..engine.window import swapped
 from .families import family_of
-from .families.base import chosen
+from .families.base import Family, chosen
 from .run import ModelRun, check_latent
 
 OVERRIDE = "optimized_attention_override"
@@ -36,8 +36,7 @@ class DiTRun(ModelRun):
         patch, frames = self.family.patch(self.network), run.shape[2] if len(run.shape) == 5 else 1
         self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
         self.trailing = self.family.trailing(self.network, self.grid.count)
-        self.blocks = list(self.family.blocks(self.network))
-        self.listened = set(chosen(self.blocks, LAYERS))
+        self.listened = set(chosen(list(self.family.blocks(self.network)), LAYERS))
         super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid))
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
@@ -56,7 +55,7 @@ class DiTRun(ModelRun):
         tap = RecordingTap(
             self.recorded, keys, self.grid.count, self.family.text_first, self.trailing, options.get(OVERRIDE), hear
         )
-        with self._tapped(tap):
+        with tapped(self.family, self.network, tap):
             output = executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
         self._judge(tap, t)
         return output
@@ -86,38 +85,6 @@ class DiTRun(ModelRun):
 
         return hear
 
-    @contextmanager
-    def _tapped(self, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
-        """While this holds, the tap knows which block runs, and only what is picked runs through the blocks."""
-        forwards: dict[nn.Module, Callable] = {}
-        stops = list(self.family.stops(self.network))
-
-        def block_forward(index: int, block: nn.Module) -> Callable:
-            forward = block.forward
-
-            def passed(*args, **kwargs):
-                if pick is not None:
-                    args, kwargs = self.family.enter(block, list(args), dict(kwargs), pick)
-                    pick.entering = False
-                with tap.within(index):
-                    output = forward(*args, **kwargs)
-                if pick is not None and block in stops:
-                    output, pick.entering = pick.back(output), True
-                return output
-
-            return passed
-
-        for index, block in enumerate(self.blocks):
-            forwards[block] = block_forward(index, block)
-        if pick is not None:
-            final = self.family.leave(self.network)
-            forwards[final] = lambda x, *args, forward=final.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
-        with ExitStack() as stack:
-            stack.enter_context(swapped(forwards))
-            for name in self.family.functions:
-                stack.enter_context(_tapped_function(importlib.import_module(name), tap))
-            yield
-
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         full = torch.zeros_like(x)
         for subset in self.computed:
@@ -129,13 +96,46 @@ class DiTRun(ModelRun):
             pick = Pick(subset, self.family.text_first, self.trailing)
             t, c_concat, c_crossattn, control = arguments
             tap = SubsetTap(subset, keys, self.current.sigma, self.family.text_first, self.trailing, options.get(OVERRIDE))
-            with self._tapped(tap, pick):
+            with tapped(self.family, self.network, tap, pick):
                 out = executor(
                     own(x), own(t), own(c_concat), own(c_crossattn), _pick_control(control, pick, own),
                     {**options, OVERRIDE: tap}, **{name: own(value) for name, value in kwargs.items()},
                 )  # fmt: skip
             subset.rows(full)[...] = out
         return full
+
+
+@contextmanager
+def tapped(family: Family, network: nn.Module, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
+    """While this holds, a call of `network` passes the tap, and only what is picked runs through its blocks."""
+    forwards: dict[nn.Module, Callable] = {}
+    stops = list(family.stops(network))
+
+    def block_forward(index: int, block: nn.Module) -> Callable:
+        forward = block.forward
+
+        def passed(*args, **kwargs):
+            if pick is not None:
+                args, kwargs = family.enter(block, list(args), dict(kwargs), pick)
+                pick.entering = False
+            with tap.within(index):
+                output = forward(*args, **kwargs)
+            if pick is not None and block in stops:
+                output, pick.entering = pick.back(output), True
+            return output
+
+        return passed
+
+    for index, block in enumerate(family.blocks(network)):
+        forwards[block] = block_forward(index, block)
+    if pick is not None:
+        final = family.leave(network)
+        forwards[final] = lambda x, *args, forward=final.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
+    with ExitStack() as stack:
+        stack.enter_context(swapped(forwards))
+        for name in family.functions:
+            stack.enter_context(_tapped_function(importlib.import_module(name), tap))
+        yield
 
 
 @contextmanager
