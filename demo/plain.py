@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.axis import log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
 from ..engine.response import impulse_response
@@ -53,6 +54,8 @@ def listening(unet: UNet, accumulator: HeatmapAccumulator, frame: tuple[int, int
 
 class PlainModel:
     """The two streams of a guided demo UNet: x (B, 4, H, W) and sigma -> denoised positive and negative."""
+
+    axis = staticmethod(log_sigma)
 
     def __init__(self, unet: UNet, positive: Tensor, negative: Tensor):
         self.unet, self.positive, self.negative = unet, positive, negative
@@ -139,7 +142,7 @@ def sample(
     align, surround, run.depth = model.fit(frame, config.levels)
     space = forecast_space("euler", config.forecast)
     response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
-    state = HighlightRun(config, run, frame, align, surround=surround, response=response)
+    state = HighlightRun(config, run, frame, align, surround=surround, response=response, axis=model.axis)
 
     def computed(x: Tensor, evaluation: Evaluation, windows: Sequence[Any]) -> list[Tensor]:
         if partial is not None:

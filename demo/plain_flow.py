@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..engine.axis import log_ratio
 from ..engine.heatmap import token_maps
 from ..engine.run import HighlightRun
 from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, subsets_of
@@ -52,6 +53,8 @@ def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterato
 class PlainFlow:
     """The two streams of a guided demo MMDiT: x (B, 4, H, W) and sigma -> denoised positive and negative."""
 
+    axis = staticmethod(log_ratio)
+
     def __init__(self, mmdit: MMDiT, positive: Tensor, negative: Tensor):
         self.mmdit, self.positive, self.negative = mmdit, positive, negative
 
@@ -69,7 +72,7 @@ class PlainFlow:
 
     def fit(self, frame: tuple[int, int], levels: int):
         """What windows are snapped to, what is recorded for them, and their depth."""
-        return self.mmdit.config.patch_size, subsets_of(TokenGrid(frame, self.mmdit.config.patch_size)), None
+        return self.mmdit.config.patch_size, subsets_of(TokenGrid(frame, self.mmdit.config.patch_size), self.axis), None
 
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         batch = len(x)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .axis import Axis, log_sigma
 from .response import Response, Space
 from .trace import Boxes, inside
 
@@ -25,18 +25,20 @@ def extrapolate(newer: Tensor, older: Tensor, weight: float) -> Tensor:
     return newer.lerp(older, -weight) if weight else newer
 
 
-def reach(sigma: float, newer: float, older: float) -> float:
-    """How far `sigma` lies beyond `newer`, in spacings of newer and older, on the axis of log sigma."""
-    return max(0.0, min(MAX_REACH, _spacings(sigma, newer, older))) if older > newer * (1 + 1e-6) else 0.0
+def reach(sigma: float, newer: float, older: float, axis: Axis = log_sigma) -> float:
+    """How far `sigma` lies beyond `newer`, in spacings of newer and older."""
+    return max(0.0, min(MAX_REACH, _spacings(sigma, newer, older, axis))) if older > newer * (1 + 1e-6) else 0.0
 
 
-def _spacings(sigma: float, newer: float, older: float) -> float:
-    return (math.log(newer) - math.log(sigma)) / (math.log(older) - math.log(newer))
+def _spacings(sigma: float, newer: float, older: float, axis: Axis) -> float:
+    return (axis(sigma) - axis(newer)) / (axis(newer) - axis(older))
 
 
-def quadratic_weights(sigma: float, oldest: float, older: float, newest: float) -> tuple[float, float, float]:
-    """Lagrange weights at `sigma` of the parabola through three sigmas, in log sigma."""
-    t, a, b, c = (-math.log(s) for s in (sigma, oldest, older, newest))
+def quadratic_weights(
+    sigma: float, oldest: float, older: float, newest: float, axis: Axis = log_sigma
+) -> tuple[float, float, float]:
+    """Lagrange weights at `sigma` of the parabola through three sigmas, on the axis."""
+    t, a, b, c = (axis(s) for s in (sigma, oldest, older, newest))
     return (
         (t - b) * (t - c) / ((a - b) * (a - c)),
         (t - a) * (t - c) / ((b - a) * (b - c)),
@@ -63,6 +65,7 @@ class History:
 
     space: Space
     response: Response | None = None
+    axis: Axis = log_sigma
     points: list[Point] = field(default_factory=list)
     given: list[tuple[int, Point]] = field(default_factory=list)  # forecasts since the newest point
     owed: dict[int, Tensor] = field(default_factory=dict)
@@ -71,7 +74,9 @@ class History:
 
     def extrapolated(self, sigma: float) -> Tensor:
         older, newer = self.points
-        return extrapolate(newer.value, older.value, PERSISTENCE[self.space] * reach(sigma, newer.sigma, older.sigma))
+        return extrapolate(
+            newer.value, older.value, PERSISTENCE[self.space] * reach(sigma, newer.sigma, older.sigma, self.axis)
+        )
 
     def give(self, index: int, sigma: float, value: Tensor) -> Tensor:
         """Answer evaluation `index` with the forecast `value`, and with what is still owed."""
@@ -101,7 +106,7 @@ class History:
             return None
         if given and self._bracketed(given[0][1].sigma, sigma):
             sigmas = [point.sigma for point in self.points]
-            weights = {i: quadratic_weights(point.sigma, *sigmas, sigma) for i, point in given}
+            weights = {i: quadratic_weights(point.sigma, *sigmas, sigma, self.axis) for i, point in given}
             moves = self.response.moves[index]
             computed = [point.value for point in self.points] + [value]
             revised = {i: sum(w * v for w, v in zip(weights[i], computed, strict=True)) - p.value for i, p in given}
@@ -122,7 +127,10 @@ class History:
             return False
         older, newer = (point.sigma for point in self.points)
         return (
-            older > newer * (1 + 1e-6) and newer >= first and newer > sigma and _spacings(sigma, newer, older) <= PARABOLA_REACH
+            older > newer * (1 + 1e-6)
+            and newer >= first
+            and newer > sigma
+            and _spacings(sigma, newer, older, self.axis) <= PARABOLA_REACH
         )
 
     def _trust(self, off: Tensor, value: Tensor, sigma: float) -> Tensor:
@@ -159,14 +167,14 @@ class Forecast:
     """What is known of one branch's prediction (B, C, ...) along a sampling run.
 
     space: "noise" keeps (x - denoised) / sigma, the slope of the sampler's path, which deterministic samplers are
-    linear in; "denoised" keeps the denoised image, the only smooth thing under fresh noise. Both are extrapolated in
-    log sigma along the slope of the last two points, damped by `PERSISTENCE`. The inside of the highlight has a
+    linear in; "denoised" keeps the denoised image, the only smooth thing under fresh noise. Both are extrapolated on
+    the axis along the slope of the last two points, damped by `PERSISTENCE`. The inside of the highlight has a
     history of its own, which partial evaluations extend. response: the sampler's, None to let past forecasts stand.
     """
 
-    def __init__(self, space: Space, response: Response | None = None):
+    def __init__(self, space: Space, response: Response | None = None, axis: Axis = log_sigma):
         self.space = space
-        self.whole, self.inside = History(space, response), History(space, response)
+        self.whole, self.inside = History(space, response, axis), History(space, response, axis)
 
     def _prediction(self, x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
         return (x - denoised) / sigma if self.space == "noise" else denoised

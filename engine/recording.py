@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .axis import Axis, log_sigma
 from .forecast import extrapolate, reach
 
 PERSISTENCE = 0.7  # how much of the last slope of what was recorded goes on, measured on the demo model
@@ -47,11 +48,12 @@ class Surroundings:
     """The last two recordings of what one region of one image lacks.
 
     image: which image of a batch it belongs to, and how many there are. A call's rows are its streams, of each of
-    which every image is a row; a region records and computes its own image's alone.
+    which every image is a row; a region records and computes its own image's alone. axis: on which it is extrapolated.
     """
 
-    def __init__(self, image: tuple[int, int] = (0, 1)):
+    def __init__(self, image: tuple[int, int] = (0, 1), axis: Axis = log_sigma):
         self.image, self.images = image
+        self.axis = axis
         self.recordings: list[Recording] = []
 
     @property
@@ -79,4 +81,4 @@ class Surroundings:
         if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
             return part
         older = self.recordings[0]
-        return extrapolate(part, older.part(place, keys), PERSISTENCE * reach(sigma, newer.sigma, older.sigma))
+        return extrapolate(part, older.part(place, keys), PERSISTENCE * reach(sigma, newer.sigma, older.sigma, self.axis))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import AdaptiveGaps
+from .axis import Axis, log_sigma
 from .config import ADAPTIVE, HighlightConfig
 from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
@@ -37,22 +38,23 @@ class HighlightRun:
     surround: makes what is recorded for the regions of a batch, as its executor needs it.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
     response: the sampler's, by which a computed evaluation makes up for the forecasts before it; None to let them stand.
+    axis: along what predictions are smooth.
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
-        given: Given | None = None, response: Response | None = None,
+        given: Given | None = None, response: Response | None = None, axis: Axis = log_sigma,
     ):  # fmt: skip
         self.config, self.trace, self.frame, self.align = config, trace, frame, align
-        self.surround = surround or windows_of(frame)
+        self.surround, self.axis = surround or windows_of(frame), axis
         self.given = given or Given()
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
         self.response = response if config.revise else None
         self.corrects = self._corrects(len(sigmas) - 1)
-        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects)
+        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis)
         self.gaps = AdaptiveGaps(config.pace) if config.interval == ADAPTIVE else None
         self.recorded = set(range(last)) if self.gaps else _recorded_steps(self.plan)
         self.space = forecast_space(trace.sampler, config.forecast)
@@ -174,7 +176,7 @@ class HighlightRun:
         for i, denoised in enumerate(outputs):
             if self.gaps and i in self.forecasts and self.forecasts[i].ready:
                 errors.append(self.forecasts[i].error(x, denoised, evaluation.sigma))
-            forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response))
+            forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response, self.axis))
             answers.append(forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected))
         self.trace.cache_bytes = max(self.trace.cache_bytes, sum(window.bytes for window in self.windows))
         self._measure(evaluation, errors)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .axis import Axis, log_sigma
 from .recording import Key, Surroundings
 from .trace import Box
 
@@ -57,8 +58,10 @@ class TokenSubset(Surroundings):
     active, rest: their indices, ascending.
     """
 
-    def __init__(self, boxes: Sequence[Box], grid: TokenGrid, image: tuple[int, int] = (0, 1)):
-        super().__init__(image)
+    def __init__(
+        self, boxes: Sequence[Box], grid: TokenGrid, image: tuple[int, int] = (0, 1), axis: Axis = log_sigma
+    ):  # fmt: skip
+        super().__init__(image, axis)
         self.boxes, self.grid = tuple(boxes), grid
         inside = grid.inside(boxes)
         self.active, self.rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
@@ -69,11 +72,11 @@ class TokenSubset(Surroundings):
         return self
 
 
-def subsets_of(grid: TokenGrid) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:
+def subsets_of(grid: TokenGrid, axis: Axis = log_sigma) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:
     """One subset for each image of a batch that has boxes."""
 
     def surround(boxes: Sequence[tuple[Box, ...]]) -> list[TokenSubset]:
-        return [TokenSubset(own, grid, (image, len(boxes))) for image, own in enumerate(boxes) if own]
+        return [TokenSubset(own, grid, (image, len(boxes)), axis) for image, own in enumerate(boxes) if own]
 
     return surround
 

@@ -9,9 +9,11 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import comfy.model_sampling
 import torch
 from torch import Tensor, nn
 
+from ..engine.axis import log_ratio, log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import token_maps
 from ..engine.highlight import Given
@@ -37,7 +39,9 @@ class DiTRun(ModelRun):
         self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
         self.trailing = self.family.trailing(self.network, self.grid.count)
         self.listened = set(chosen(list(self.family.blocks(self.network)), LAYERS))
-        super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid))
+        flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+        axis = log_ratio if flow else log_sigma
+        super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid, axis), axis)
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
         arguments = t, c_concat, c_crossattn, control

@@ -13,6 +13,7 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..engine.axis import Axis, log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import TokenWeights
 from ..engine.highlight import Given
@@ -37,7 +38,7 @@ class ModelRun:
 
     def __init__(
         self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor, align: int,
-        surround: Surround,
+        surround: Surround, axis: Axis = log_sigma,
     ):  # fmt: skip
         self.guider = guider
         model = guider.model_patcher
@@ -45,7 +46,7 @@ class ModelRun:
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
         space = forecast_space(run.sampler, config.forecast)
         response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
-        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response)
+        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response, axis)
         self.words: dict[Any, TokenWeights] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.calls = 0
