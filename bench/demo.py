@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 from ..demo.detector import colour_map, objects_right
 from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
+from ..demo.plain_flow import PlainFlow
 from ..demo.scenes import Scene, parse_caption
 from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
@@ -39,6 +40,7 @@ from .workflow import of_type, to_prompt
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
+SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
 PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
 COMPARED_EVERY = 4  # prompts between those that are also sampled in the variants below
 PROBED = 6  # prompts whose partial evaluations are compared with dense ones
@@ -67,13 +69,14 @@ class Backend(Protocol):
 
 
 class PlainBackend:
-    """The engine on the bundled model in plain torch."""
+    """The engine on a bundled model in plain torch."""
 
-    def __init__(self) -> None:
-        self.unet, self.text, self.vae = load_plain()
+    def __init__(self, kind: str) -> None:
+        self.plain = {"unet": PlainModel, "mmdit": PlainFlow}[kind]
+        self.denoiser, self.text, self.vae = load_plain(kind)
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
-        model = PlainModel(self.unet, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
+        model = self.plain(self.denoiser, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
         latent, run = sample(model, noise, STEPS, CFG, HighlightConfig(**VARIANTS[variant]))
         with torch.inference_mode():
@@ -85,14 +88,15 @@ class PlainBackend:
 class ServerBackend:
     """The demo workflow on a headless ComfyUI."""
 
-    def __init__(self, server: Server):
-        self.server = server
+    def __init__(self, server: Server, kind: str):
+        self.server, self.kind = server, kind
         self.prompt = to_prompt(json.loads(WORKFLOW.read_text()), server.get("/object_info"))
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         graph = copy.deepcopy(self.prompt)
         sampler = of_type(graph, "KSampler")
-        sampler.update(seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal")
+        sampler.update(seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler=SCHEDULERS[self.kind])
+        of_type(graph, "HighlightDemoModel")["kind"] = self.kind
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
         of_type(graph, "HighlightDiffusion").update(VARIANTS[variant])
         of_type(graph, "HighlightMaskPreview")["every"] = STRIP if strip else STEPS
@@ -107,16 +111,16 @@ class ServerBackend:
 
 
 @contextmanager
-def backend(options: Sequence[str] = OPTIONS) -> Iterator[Backend]:
-    """ComfyUI with these options where COMFYUI_PATH names one, else plain torch."""
+def backend(options: Sequence[str] = OPTIONS, kind: str = "unet") -> Iterator[Backend]:
+    """ComfyUI with these options where COMFYUI_PATH names one, else plain torch, with a bundled model of this kind."""
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui:
         say("sampling in plain torch, without the graph: the same engine on the bundled model")
-        yield PlainBackend()
+        yield PlainBackend(kind)
         return
     say(f"starting ComfyUI ({comfyui}) on the CPU ...")
     with Server(Path(comfyui), options=options) as server:
-        yield ServerBackend(server)
+        yield ServerBackend(server, kind)
 
 
 def say(text: str) -> None:

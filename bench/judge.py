@@ -18,10 +18,11 @@ SEED = 555  # of the prompts; the committed ones of the demo have another
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py judge", description="Objects right on prompts never trained on.")
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--model", choices=("unet", "mmdit"), default="unet")
     args = parser.parse_args()
     scenes = unseen_scenes(args.prompts, SEED, objects=(1, 2, 1, 3))
     right: dict[int, list[bool]] = {}
-    with backend() as source:
+    with backend(kind=args.model) as source:
         for seed, scene in enumerate(scenes):
             image = source.sample(scene.caption, seed, "dense").image
             right.setdefault(len(scene.things), []).append(all_right(scene, image))

@@ -65,10 +65,10 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2, axis: Axis =
     """Gaps between dense evaluations over the steps at these sigmas (descending), from the first to the last.
 
     A dense evaluation is due when the run has come `pace` average steps further, where distance is a quarter steps and
-    three quarters on the axis, log sigma: predictions change with both. A gap is at most one or two longer than the gap before it,
-    since a forecast reaches no further than the slope it stands on was measured over, and the last `tail` steps are
-    dense. The rule was found by comparing some hundred placements on the demo model under euler and dpmpp_2m; it beats
-    even, growing and log-spaced gaps by 4 to 8 dB at equal cost.
+    three quarters on the axis, log sigma: predictions change with both. A gap is at most one or two longer than the gap
+    before it, since a forecast reaches no further than the slope it stands on was measured over, and the last `tail`
+    steps are dense. The rule was found by comparing some hundred placements on the demo model under euler and dpmpp_2m;
+    it beats even, growing and log-spaced gaps by 4 to 8 dB at equal cost.
     """
     last = len(sigmas) - 1
     places = [axis(sigma) for sigma in sigmas]
