@@ -164,16 +164,17 @@ PUBLISHED = """
 """.strip()  # as their abstracts give it, not measured here
 
 
-def _gallery(data: Data, out: Path, name: str, path: Path, shown: int = 6) -> None:
-    """The worst pictures of our strengths, each beside the dense one."""
+def _gallery(data: Data, out: Path, name: str, path: Path, shown: int = 6) -> list[str]:
+    """The worst pictures of our strengths, each beside the dense one; the lines that show them, none where we are not."""
     worst = {}
     for row in data.rows:
         if row["method"] == OURS and (row["setting"] not in worst or float(row["psnr"]) < float(worst[row["setting"]]["psnr"])):
             worst[row["setting"]] = row
-    figure, axes = plt.subplots(
-        2, max(1, min(shown, len(worst))), figsize=(2.4 * shown, 5), layout="constrained", squeeze=False
-    )
-    for (setting, row), (top, bottom) in zip(list(worst.items())[:shown], axes.T, strict=True):
+    if not worst:
+        return []
+    cases = list(worst.items())[:shown]
+    figure, axes = plt.subplots(2, len(cases), figsize=(2.4 * shown, 5), layout="constrained", squeeze=False)
+    for (setting, row), (top, bottom) in zip(cases, axes.T, strict=True):
         for axis, label in ((top, "dense"), (bottom, f"{OURS} {setting}")):
             picture = out / "pictures" / name / label.replace(" ", "_") / f"{row['prompt']}.jpg"
             axis.imshow(plt.imread(picture))
@@ -182,6 +183,7 @@ def _gallery(data: Data, out: Path, name: str, path: Path, shown: int = 6) -> No
         bottom.set_title(f"{setting}: {float(row['psnr']):.1f} dB", fontsize=8)
     figure.savefig(path, dpi=80)
     plt.close(figure)
+    return ["### our worst pictures", "", f"![worst cases]({path.name})", ""]
 
 
 def write(out: Path, into: Path, name: str, command: str) -> Path:
@@ -209,8 +211,7 @@ def write(out: Path, into: Path, name: str, command: str) -> Path:
         for kind in data.kinds:
             lines += [f"### {kind}", "", *_summary(data, [kind]), ""]
         worst = into / f"{name}-{sampler}-{steps}-worst.png"
-        _gallery(data, out, f"{sampler}-{steps}", worst)
-        lines += ["### our worst pictures", "", f"![worst cases]({worst.name})", ""]
+        lines += _gallery(data, out, f"{sampler}-{steps}", worst)
     lines += ["## Methods that need training, as published", "", PUBLISHED, ""]
     for heading, pattern in (("True shape", "shapes-*.md"), ("What each ingredient is worth", "ablation.md")):
         extras = [extra.read_text() for extra in sorted(out.glob(pattern))]

@@ -7,7 +7,7 @@ from comfy.sd1_clip import SD1Tokenizer
 from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.scenes import unseen_scenes
 from highlight_diffusion.demo.text import tokenize
-from highlight_diffusion.host.demo import load_demo
+from highlight_diffusion.host.demo import load_demo, load_mmdit
 
 import nodes as comfy_nodes
 
@@ -31,6 +31,16 @@ def test_unet_equals_the_plain_one(hosted, plain):
     with torch.no_grad():
         ours, theirs = plain[0](x, timesteps, context), unet(x, timesteps, context)
     assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("size", [(32, 40), (18, 24)])
+def test_mmdit_equals_the_plain_one(size):
+    mmdit, ours = load_mmdit().model.diffusion_model, load_plain("mmdit")[0]
+    x, context = torch.randn(2, 4, *size), torch.randn(2, 77, 128)
+    timesteps = torch.tensor([900.0, 30.0])
+    with torch.no_grad():
+        mine, theirs = ours(x, timesteps, context), mmdit(x, timesteps, context)
+    assert (mine - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
