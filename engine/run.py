@@ -52,12 +52,12 @@ class HighlightRun:
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
+        self.space = forecast_space(trace.sampler, config.forecast)
         self.response = response if config.revise else None
         self.corrects = self._corrects(len(sigmas) - 1)
         self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis)
         self.gaps = AdaptiveGaps(config.pace) if config.interval == ADAPTIVE else None
         self.recorded = set(range(last)) if self.gaps else _recorded_steps(self.plan)
-        self.space = forecast_space(trace.sampler, config.forecast)
         trace.revises = self.response is not None
         self.forecasts: dict[int, Forecast] = {}
         self.corrected: Boxes = ()  # where the last partial evaluation counted
@@ -76,7 +76,7 @@ class HighlightRun:
         if self.config.correct != "auto":
             return self.config.correct == "always"
         given = self.given.mask is not None or self.given.protect is not None
-        return given or correction_pays(steps, self.response)
+        return given or correction_pays(steps, self.space, self.response)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradi
 CORRECTED_GAP, CORRECTED_PACE = 3, 3.0  # shorter gaps and slower paces are forecast well enough
 FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to another picture
 FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
+NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
 
 
@@ -86,14 +87,15 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2, axis: Axis =
     return gaps
 
 
-def correction_pays(steps: int, response: Response | None) -> bool:
+def correction_pays(steps: int, space: str, response: Response | None) -> bool:
     """Whether computing the highlight in a gap was measured to be worth more than as many dense evaluations.
 
     On the demo model and objects of at most a fifth of the frame: under dpmpp_2m at 30 steps it is, inside them by 0.3 to
-    3 dB in the mean and 4 to 7 in the worst picture, and under Euler at 12; not under Euler at 30, where the revision at the
-    end of a gap brings the state back exactly and even an exact partial evaluation would no more than break even.
+    3 dB in the mean and 4 to 7 in the worst picture, under ancestral noise by 2 to 4, and under Euler at 12 steps; not under
+    Euler at 30, where the revision at the end of a gap brings the state back exactly and even an exact partial evaluation
+    would no more than break even.
     """
-    return response is None or not response.forgets or steps < FINE
+    return space == "denoised" or response is None or not response.forgets or steps < FINE
 
 
 def make_plan(
@@ -124,8 +126,9 @@ def make_plan(
     if config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:
-        corrected = max(CORRECTED_GAP, config.pace - 2) if config.pace >= CORRECTED_PACE else math.inf
-        gaps = paced_gaps(sigmas[position : last + 1], config.pace, dense_tail(sampler), axis)
+        pace = config.pace * (NOISY_PACE if forecast_space(sampler, config.forecast) == "denoised" else 1)
+        corrected = max(CORRECTED_GAP, pace - 2) if pace >= CORRECTED_PACE else math.inf
+        gaps = paced_gaps(sigmas[position : last + 1], max(1.0, pace), dense_tail(sampler), axis)
     for gap in gaps:
         middle = position + gap // 2 + gap % 2 if gap >= corrected and correcting else None
         for i in range(position + 1, position + gap):

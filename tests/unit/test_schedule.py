@@ -1,7 +1,16 @@
 import pytest
 from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.schedule import dense_tail, forecast_space, make_plan, paced_gaps, spread_gaps, step_of
+from highlight_diffusion.engine.response import Response
+from highlight_diffusion.engine.schedule import (
+    correction_pays,
+    dense_tail,
+    forecast_space,
+    make_plan,
+    paced_gaps,
+    spread_gaps,
+    step_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,3 +113,18 @@ def test_forecast_space_suits_the_sampler(sampler, space):
 def test_steps_are_found_by_bracketing_sigma():
     sigmas = (10.0, 5.0, 2.0, 0.5, 0.0)
     assert [step_of(s, sigmas) for s in (11.0, 10.0, 9.9995, 7.0, 5.0, 1.0, 0.5, 0.1)] == [0, 0, 0, 0, 1, 2, 3, 3]
+
+
+def test_under_fresh_noise_dense_evaluations_come_sooner():
+    dense = {name: sum(s.kind == "dense" for s in make_plan(SIGMAS[30], HighlightConfig(), sampler=name))
+             for name in ("euler", "euler_ancestral")}  # fmt: skip
+    assert dense["euler_ancestral"] > dense["euler"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "space", "forgets", "pays"),
+    [(30, "noise", True, False), (30, "noise", False, True), (12, "noise", True, True), (30, "denoised", True, True)],
+)
+def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, space, forgets, pays):
+    assert correction_pays(steps, space, Response((), (), forgets)) == pays
+    assert correction_pays(steps, space, None)
