@@ -103,7 +103,7 @@ def test_an_unsupported_model_is_named():
 def test_a_latent_of_another_model_is_a_clear_error_and_the_model_stays_usable(model):
     patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
     noise = torch.zeros(1, 16, 16, 16)
-    with pytest.raises(ValueError, match=r"latent has shape \(1, 16, 16, 16\).* 4 latent channels.*EmptyLatentImage"):
+    with pytest.raises(ValueError, match=r"latent has shape \(1, 16, 16, 16\).* 4 latent channels.*empty latent node"):
         tiny.comfy.sample.sample(
             patcher, noise, 4, 4.0, "euler", "normal", tiny.cond(model, 1), tiny.cond(model, 2), noise, disable_pbar=True
         )  # fmt: skip
