@@ -88,12 +88,12 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2, axis: Axis =
 
 
 def correction_pays(steps: int, space: str, response: Response | None) -> bool:
-    """Whether computing the highlight in a gap was measured to be worth more than as many dense evaluations.
+    """Whether computing the highlight in a gap was measured to be worth at least as much as more dense evaluations.
 
-    On the demo model and objects of at most a fifth of the frame: under dpmpp_2m at 30 steps it is, inside them by 0.3 to
-    3 dB in the mean and 4 to 7 in the worst picture, under ancestral noise by 2 to 4, and under Euler at 12 steps; not under
-    Euler at 30, where the revision at the end of a gap brings the state back exactly and even an exact partial evaluation
-    would no more than break even.
+    On the demo model and objects of at most a fifth of the frame, inside them at equal cost: under ancestral noise it is
+    worth 2 to 4 dB, under Euler at 12 steps 1.5, under dpmpp_2m at 30 between nothing and 3, depending on the prompts. Not
+    so under Euler at 30, where it loses up to 6: the revision at the end of a gap brings the state back exactly, and even
+    an exact partial evaluation would no more than break even.
     """
     return space == "denoised" or response is None or not response.forgets or steps < FINE
 
