@@ -34,10 +34,15 @@ def corrupt_by_schedule(x0: Tensor, noise: Tensor, u: Tensor) -> Corrupted:
     return alpha * x0 + sigma * noise, timesteps, alpha * noise - sigma * x0
 
 
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Timesteps of a flow, 0..1, moved towards noise (Esser et al., "Scaling Rectified Flow Transformers", 2024)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
 def corrupt_by_flow(x0: Tensor, noise: Tensor, u: Tensor) -> Corrupted:
     """The same for rectified flow (Liu et al., 2023): x = (1 - t) x0 + t noise, velocity noise - x0, t shifted as in
     SD3; the network is told 1000 t."""
-    t = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)
+    t = shifted(u, FLOW_SHIFT)
     share = t[:, None, None, None]
     return (1 - share) * x0 + share * noise, t * STEPS, noise - x0
 
@@ -60,8 +65,7 @@ def normal_sigmas(steps: int) -> Tensor:
 
 def flow_sigmas(steps: int, shift: float = FLOW_SHIFT) -> Tensor:
     """ComfyUI's scheduler "simple" for a flow: from the shifted table of 1000 timesteps, evenly; then 0. (steps + 1,)."""
-    t = torch.arange(1, STEPS + 1) / STEPS
-    table = shift * t / (1 + (shift - 1) * t)
+    table = shifted(torch.arange(1, STEPS + 1) / STEPS, shift)
     return torch.stack([table[-(1 + i * STEPS // steps)] for i in range(steps)] + [torch.tensor(0.0)])
 
 

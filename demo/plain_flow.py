@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,43 +11,32 @@ from torch import Tensor
 from ..engine.axis import log_ratio
 from ..engine.heatmap import token_maps
 from ..engine.run import HighlightRun
-from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, subsets_of
+from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
 from ..engine.trace import Evaluation
-from ..engine.window import swapped
 from .diffusion import STEPS, flow_sigmas
-from .mmdit import MMDiT
+from .mmdit import JointBlock, MMDiT
 from .plain import STREAMS
 
 LISTENED = range(2, 6)  # blocks of which the heatmap is made
 
 
+def _enter(block: JointBlock, args: list, kwargs: dict, pick: Pick):
+    context, x, vec = args
+    return [context, pick.tokens(x), vec], kwargs
+
+
 @contextmanager
 def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
     """While this holds, joint attention passes the tap, and only what is picked runs through the blocks."""
-    forwards = {}
-
-    def block_forward(index: int, block) -> Callable:
-        attend, forward = block.attend, block.forward
-
-        def passed(context: Tensor, x: Tensor, vec: Tensor):
-            if pick is not None:
-                x, pick.entering = pick.tokens(x), False
-            block.attend = lambda q, k, v: tap(lambda q, k, v, heads: attend(q, k, v), q, k, v, mmdit.config.heads)
-            try:
-                with tap.within(index):
-                    return forward(context, x, vec)
-            finally:
-                del block.attend
-
-        return passed
-
-    for index, block in enumerate(mmdit.joint_blocks):
-        forwards[block] = block_forward(index, block)
-    if pick is not None:
-        final = mmdit.final_layer
-        forwards[final] = lambda x, vec, forward=final.forward: forward(pick.back(x), vec)
-    with swapped(forwards):
-        yield
+    own, heads = JointBlock.attend, mmdit.config.heads
+    try:
+        for block in mmdit.joint_blocks:
+            block.attend = lambda q, k, v: tap(lambda q, k, v, heads: own(q, k, v), q, k, v, heads)
+        with passing(mmdit.joint_blocks, mmdit.final_layer, _enter, tap, pick):
+            yield
+    finally:
+        for block in mmdit.joint_blocks:
+            del block.attend
 
 
 class PlainFlow:

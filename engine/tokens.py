@@ -5,23 +5,24 @@ others' keys and values where a dense evaluation left them, each gets exactly wh
 along the schedule those keys and values are extrapolated from the last two recordings.
 
 It works on one function, that of attention, which hosts let others override (`RecordingTap`, `SubsetTap`), and on what
-the blocks are given (`Pick`); where in a model these belong is the executor's business.
+the blocks are given (`Pick`, `passing`); where in a model these belong is the executor's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .axis import Axis, log_sigma
 from .recording import Key, Surroundings
 from .trace import Box
+from .window import swapped
 
 Place = tuple[int, int]  # a block, and which attention of it
 
@@ -65,11 +66,21 @@ class TokenSubset(Surroundings):
         self.boxes, self.grid = tuple(boxes), grid
         inside = grid.inside(boxes)
         self.active, self.rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
+        self._places: dict[tuple[int, int], Tensor] = {}
 
     def to(self, device: torch.device) -> TokenSubset:
         """Moves the indices; recordings stay where they were made."""
-        self.active, self.rest = self.active.to(device), self.rest.to(device)
+        if self.active.device != device:
+            self.active, self.rest, self._places = self.active.to(device), self.rest.to(device), {}
         return self
+
+    def places(self, before: int, after: int) -> Tensor:
+        """Where the active tokens, and so many others before and after the image's, are in a sequence of all of them."""
+        if (before, after) not in self._places:
+            device, end = self.active.device, before + self.grid.count
+            first, last = torch.arange(before, device=device), torch.arange(end, end + after, device=device)
+            self._places[before, after] = torch.cat([first, before + self.active, last])
+        return self._places[before, after]
 
 
 def subsets_of(grid: TokenGrid, axis: Axis = log_sigma) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:
@@ -214,28 +225,26 @@ class SubsetTap(AttentionTap):
             kwargs["attn_precision"] = args[0]
         return function(q, self._whole(k, others_k, layout), self._whole(_as(q, v), others_v, layout), heads, **kwargs)
 
-    def _places(self, layout: Layout, device: torch.device) -> Tensor:
-        """Where the tokens of this call are among all of a dense one."""
-        count = self.subset.grid.count
-        after = layout.before + count + torch.arange(layout.after, device=device)
-        return torch.cat([torch.arange(layout.before, device=device), layout.before + self.subset.active, after])
-
     def _whole(self, own: Tensor, others: Tensor, layout: Layout) -> Tensor:
         """The keys or values of all tokens, in the order a dense evaluation has them."""
         axis, shape = own.ndim - 2, list(own.shape)
         shape[axis] = layout.before + self.subset.grid.count + layout.after
         whole = own.new_empty(shape)
-        whole.index_copy_(axis, self._places(layout, own.device), own)
+        whole.index_copy_(axis, self.subset.places(layout.before, layout.after), own)
         return whole.index_copy_(axis, layout.before + self.subset.rest, others.to(own))
 
     def _mask(self, mask: Tensor, layout: Layout) -> Tensor:
         """An attention mask (..., queries or 1, keys) for this call's queries and all keys, which are free to look at."""
-        places = self._places(layout, mask.device)
+        places = self.subset.places(layout.before, layout.after)
         total = layout.before + self.subset.grid.count + layout.after
         if mask.shape[-1] != total:
             free = True if mask.dtype == torch.bool else 0
             mask = mask.new_full((*mask.shape[:-1], total), free).index_copy_(mask.ndim - 1, places, mask)
         return mask.index_select(-2, places) if mask.ndim > 1 and mask.shape[-2] == total else mask
+
+
+Arguments = tuple[list[Any], dict[str, Any]]
+Enter = Callable[[nn.Module, list[Any], dict[str, Any], "Pick"], Arguments]
 
 
 class Pick:
@@ -256,9 +265,7 @@ class Pick:
     def positions(self, x: Tensor, axis: int) -> Tensor:
         """Of a table that always has all tokens on its `axis`, whatever is before the image's included."""
         before = x.shape[axis] - self.count - self.trailing if self.text_first else 0
-        after = torch.arange(before + self.count, x.shape[axis], device=x.device)
-        places = [torch.arange(before, device=x.device), before + self.subset.active, after]
-        return x.index_select(axis, torch.cat(places))
+        return x.index_select(axis, self.subset.places(before, x.shape[axis] - before - self.count))
 
     def image(self, x: Tensor) -> Tensor:
         """Of a tensor (B, image, C) that always has all image tokens and no others; any other stays as it is."""
@@ -271,3 +278,38 @@ class Pick:
         first, active, last = x.split([before, count, x.shape[1] - before - count], dim=1)
         image = x.new_zeros(len(x), self.count, x.shape[2]).index_copy_(1, self.subset.active, active)
         return torch.cat([first, image, last], dim=1) if x.shape[1] > count else image
+
+
+@contextmanager
+def passing(
+    blocks: Iterable[nn.Module], leave: nn.Module, enter: Enter, tap: AttentionTap, pick: Pick | None = None,
+    stops: Sequence[nn.Module] = (),
+) -> Iterator[None]:  # fmt: skip
+    """While this holds, the tap knows which of the blocks runs, and only what is picked runs through them.
+
+    enter: takes what is picked out of a block's arguments. leave: the module that wants all tokens again, as its first
+    argument; stops: blocks after which the model wants them in between.
+    """
+    forwards: dict[nn.Module, Callable] = {}
+
+    def block_forward(index: int, block: nn.Module) -> Callable:
+        forward = block.forward
+
+        def passed(*args, **kwargs):
+            if pick is not None:
+                args, kwargs = enter(block, list(args), dict(kwargs), pick)
+                pick.entering = False
+            with tap.within(index):
+                output = forward(*args, **kwargs)
+            if pick is not None and block in stops:
+                output, pick.entering = pick.back(output), True
+            return output
+
+        return passed
+
+    for index, block in enumerate(blocks):
+        forwards[block] = block_forward(index, block)
+    if pick is not None:
+        forwards[leave] = lambda x, *args, forward=leave.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
+    with swapped(forwards):
+        yield

@@ -17,9 +17,8 @@ from ..engine.axis import log_ratio, log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import token_maps
 from ..engine.highlight import Given
-from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, subsets_of
+from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
 from ..engine.trace import Run
-from ..engine.window import swapped
 from .families import family_of
 from .families.base import Family, chosen
 from .run import ModelRun, check_latent
@@ -112,31 +111,9 @@ class DiTRun(ModelRun):
 @contextmanager
 def tapped(family: Family, network: nn.Module, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
     """While this holds, a call of `network` passes the tap, and only what is picked runs through its blocks."""
-    forwards: dict[nn.Module, Callable] = {}
-    stops = list(family.stops(network))
-
-    def block_forward(index: int, block: nn.Module) -> Callable:
-        forward = block.forward
-
-        def passed(*args, **kwargs):
-            if pick is not None:
-                args, kwargs = family.enter(block, list(args), dict(kwargs), pick)
-                pick.entering = False
-            with tap.within(index):
-                output = forward(*args, **kwargs)
-            if pick is not None and block in stops:
-                output, pick.entering = pick.back(output), True
-            return output
-
-        return passed
-
-    for index, block in enumerate(family.blocks(network)):
-        forwards[block] = block_forward(index, block)
-    if pick is not None:
-        final = family.leave(network)
-        forwards[final] = lambda x, *args, forward=final.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
+    leave, stops = family.leave(network), list(family.stops(network))
     with ExitStack() as stack:
-        stack.enter_context(swapped(forwards))
+        stack.enter_context(passing(family.blocks(network), leave, family.enter, tap, pick, stops))
         for name in family.functions:
             stack.enter_context(_tapped_function(importlib.import_module(name), tap))
         yield

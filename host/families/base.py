@@ -8,13 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...engine.tokens import Pick
-
-Arguments = tuple[list[Any], dict[str, Any]]
-
-
-def _no_arguments(block: nn.Module, args: list[Any], kwargs: dict[str, Any], pick: Pick) -> Arguments:
-    raise NotImplementedError
+from ...engine.tokens import Enter
 
 
 @dataclass(frozen=True)
@@ -32,8 +26,8 @@ class Family:
     title: str
     network: tuple[str, ...]
     blocks: Callable[[nn.Module], Iterable[nn.Module]]
+    enter: Enter
     leave: Callable[[nn.Module], nn.Module]
-    enter: Callable[[nn.Module, list[Any], dict[str, Any], Pick], Arguments] = _no_arguments
     patch: Callable[[nn.Module], int] = lambda network: network.patch_size
     text_first: bool = True
     trailing: Callable[[nn.Module, int], int] = lambda network, count: 0
