@@ -277,6 +277,7 @@ class Progress:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py bench", description="Accelerators side by side on one model.")
+    parser.add_argument("--model", choices=["unet", "mmdit"], default="unet", help="which of the demo models")
     parser.add_argument("--checkpoint", type=Path, help="your own checkpoint instead of the demo model")
     parser.add_argument("--size", type=int, default=512, help="picture size for --checkpoint, in pixels")
     parser.add_argument("--prompts", type=Path, help="your own prompts: one a line, '# name' before a class of them")
@@ -286,7 +287,7 @@ def main() -> int:
     parser.add_argument("--cfg", type=float, help="default: 3 for the demo model, 7 for a checkpoint")
     parser.add_argument("--only", help="compare only methods whose name contains one of these, comma between")
     parser.add_argument("--no-timing", action="store_true", help="pictures and MACs only")
-    parser.add_argument("--docs", action="store_true", help="write the report to docs/benchmarks.md")
+    parser.add_argument("--docs", action="store_true", help="write the report to docs/")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
     if args.checkpoint and not args.prompts:
@@ -294,15 +295,16 @@ def main() -> int:
     boot()
     from .methods import methods
 
-    subject = Subject.checkpoint(args.checkpoint, args.size // 8) if args.checkpoint else Subject.demo()
+    subject = Subject.checkpoint(args.checkpoint, args.size // 8) if args.checkpoint else Subject.demo(args.model)
     asked = prompts.read(args.prompts, args.limit) if args.prompts else prompts.demo(args.limit)
     wanted = args.only.split(",") if args.only else [""]
-    chosen = [m for m in methods() if m.name == "dense" or any(word in m.label for word in wanted)]
+    chosen = [m for m in methods(subject.transformer) if m.name == "dense" or any(word in m.label for word in wanted)]
     say(f"{len(asked)} prompts, {len(chosen)} methods and strengths, torch {torch.__version__}")
+    scheduler = "simple" if subject.transformer else "normal"  # as both are sampled by their authors
     comparison = Comparison(subject, asked, chosen, args.out)
     for steps in (int(n) for n in args.steps.split(",")):
         for sampler in args.samplers.split(","):
-            sampling = Sampling(sampler, steps, args.cfg or (7.0 if args.checkpoint else 3.0))
+            sampling = Sampling(sampler, steps, args.cfg or (7.0 if args.checkpoint else 3.0), scheduler)
             comparison.fidelity(sampling)
             if not args.no_timing:
                 comparison.seconds(sampling)
@@ -311,7 +313,9 @@ def main() -> int:
 
     folder, name = (PACK / "docs", "benchmarks") if args.docs else (args.out, "report")
     folder.mkdir(parents=True, exist_ok=True)
-    if not args.checkpoint:
+    if subject.transformer:
+        name += "-transformer"
+    elif not args.checkpoint:
         draw(asked[0].text, folder / f"{name}-redundancy.png")
     say(f"report: {write(args.out, folder, name, 'python run.py bench ' + ' '.join(sys.argv[1:]))}")
     return 0

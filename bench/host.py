@@ -64,17 +64,18 @@ class Sampling:
 
 
 class Subject:
-    """A MODEL with its CLIP and VAE, and the latent size it is sampled at."""
+    """A MODEL with its CLIP and VAE, and the latent size it is sampled at; transformer: whether it is an SD3."""
 
     def __init__(self, model: Any, clip: Any, vae: Any, size: int):
         self.model, self.clip, self.vae, self.size = model, clip, vae, size
+        self.transformer = hasattr(model.get_model_object("diffusion_model"), "joint_blocks")
         self._conds: dict[str, Any] = {}
 
     @classmethod
-    def demo(cls) -> Subject:
+    def demo(cls, kind: str = "unet") -> Subject:
         from ..host.demo import load_demo
 
-        return cls(*load_demo(), size=32)
+        return cls(*load_demo(kind), size=32)
 
     @classmethod
     def checkpoint(cls, path: Path, size: int) -> Subject:

@@ -59,8 +59,11 @@ def by_node(name: str, kind: str, knob: str, values: tuple, **fixed: Any) -> Ite
             node(kind, model=model, **{knob: value}, **fixed)[0], s), adapts=True)  # fmt: skip
 
 
-def _peers() -> Iterator[Method]:
+def _unet_peers() -> Iterator[Method]:
     from .peers import deepcache, faster_diffusion, frdiff, tgate
+
+    yield from by_node("ToMe", "TomePatchModel", "ratio", (0.3, 0.6))
+    yield from by_node("HyperTile", "HyperTile", "tile_size", (128, 64), swap_size=2, max_depth=0, scale_depth=False)
 
     for interval in (2, 3, 5):
         yield Method("DeepCache", f"N={interval}", lambda m, s, n=interval: Attached(deepcache.apply(m, n), s))
@@ -73,6 +76,21 @@ def _peers() -> Iterator[Method]:
             faster_diffusion.apply(m, s.steps, d), s))  # fmt: skip
     for interval in (2, 3, 5):
         yield Method("FRDiff", f"N={interval}", lambda m, s, n=interval: Attached(frdiff.apply(m, n, s.steps), s))
+
+
+def _transformer_peers() -> Iterator[Method]:
+    from .peers import accelaes, first_block, ras, teacache
+
+    for threshold in (0.05, 0.08, 0.12, 0.2):
+        yield Method("First-Block Cache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
+            first_block.apply(m, t), s), adapts=True)  # fmt: skip
+    for threshold in (0.1, 0.15, 0.3, 0.5):
+        yield Method("TeaCache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
+            teacache.apply(m, t), s), adapts=True)  # fmt: skip
+    for ratio in (0.75, 0.5, 0.25):
+        yield Method("RAS", f"ratio={ratio:g}", lambda m, s, ratio=ratio: Attached(ras.apply(m, s.steps, ratio), s))
+    for every in (2, 3):
+        yield Method("AccelAes", f"every={every}", lambda m, s, n=every: Attached(accelaes.apply(m, n), s))
 
 
 def _highlight(name: str, setting: str, **settings: Any) -> Method:
@@ -107,17 +125,14 @@ def ours() -> Iterator[Method]:
         yield _highlight("interval", f"N=adaptive pace={pace:g}", interval=ADAPTIVE, pace=pace)
 
 
-def methods() -> list[Method]:
-    """Every method at every strength; those whose node is missing are left out."""
+def methods(transformer: bool = False) -> list[Method]:
+    """Every method at every strength for one kind of model; those whose node is missing are left out."""
+    window = {"start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+    caches = ("LazyCache",) if transformer else ("EasyCache", "LazyCache")  # in SD3 EasyCache's hook is never reached
     return [
         DENSE,
         *fewer_steps((0.8, 0.67, 0.5, 0.4, 0.33)),
-        *by_node("EasyCache", "EasyCache", "reuse_threshold", (0.02, 0.05, 0.1, 0.2),
-                 start_percent=0.15, end_percent=0.95, verbose=False),
-        *by_node("LazyCache", "LazyCache", "reuse_threshold", (0.02, 0.05, 0.1, 0.2),
-                 start_percent=0.15, end_percent=0.95, verbose=False),
-        *by_node("ToMe", "TomePatchModel", "ratio", (0.3, 0.6)),
-        *by_node("HyperTile", "HyperTile", "tile_size", (128, 64), swap_size=2, max_depth=0, scale_depth=False),
-        *_peers(),
+        *(m for cache in caches for m in by_node(cache, cache, "reuse_threshold", (0.02, 0.05, 0.1, 0.2), **window)),
+        *(_transformer_peers() if transformer else _unet_peers()),
         *ours(),
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,4 @@
-"""What the peers share: a UNet forward that can be cut anywhere, and step counting a paper's way."""
+"""What the peers share: forwards that can be cut anywhere, and step counting a paper's way."""
 
 from __future__ import annotations
 
@@ -97,3 +97,44 @@ def with_unet_wrapper(model: Any, name: str, call: Callable[[Callable[[], Tensor
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, name, wrapper)
     return clone
+
+
+@dataclass
+class Run:
+    """The original block of a patched call: run(txt, img) -> (txt, img); vec is what modulates it."""
+
+    block: Callable[[dict], dict]
+    args: dict
+
+    @property
+    def vec(self) -> Tensor:
+        return self.args["vec"]
+
+    def __call__(self, txt: Tensor, img: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.block({**self.args, "txt": txt, "img": img})
+        return out["txt"], out["img"]
+
+
+def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, Tensor]]) -> Any:
+    """A clone of an SD3 MODEL whose blocks go through `call(index, last, img, txt, run, cache)`."""
+    steps, clone = Steps(), model.clone()
+    last = len(model.get_model_object("diffusion_model").joint_blocks) - 1
+
+    def patch(index: int) -> Callable[[dict, dict], dict]:
+        def block(args: dict, extra: dict) -> dict:
+            options = args["transformer_options"]
+            steps.advance(float(options["sigmas"][0]))
+            cache = steps.cache.setdefault((name, *options["uuids"]), {})
+            txt, img = call(index, last, args["img"], args["txt"], Run(extra["original_block"], args), cache)
+            return {"txt": txt, "img": img}
+
+        return block
+
+    for index in range(last + 1):
+        clone.set_model_patch_replace(patch(index), "dit", "double_block", index)
+    return clone
+
+
+def change(new: Tensor, old: Tensor) -> Tensor:
+    """Mean absolute change, relative to the mean absolute value of the old one."""
+    return (new - old).abs().mean() / old.abs().mean()

@@ -14,11 +14,16 @@ SAMPLING = Sampling(steps=10)
 
 
 @pytest.fixture(scope="module")
-def subject():
+def subjects():
     import nodes
 
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    return Subject.demo()
+    return {kind: Subject.demo(kind) for kind in ("unet", "mmdit")}
+
+
+@pytest.fixture(scope="module")
+def subject(subjects):
+    return subjects["unet"]
 
 
 def run(subject, method) -> tuple[torch.Tensor, int]:
@@ -29,30 +34,46 @@ def run(subject, method) -> tuple[torch.Tensor, int]:
 
 
 @pytest.fixture(scope="module")
-def dense(subject):
-    return run(subject, DENSE)
+def denses(subjects):
+    return {kind: run(subject, DENSE) for kind, subject in subjects.items()}
+
+
+@pytest.fixture(scope="module")
+def dense(denses):
+    return denses["unet"]
 
 
 BALANCED = f"pace={PACES['balanced']:g} warm-up={WARMUPS['balanced']} (balanced)"
+BOTH = {
+    "fewer steps": "0.5", "LazyCache": "reuse_threshold=0.2",
+    "Highlight Diffusion": BALANCED, "forecast alone": BALANCED, "forecasts not revised": BALANCED,
+    "always corrected": BALANCED, "interval": "N=3",
+}  # fmt: skip
 STRONGEST = {
-    "fewer steps": "0.5", "EasyCache": "reuse_threshold=0.2", "LazyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
-    "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3", "T-GATE": "gate=0.4",
-    "Faster Diffusion": "density=0.7", "FRDiff": "N=3", "Highlight Diffusion": BALANCED, "forecast alone": BALANCED,
-    "forecasts not revised": BALANCED, "always corrected": BALANCED, "interval": "N=3",
+    "unet": {
+        **BOTH, "EasyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
+        "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3",
+        "T-GATE": "gate=0.4", "Faster Diffusion": "density=0.7", "FRDiff": "N=3",
+    },
+    "mmdit": {
+        **BOTH, "First-Block Cache": "threshold=0.2", "TeaCache": "threshold=0.5", "RAS": "ratio=0.5", "AccelAes": "every=2",
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STRONGEST)
-def test_a_method_changes_the_latent_and_saves_work(subject, dense, name):
-    (method,) = [m for m in methods() if m.name == name and m.setting == STRONGEST[name]]
-    latent, executed = run(subject, method)
-    assert torch.isfinite(latent).all()
-    assert (latent - dense[0]).abs().max() > 1e-3, f"{name} has no effect on the bench's model"
-    assert executed < 0.97 * dense[1]
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind, names in STRONGEST.items() for name in names])
+def test_a_method_changes_the_latent_and_saves_work(subjects, denses, kind, name):
+    subject, (latent, cost) = subjects[kind], denses[kind]
+    (method,) = [m for m in methods(subject.transformer) if m.name == name and m.setting == STRONGEST[kind][name]]
+    accelerated, executed = run(subject, method)
+    assert torch.isfinite(accelerated).all()
+    assert (accelerated - latent).abs().max() > 1e-3, f"{name} has no effect on the bench's model"
+    assert executed < 0.97 * cost
 
 
-def test_every_method_of_the_bench_is_tested_here(subject):
-    assert {m.name for m in methods()} == {"dense", *STRONGEST}
+@pytest.mark.parametrize("kind", STRONGEST)
+def test_every_method_of_the_bench_is_tested_here(subjects, kind):
+    assert {m.name for m in methods(subjects[kind].transformer)} == {"dense", *STRONGEST[kind]}
 
 
 @pytest.mark.parametrize("name", ["DeepCache", "Faster Diffusion", "FRDiff", "T-GATE"])
@@ -69,9 +90,28 @@ def test_a_peer_that_skips_nothing_is_dense(subject, dense, name):
     assert (latent - dense[0]).abs().max() <= 1e-5 * dense[0].abs().max()
 
 
-def test_a_second_run_of_a_peer_is_the_first(subject):
+@pytest.mark.parametrize("name", ["First-Block Cache", "TeaCache", "RAS"])
+def test_a_peer_of_transformers_that_skips_nothing_is_dense(subjects, denses, name):
+    from highlight_diffusion.bench.peers import first_block, ras, teacache
+
+    subject = subjects["mmdit"]
+    model = {
+        "First-Block Cache": lambda: first_block.apply(subject.model, 0.0),
+        "TeaCache": lambda: teacache.apply(subject.model, 0.0),
+        "RAS": lambda: ras.apply(subject.model, SAMPLING.steps, 1.0),
+    }[name]()
+    latent, _ = subject.sample(model, PROMPT, 0, SAMPLING)
+    assert (latent - denses["mmdit"][0]).abs().max() <= 1e-5 * latent.abs().max()
+
+
+@pytest.mark.parametrize("kind, label", [
+    ("unet", "DeepCache N=3"), ("mmdit", "First-Block Cache threshold=0.2"), ("mmdit", "TeaCache threshold=0.5"),
+    ("mmdit", "RAS ratio=0.5"), ("mmdit", "AccelAes every=2"),
+])  # fmt: skip
+def test_a_second_run_of_a_peer_is_the_first(subjects, kind, label):
     """Peers keep state between steps; a new run must not see the last one's."""
-    (method,) = [m for m in methods() if m.label == "DeepCache N=3"]
+    subject = subjects[kind]
+    (method,) = [m for m in methods(subject.transformer) if m.label == label]
     attached = method.attach(subject.model, SAMPLING)
     first, second = (subject.sample(attached.model, PROMPT, 0, SAMPLING)[0] for _ in range(2))
     assert torch.equal(first, second)

@@ -1,0 +1,41 @@
+"""TeaCache: Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model", CVPR 2025 (arXiv
+2411.19108), on SD3's blocks.
+
+Its polynomials are fitted to one model each and none was published for SD3; here, as in AccelAes's comparison, the
+change of the modulated input is summed up as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.ldm.modules.diffusionmodules.mmdit import modulate
+
+from .common import change, with_block_patches
+
+
+def apply(model: Any, threshold: float) -> Any:
+    """While the changes of the first block's modulated input add up to less than `threshold`, the residual of all
+    blocks of the last computed call is added instead of computing them."""
+    block = model.get_model_object("diffusion_model").joint_blocks[0].x_block
+
+    def modulated(img, vec):
+        shift, scale = block.adaLN_modulation(vec).chunk(9 if block.x_block_self_attn else 6, dim=1)[:2]
+        return modulate(block.norm1(img), shift, scale)
+
+    def call(index: int, last: int, img, txt, run, cache: dict):
+        if index == 0:
+            probe = modulated(img, run.vec)
+            cache["sum"] = cache.get("sum", 0.0) + (float(change(probe, cache["probe"])) if "probe" in cache else 0.0)
+            cache["probe"] = probe
+            cache["reuse"] = "all" in cache and cache["sum"] < threshold
+            if not cache["reuse"]:
+                cache["sum"], cache["entered"] = 0.0, img.clone()
+        if cache["reuse"]:
+            return txt, img + cache["all"] if index == last else img
+        out_txt, out_img = run(txt, img)
+        if index == last:
+            cache["all"] = out_img - cache["entered"]
+        return out_txt, out_img
+
+    return with_block_patches(model, "teacache", call)
