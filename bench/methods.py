@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.config import ADAPTIVE, PACES, WARMUPS, HighlightConfig
+from ..engine.config import ADAPTIVE, PACES, HighlightConfig
 from ..engine.schedule import CORRECTED_PACE
 from ..engine.trace import Trace
 from .host import Sampling, installed, node
@@ -103,22 +103,21 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached, adapts=True)
 
 
-SWEEP = ((2.0, 4), (2.5, 4), (3.5, 4), (5.0, 4), (8.0, 3), (11.0, 3))  # pace and warm-up
+SWEEP = (2.0, 2.5, 3.5, 5.0, 8.0, 11.0)  # paces
 INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 
 def ours() -> Iterator[Method]:
     """Highlight Diffusion at several paces, the presets' among them, its ablations, and the study of the interval N."""
-    presets = {(PACES[name], WARMUPS[name]): name for name in PACES}
-    for pace, warmup in SWEEP:
-        name = f" ({presets[pace, warmup]})" if (pace, warmup) in presets else ""
-        setting, strength = f"pace={pace:g} warm-up={warmup}{name}", {"pace": pace, "warmup": warmup}
-        yield _highlight("Highlight Diffusion", setting, **strength)
+    presets = {pace: name for name, pace in PACES.items()}
+    for pace in SWEEP:
+        setting = f"pace={pace:g}" + (f" ({presets[pace]})" if pace in presets else "")
+        yield _highlight("Highlight Diffusion", setting, pace=pace)
         if pace > CORRECTED_PACE:
-            yield _highlight("always corrected", setting, correct="always", **strength)
-        yield _highlight("forecast alone", setting, correct="never", **strength)
-        if name:
-            yield _highlight("forecasts not revised", setting, revise=False, **strength)
+            yield _highlight("always corrected", setting, pace=pace, correct="always")
+        yield _highlight("forecast alone", setting, pace=pace, correct="never")
+        if pace in presets:
+            yield _highlight("forecasts not revised", setting, pace=pace, revise=False)
     for interval in INTERVALS:
         yield _highlight("interval", "N=" + ",".join(map(str, interval)), interval=interval)
     for pace in (2.0, 5.0, 8.0):

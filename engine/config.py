@@ -10,7 +10,6 @@ Correct = Literal["auto", "always", "never"]
 AUTO, ADAPTIVE = "auto", "adaptive"
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
-WARMUPS = {"quality": 4, "balanced": 4, "fast": 3}
 
 
 def parse_interval(text: str) -> Interval:
@@ -42,7 +41,7 @@ class HighlightConfig:
     interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the pace, and
     "adaptive" to the error of the forecasts, measured while sampling, with more of it allowed at a higher pace.
     start_percent, end_percent: the share of the schedule in which anything may be saved.
-    warmup: dense steps before the first gap; the highlight is found in them.
+    warmup: dense steps before the first gap; the highlight is found in them. 0 leaves their number to pace and model.
     correct: compute the highlight once in each longer gap and correct the forecast with it; "auto" where that was measured to
     be worth more than the same cost spent on dense evaluations.
     threshold: heat above which a cell is highlighted, 0 for everything.
@@ -58,7 +57,7 @@ class HighlightConfig:
     interval: Interval = None
     start_percent: float = 0.0
     end_percent: float = 1.0
-    warmup: int = WARMUPS["balanced"]
+    warmup: int = 0
     correct: Correct = "auto"
     threshold: float = 0.6
     halo: int = 2
@@ -81,8 +80,8 @@ class HighlightConfig:
             raise ValueError(f'interval is "{self.interval}"; use "{ADAPTIVE}", None, or a tuple of gaps')
         if isinstance(self.interval, tuple) and min(self.interval, default=0) < 1:
             raise ValueError(f"interval is {self.interval}; it needs at least one gap, each 1 or more")
-        if self.warmup < 2:
-            raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from")
+        if self.warmup < 2 and self.warmup != 0:
+            raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from, or 0 for auto")
         if self.halo < 0:
             raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
         if self.levels < 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .axis import Axis, log_sigma
+from .axis import Axis, log_ratio, log_sigma
 from .config import ADAPTIVE, ForecastSpace, HighlightConfig
 from .response import Response
 from .trace import Kind
@@ -21,6 +21,9 @@ FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to anot
 FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
 NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
+FLOW_SHARE = 0.1  # the same for flows, whose schedulers space their steps by themselves
+FLOW_PACE = 5.0  # of a higher pace flows get a third of what is above this; their forecasts do not reach further
+WARMUP, BRISK = 4, 8.0  # dense steps at the start; one less from this pace on, and in flows, which start from sheer noise
 
 
 def forecast_space(sampler: str, wanted: ForecastSpace = "auto") -> Literal["noise", "denoised"]:
@@ -66,15 +69,16 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2, axis: Axis =
     """Gaps between dense evaluations over the steps at these sigmas (descending), from the first to the last.
 
     A dense evaluation is due when the run has come `pace` average steps further, where distance is a quarter steps and
-    three quarters on the axis, log sigma: predictions change with both. A gap is at most one or two longer than the gap
-    before it, since a forecast reaches no further than the slope it stands on was measured over, and the last `tail`
-    steps are dense. The rule was found by comparing some hundred placements on the demo model under euler and dpmpp_2m;
-    it beats even, growing and log-spaced gaps by 4 to 8 dB at equal cost.
+    three quarters on the axis, log sigma: predictions change with both. In flows it is nine tenths steps. A gap is at most
+    one or two longer than the gap before it, since a forecast reaches no further than the slope it stands on was measured
+    over, and the last `tail` steps are dense. The rule was found by comparing some hundred placements on the demo models
+    under euler and dpmpp_2m; it beats even, growing and log-spaced gaps by 4 to 8 dB at equal cost.
     """
     last = len(sigmas) - 1
     places = [axis(sigma) for sigma in sigmas]
     whole = max(places[-1] - places[0], 1e-6)
-    way = [(1 - LOG_SHARE) * i / max(last, 1) + LOG_SHARE * (at - places[0]) / whole for i, at in enumerate(places)]
+    share = FLOW_SHARE if axis is log_ratio else LOG_SHARE
+    way = [(1 - share) * i / max(last, 1) + share * (at - places[0]) / whole for i, at in enumerate(places)]
     limit, growth = pace / max(last, 1) * (1 + 0.05), max(1, round(pace / 2.5))
     gaps: list[int] = []
     position = 0
@@ -85,6 +89,17 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2, axis: Axis =
         gaps.append(end - position)
         position = end
     return gaps
+
+
+def warm_up(config: HighlightConfig, axis: Axis = log_sigma) -> int:
+    """Dense steps at the start: as configured, or as many as were measured to be worth it."""
+    return config.warmup or WARMUP - (config.pace >= BRISK or axis is log_ratio)
+
+
+def effective_pace(config: HighlightConfig, sampler: str, axis: Axis = log_sigma) -> float:
+    """The pace that suits what is forecast: less of it under fresh noise, and little more than `FLOW_PACE` in flows."""
+    pace = config.pace * (NOISY_PACE if forecast_space(sampler, config.forecast) == "denoised" else 1)
+    return min(pace, FLOW_PACE + (pace - FLOW_PACE) / 3) if axis is log_ratio else pace
 
 
 def correction_pays(steps: int, space: str, response: Response | None) -> bool:
@@ -114,7 +129,7 @@ def make_plan(
     if not config.active:
         return [PlannedStep("dense", "off" if not config.enabled else "interval 1")] * steps
     plan = [PlannedStep("dense", "outside start and end percent")] * steps
-    position = min(first + config.warmup - 1, last)
+    position = min(first + warm_up(config, axis) - 1, last)
     for i in range(first, position + 1):
         plan[i] = PlannedStep("dense", "warm-up")
     correcting = config.correct != "never" if correcting is None else correcting
@@ -126,7 +141,7 @@ def make_plan(
     if config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:
-        pace = config.pace * (NOISY_PACE if forecast_space(sampler, config.forecast) == "denoised" else 1)
+        pace = effective_pace(config, sampler, axis)
         corrected = max(CORRECTED_GAP, pace - 2) if pace >= CORRECTED_PACE else math.inf
         gaps = paced_gaps(sigmas[position : last + 1], max(1.0, pace), dense_tail(sampler), axis)
     for gap in gaps:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..engine.config import PACES, WARMUPS, HighlightConfig, parse_interval
+from ..engine.config import PACES, HighlightConfig, parse_interval
 from ..engine.highlight import Given
 from ..engine.trace import Trace
 from ..host.attach import attach
@@ -51,7 +51,7 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "warmup", default=0, min=0, max=100, extra_dict=ADVANCED,
-                    tooltip="Dense steps at the start, before anything is saved; at least 2. 0 leaves it to the preset.",
+                    tooltip="Dense steps at the start, before anything is saved; at least 2. 0 leaves it to preset and model.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
@@ -105,7 +105,7 @@ class HighlightDiffusion(io.ComfyNode):
         mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
-            pace=pace or PACES[preset], warmup=warmup or WARMUPS[preset], interval=parse_interval(interval),
+            pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
             start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
             levels=levels, max_area=max_area, forecast=forecast, enabled=enabled,
         )  # fmt: skip

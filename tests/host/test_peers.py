@@ -7,7 +7,7 @@ import torch
 from highlight_diffusion.bench.cost import macs
 from highlight_diffusion.bench.host import Sampling, Subject, installed, node
 from highlight_diffusion.bench.methods import DENSE, methods
-from highlight_diffusion.engine.config import PACES, WARMUPS
+from highlight_diffusion.engine.config import PACES
 
 PROMPT = "a large red circle at the left on a plain gray background"
 SAMPLING = Sampling(steps=10)
@@ -43,7 +43,7 @@ def dense(denses):
     return denses["unet"]
 
 
-BALANCED = f"pace={PACES['balanced']:g} warm-up={WARMUPS['balanced']} (balanced)"
+BALANCED = f"pace={PACES['balanced']:g} (balanced)"
 BOTH = {
     "fewer steps": "0.5", "LazyCache": "reuse_threshold=0.2",
     "Highlight Diffusion": BALANCED, "forecast alone": BALANCED, "forecasts not revised": BALANCED,

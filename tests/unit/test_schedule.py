@@ -1,15 +1,18 @@
 import pytest
-from highlight_diffusion.demo.diffusion import normal_sigmas
+from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
+from highlight_diffusion.engine.axis import log_ratio
 from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.response import Response
 from highlight_diffusion.engine.schedule import (
     correction_pays,
     dense_tail,
+    effective_pace,
     forecast_space,
     make_plan,
     paced_gaps,
     spread_gaps,
     step_of,
+    warm_up,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +47,18 @@ def test_the_pace_is_kept_in_steps_and_log_sigma():
     assert paced_gaps(SIGMAS[30][3:], 5.0) == [3, 5, 7, 7, 3, 1]
     even = [10 * 0.8**i for i in range(30)]
     assert paced_gaps(even, 3.0) == [2, 3, 3, 3, 3, 3, 3, 3, 3, 2, 1]
+
+
+def test_in_flows_the_pace_is_kept_in_steps():
+    """The placement that was measured on the demo transformer: a short warm-up, and gaps that are nearly even."""
+    plan = make_plan(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=5.0), correcting=False, axis=log_ratio)
+    assert "".join(step.kind[0] for step in plan) == "dddssdssssdssssdssssdssssdssdd"
+    assert warm_up(HighlightConfig(), log_ratio) == 3 and warm_up(HighlightConfig(warmup=5), log_ratio) == 5
+
+
+def test_a_higher_pace_computes_less_in_flows_too_but_not_in_proportion():
+    paces = [effective_pace(HighlightConfig(pace=pace), "euler", log_ratio) for pace in (2.0, 5.0, 8.0, 11.0)]
+    assert paces == [2.0, 5.0, 6.0, 7.0]
 
 
 @given(st.integers(1, 100), st.floats(1, 12), st.sampled_from(["euler", "dpmpp_2m"]))
