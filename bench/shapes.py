@@ -86,14 +86,9 @@ def by_kind(window: Window) -> tuple[int, int, int]:
     """Bytes of one recording: rings and statistics, outside tokens of self-attention, what enters from inner blocks."""
     sizes = {"ring": 0, "tokens": 0, "within": 0}
     for module, calls in window.recordings[-1].parts.items():
-        kind = (
-            "ring"
-            if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm)
-            else "tokens"
-            if hasattr(module, "to_q")
-            else "within"
-        )
-        sizes[kind] += sum(part.numel() * part.element_size() for part in calls.values())
+        ring = isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm)
+        kind = "ring" if ring else "tokens" if hasattr(module, "to_q") else "within"
+        sizes[kind] += sum(part.bytes for part in calls.values())
     return sizes["ring"], sizes["tokens"], sizes["within"]
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
 Correct = Literal["auto", "always", "never"]
+Memory = Literal["device", "8 bit", "offload"]
 AUTO, ADAPTIVE = "auto", "adaptive"
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
@@ -50,6 +51,8 @@ class HighlightConfig:
     would give is forecast. 0 computes all.
     max_area: a highlight whose windows cover more of the frame is refused; the budget is then spent in time only.
     forecast: what is extrapolated, "auto" to choose it for the sampler.
+    memory: where the tokens outside the highlight are kept: as they are on the model's device, there in 8 bits, or in the
+    host's memory.
     revise: at each computed evaluation make up for what the forecasts before it got wrong.
     """
 
@@ -64,6 +67,7 @@ class HighlightConfig:
     levels: int = 2
     max_area: float = 0.6
     forecast: ForecastSpace = "auto"
+    memory: Memory = "device"
     revise: bool = True
     enabled: bool = True
 
@@ -90,6 +94,8 @@ class HighlightConfig:
             raise ValueError(f"pace is {self.pace}; it must be 1 or more")
         if self.correct not in ("auto", "always", "never"):
             raise ValueError(f'correct is "{self.correct}"; choose auto, always or never')
+        if self.memory not in ("device", "8 bit", "offload"):
+            raise ValueError(f'memory is "{self.memory}"; choose device, 8 bit or offload')
         if self.forecast not in ("auto", "noise", "denoised"):
             raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
 

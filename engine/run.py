@@ -229,6 +229,8 @@ class HighlightRun:
             self.windows = ()
         else:
             self.windows = self.surround([region.outer for region in regions])
+            for window in self.windows:
+                window.memory = self.config.memory
 
     # -- during the others ---------------------------------------------------------------------------------------
 

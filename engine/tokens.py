@@ -25,6 +25,7 @@ from .trace import Box
 from .window import swapped
 
 Place = tuple[int, int]  # a block, and which attention of it
+BUCKETS = 64  # different counts of active tokens that there may be, so that compiled and tuned kernels are met again
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,21 @@ class TokenGrid:
         return self.frames * rows * columns
 
     def inside(self, boxes: Sequence[Box]) -> Tensor:
-        """Bool (count,), true for the tokens that the boxes, in latent cells, touch."""
-        mask = torch.zeros(self.size, dtype=torch.bool)
+        """Bool (count,), true for the tokens that the boxes, in latent cells, touch, and for the nearest others that fill up
+        the last bucket."""
+        rows, columns = (torch.arange(n, dtype=torch.float) for n in self.size)
+        away = torch.full(self.size, torch.inf)
+
+        def beyond(at: Tensor, start: int, end: int) -> Tensor:
+            first, last = start // self.patch, (end - 1) // self.patch
+            return torch.maximum(first - at, at - last).clamp(min=0)
+
         for y0, y1, x0, x1 in boxes:
-            mask[y0 // self.patch : -(-y1 // self.patch), x0 // self.patch : -(-x1 // self.patch)] = True
-        return mask.flatten().repeat(self.frames)
+            away = torch.minimum(away, torch.maximum(beyond(rows, y0, y1)[:, None], beyond(columns, x0, x1)))
+        wanted, bucket = int((away == 0).sum()), -(-away.numel() // BUCKETS)
+        mask = torch.zeros(away.numel(), dtype=torch.bool)
+        mask[away.flatten().argsort(stable=True)[: -(-wanted // bucket) * bucket]] = True
+        return mask.repeat(self.frames)
 
 
 class TokenSubset(Surroundings):
@@ -186,9 +197,8 @@ class RecordingTap(AttentionTap):
             self.seen.add(place[0])
             for subset in self.subsets:
                 rest = subset.rest + layout.before
-                subset.keep(
-                    place, self.keys, torch.cat([subset.rows(t).index_select(-2, rest) for t in (k, _as(q, v))], dim=-1)
-                )
+                part = torch.cat([subset.rows(t).index_select(-2, rest) for t in (k, _as(q, v))], dim=-1)
+                subset.keep(place, self.keys, part, tokens=True)
         if self.hear is not None:
             self._listen(place[0], layout, q, k, heads)
         return function(q, k, v, heads, *args, **kwargs)

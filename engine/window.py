@@ -258,7 +258,8 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
 
         def recorded(x: Tensor, *args, **kwargs) -> Tensor:
             for window in windows:
-                window.keep(module, streams, getattr(window, record)(module, window.rows(x)))
+                part = getattr(window, record)(module, window.rows(x))
+                window.keep(module, streams, part, tokens=record == "record_attention")
             return forward(x, *args, **kwargs)
 
         forwards[module] = recorded

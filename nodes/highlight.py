@@ -82,6 +82,11 @@ class HighlightDiffusion(io.ComfyNode):
                     "forecast", options=["auto", "noise", "denoised"], default="auto", extra_dict=ADVANCED,
                     tooltip="What is extrapolated. auto: noise for deterministic samplers, else the denoised image.",
                 ),
+                io.Combo.Input(
+                    "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED, optional=True,
+                    tooltip="Where the tokens outside the highlight are kept: device is exact and fastest, 8 bit takes half "
+                    "of that memory or less, offload none of the GPU's.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, sampling with Highlight Diffusion."),
@@ -102,12 +107,12 @@ class HighlightDiffusion(io.ComfyNode):
     def execute(
         cls, model: io.Model.Type, enabled: bool, preset: str, correct: str, interval: str, pace: float, warmup: int,
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float, forecast: str,
-        mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
+        mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None, memory: str = "device",
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
             start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
-            levels=levels, max_area=max_area, forecast=forecast, enabled=enabled,
+            levels=levels, max_area=max_area, forecast=forecast, memory=memory, enabled=enabled,
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")

@@ -5,6 +5,7 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.recording import Kept
 from highlight_diffusion.engine.tokens import TokenSubset
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
@@ -94,7 +95,7 @@ def test_a_subset_equals_dense_where_it_was_recorded(model, name, batch):
         exact.append(error())
         for calls in subset.recordings[-1].parts.values():
             for keys in calls:
-                calls[keys] = torch.zeros_like(calls[keys])
+                calls[keys] = Kept(torch.zeros_like(calls[keys].x))
         wiped.append(error())
         state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
         return dense

@@ -4,7 +4,8 @@ import pytest
 import torch
 from highlight_diffusion.demo.mmdit import MMDiT, MMDiTConfig
 from highlight_diffusion.demo.plain_flow import PlainFlow, tapped
-from highlight_diffusion.engine.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from highlight_diffusion.engine.recording import Kept
+from highlight_diffusion.engine.tokens import BUCKETS, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +62,7 @@ def test_it_really_stands_on_what_was_recorded(mmdit):
     dense = record(mmdit, model, subset, x, 0.6)[0]
     for calls in subset.recordings[-1].parts.values():
         for keys in calls:
-            calls[keys] = torch.zeros_like(calls[keys])
+            calls[keys] = Kept(torch.zeros_like(calls[keys].x))
     part = compute(mmdit, model, subset, x, 0.6)[0]
     assert (part - dense)[..., 2:8, 2:8].abs().max() > 1e-3
 
@@ -135,3 +136,34 @@ def test_a_mask_of_the_text_lets_all_image_tokens_be_seen(dtype):
     assert seen["keys"] == 3 + 16 == seen["mask"].shape[-1]
     free = seen["mask"] if dtype == torch.bool else seen["mask"] == 0
     assert free.sum() == 18 and not free[..., 0]
+
+
+BOXES = st.tuples(st.integers(0, 20), st.integers(1, 12), st.integers(0, 20), st.integers(1, 12)).map(
+    lambda edges: (edges[0], edges[0] + edges[1], edges[2], edges[2] + edges[3])
+)
+
+
+@given(st.lists(BOXES, max_size=3), st.sampled_from([(32, 32), (33, 40), (64, 48)]))
+def test_counts_of_tokens_come_in_buckets(boxes, frame):
+    """All that the boxes touch, and at most one bucket's worth of their neighbours."""
+    grid = TokenGrid(frame)
+    touched = torch.zeros(grid.size, dtype=torch.bool)
+    for y0, y1, x0, x1 in boxes:
+        touched[y0 // 2 : -(-y1 // 2), x0 // 2 : -(-x1 // 2)] = True
+    inside, bucket = grid.inside(boxes), -(-grid.count // BUCKETS)
+    assert inside[touched.flatten()].all()
+    assert int(inside.sum()) % bucket == 0 or inside.all()
+    assert int(touched.sum()) <= int(inside.sum()) < int(touched.sum()) + bucket
+
+
+@pytest.mark.parametrize("memory, off", [("device", 0.0), ("offload", 0.0), ("8 bit", 0.02)])
+def test_tokens_can_be_kept_in_less_memory(mmdit, memory, off):
+    model, x, errors = model_of(mmdit), latent((16, 16)), []
+    subset, plain = (TokenSubset([(2, 8, 2, 8)], TokenGrid((16, 16))) for _ in range(2))
+    subset.memory = memory
+    dense = record(mmdit, model, subset, x, 0.6)
+    record(mmdit, model, plain, x, 0.6)
+    for whole, part in zip(dense, compute(mmdit, model, subset, x, 0.6), strict=True):
+        errors.append(float((part - whole)[..., 2:8, 2:8].abs().max() / whole.abs().max()))
+    assert max(errors) <= off and (off == 0.0 or max(errors) > 0)
+    assert subset.bytes <= (0.3 if memory == "8 bit" else 1.0) * plain.bytes
