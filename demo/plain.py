@@ -140,7 +140,7 @@ def sample(
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
     frame = tuple(noise.shape[-2:])
     align, surround, run.depth = model.fit(frame, config.levels)
-    space = forecast_space("euler", config.forecast)
+    space = forecast_space("euler", config.forecast, model.axis)
     response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
     state = HighlightRun(config, run, frame, align, surround=surround, response=response, axis=model.axis)
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .axis import Axis, log_sigma
+from .axis import Axis, log_ratio, log_sigma
 from .response import Response, Space
 from .trace import Boxes, inside
 
 MAX_REACH = 4.0  # how many spacings of the last two points a straight line is trusted
 # How much of the last slope goes on, measured on the demo model: all of it overshoots, none of it lags behind.
 PERSISTENCE = {"noise": 0.7, "denoised": 0.5}
+FLOW_PERSISTENCE = 0.1  # of what is denoised in a flow
 # Over more spacings of the two points before a gap than this, the parabola through them and its end says too little: in
 # the demo model's early steps it ruins pictures (29 for 48 dB) that it mends by 3 to 5 dB within.
 PARABOLA_REACH = 2.5
@@ -46,6 +47,11 @@ def quadratic_weights(
     )
 
 
+def persistence(space: Space, axis: Axis = log_sigma) -> float:
+    """How much of the last slope goes on in a forecast."""
+    return FLOW_PERSISTENCE if space == "denoised" and axis is log_ratio else PERSISTENCE[space]
+
+
 @dataclass
 class Point:
     sigma: float
@@ -75,7 +81,7 @@ class History:
     def extrapolated(self, sigma: float) -> Tensor:
         older, newer = self.points
         return extrapolate(
-            newer.value, older.value, PERSISTENCE[self.space] * reach(sigma, newer.sigma, older.sigma, self.axis)
+            newer.value, older.value, persistence(self.space, self.axis) * reach(sigma, newer.sigma, older.sigma, self.axis)
         )
 
     def give(self, index: int, sigma: float, value: Tensor) -> Tensor:

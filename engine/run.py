@@ -20,7 +20,7 @@ from .heatmap import HeatmapAccumulator
 from .highlight import Given, Region, find_region
 from .recording import Surroundings
 from .response import Response
-from .schedule import CORRECTED_GAP, PlannedStep, correction_pays, forecast_space, make_plan, step_of
+from .schedule import CORRECTED_GAP, PlannedStep, adds_noise, correction_pays, forecast_space, make_plan, step_of
 from .trace import Box, Boxes, Evaluation, Kind, Run, inside
 from .window import windows_of
 
@@ -52,7 +52,7 @@ class HighlightRun:
         sigmas = trace.sigmas
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
-        self.space = forecast_space(trace.sampler, config.forecast)
+        self.space = forecast_space(trace.sampler, config.forecast, axis)
         self.response = response if config.revise else None
         self.corrects = self._corrects(len(sigmas) - 1)
         self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis)
@@ -76,7 +76,7 @@ class HighlightRun:
         if self.config.correct != "auto":
             return self.config.correct == "always"
         given = self.given.mask is not None or self.given.protect is not None
-        return given or correction_pays(steps, self.space, self.response)
+        return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 

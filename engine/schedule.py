@@ -26,12 +26,18 @@ FLOW_PACE = 5.0  # of a higher pace flows get a third of what is above this; the
 WARMUP, BRISK = 4, 8.0  # dense steps at the start; one less from this pace on, and in flows, which start from sheer noise
 
 
-def forecast_space(sampler: str, wanted: ForecastSpace = "auto") -> Literal["noise", "denoised"]:
-    """What is forecast: what is `wanted`, or what is worth it under a sampler of this k-diffusion name, with or without
-    the prefix "sample_"."""
+def adds_noise(sampler: str) -> bool:
+    """Whether a sampler of this k-diffusion name, with or without the prefix "sample_", adds fresh noise."""
+    return any(word in sampler for word in STOCHASTIC)
+
+
+def forecast_space(sampler: str, wanted: ForecastSpace = "auto", axis: Axis = log_sigma) -> Literal["noise", "denoised"]:
+    """What is forecast: what is `wanted`, or what was measured to be worth it under a sampler and on an axis: the denoised
+    picture under fresh noise and in flows, else the noise. On the demo transformer that is 1 to 7 dB, most of it where
+    nothing but background is asked for."""
     if wanted != "auto":
         return wanted
-    return "denoised" if any(word in sampler for word in STOCHASTIC) else "noise"
+    return "denoised" if adds_noise(sampler) or axis is log_ratio else "noise"
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,11 @@ def warm_up(config: HighlightConfig, axis: Axis = log_sigma) -> int:
 
 def effective_pace(config: HighlightConfig, sampler: str, axis: Axis = log_sigma) -> float:
     """The pace that suits what is forecast: less of it under fresh noise, and little more than `FLOW_PACE` in flows."""
-    pace = config.pace * (NOISY_PACE if forecast_space(sampler, config.forecast) == "denoised" else 1)
+    pace = config.pace * (NOISY_PACE if adds_noise(sampler) else 1)
     return min(pace, FLOW_PACE + (pace - FLOW_PACE) / 3) if axis is log_ratio else pace
 
 
-def correction_pays(steps: int, space: str, response: Response | None) -> bool:
+def correction_pays(steps: int, noisy: bool, response: Response | None) -> bool:
     """Whether computing the highlight in a gap was measured to be worth at least as much as more dense evaluations.
 
     On the demo model and objects of at most a fifth of the frame, inside them at equal cost: under ancestral noise it is
@@ -110,7 +116,7 @@ def correction_pays(steps: int, space: str, response: Response | None) -> bool:
     so under Euler at 30, where it loses up to 6: the revision at the end of a gap brings the state back exactly, and even
     an exact partial evaluation would no more than break even.
     """
-    return space == "denoised" or response is None or not response.forgets or steps < FINE
+    return noisy or response is None or not response.forgets or steps < FINE
 
 
 def make_plan(

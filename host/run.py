@@ -44,7 +44,7 @@ class ModelRun:
         model = guider.model_patcher
         sampling = model.get_model_object("model_sampling")
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
-        space = forecast_space(run.sampler, config.forecast)
+        space = forecast_space(run.sampler, config.forecast, axis)
         response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
         self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response, axis)
         self.words: dict[Any, TokenWeights] = {}

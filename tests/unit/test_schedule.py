@@ -123,6 +123,7 @@ def test_inactive_settings_plan_dense_steps_only():
 )
 def test_forecast_space_suits_the_sampler(sampler, space):
     assert forecast_space(sampler) == space
+    assert forecast_space(sampler, axis=log_ratio) == "denoised"
 
 
 def test_steps_are_found_by_bracketing_sigma():
@@ -137,9 +138,9 @@ def test_under_fresh_noise_dense_evaluations_come_sooner():
 
 
 @pytest.mark.parametrize(
-    ("steps", "space", "forgets", "pays"),
-    [(30, "noise", True, False), (30, "noise", False, True), (12, "noise", True, True), (30, "denoised", True, True)],
+    ("steps", "noisy", "forgets", "pays"),
+    [(30, False, True, False), (30, False, False, True), (12, False, True, True), (30, True, True, True)],
 )
-def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, space, forgets, pays):
-    assert correction_pays(steps, space, Response((), (), forgets)) == pays
-    assert correction_pays(steps, space, None)
+def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, noisy, forgets, pays):
+    assert correction_pays(steps, noisy, Response((), (), forgets)) == pays
+    assert correction_pays(steps, noisy, None)
