@@ -118,7 +118,10 @@ def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:
 
 
 # What models are given besides the picture that is sampled, as more tokens of the same sequence.
-REFERENCES = ("ref_latents", "reference_latent", "context_latents", "ref_contexts", "image_cond", "time_dim_concat")
+REFERENCES = (
+    "ref_latents", "ref_latent", "reference_latent", "guiding_frame_index", "context_latents", "ref_contexts", "image_cond",
+    "time_dim_concat",
+)  # fmt: skip
 
 
 def foreign(conds, model_options: dict) -> str | None:

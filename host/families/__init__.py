@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
 
-from . import aura_flow, flux, hidream, hunyuan_dit, lumina, pixart, qwen_image, sd3, wan
+from . import aura_flow, flux, hidream, hunyuan_dit, hunyuan_video, lumina, pixart, qwen_image, sd3, wan
 from .base import Family
 
 FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY for module in (sd3, flux, qwen_image, lumina, pixart, aura_flow, hidream, hunyuan_dit, wan)
+    module.FAMILY for module in (sd3, flux, qwen_image, lumina, pixart, aura_flow, hidream, hunyuan_dit, wan, hunyuan_video)
 )
 
 

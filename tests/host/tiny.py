@@ -121,6 +121,28 @@ def flux() -> Tiny:
     return Tiny(build(supported.Flux(dict(FLUX))), pooled=32, channels=16)
 
 
+def flux2() -> Tiny:
+    """One modulation for all blocks, patches of one cell, text filled up to 512 tokens."""
+    changed = {
+        "image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "axes_dim": [4, 4, 4, 4],
+        "vec_in_dim": None, "mlp_ratio": 3.0, "theta": 2000, "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False,
+        "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3],
+    }  # fmt: skip
+    return Tiny(build(supported.Flux2(FLUX | changed)), channels=128)
+
+
+def hunyuan_video() -> Tiny:
+    config = supported.HunyuanVideo(
+        dict(
+            image_model="hunyuan_video", in_channels=16, out_channels=16, patch_size=[1, 2, 2], vec_in_dim=32,
+            axes_dim=[4, 6, 6], meanflow=False, context_in_dim=64, hidden_size=64, mlp_ratio=4.0, num_heads=4, depth=2,
+            depth_single_blocks=2, theta=256, qkv_bias=True, byt5=False, guidance_embed=True, use_cond_type_embedding=False,
+            vision_in_dim=None, meanflow_sum=False,
+        )
+    )  # fmt: skip
+    return Tiny(build(config), pooled=32, channels=16, frames=3)
+
+
 def chroma() -> Tiny:
     config = {name: value for name, value in FLUX.items() if name not in ("yak_mlp", "txt_norm", "guidance_embed")}
     config.update(image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=64, hidden_dim=64, n_layers=2)
@@ -222,8 +244,9 @@ def video_unet() -> Tiny:
 
 
 TRANSFORMERS = {
-    "sd3": sd3, "sd35m": lambda: sd3(dual=True), "flux": flux, "chroma": chroma, "qwen_image": qwen_image, "lumina2": lumina2,
-    "z_image": z_image, "pixart": pixart, "aura_flow": aura_flow, "hidream": hidream, "hunyuan_dit": hunyuan_dit, "wan": wan,
+    "sd3": sd3, "sd35m": lambda: sd3(dual=True), "flux": flux, "flux2": flux2, "chroma": chroma, "qwen_image": qwen_image,
+    "lumina2": lumina2, "z_image": z_image, "pixart": pixart, "aura_flow": aura_flow, "hidream": hidream,
+    "hunyuan_dit": hunyuan_dit, "wan": wan, "hunyuan_video": hunyuan_video,
 }  # fmt: skip
 
 
