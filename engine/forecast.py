@@ -13,7 +13,7 @@ from .trace import Boxes, inside
 MAX_REACH = 4.0  # how many spacings of the last two points a straight line is trusted
 # How much of the last slope goes on, measured on the demo model: all of it overshoots, none of it lags behind.
 PERSISTENCE = {"noise": 0.7, "denoised": 0.5}
-FLOW_PERSISTENCE = 0.1  # of what is denoised in a flow
+FLOW_SPACING = 0.65  # of two points on the axis of a flow, at which half of that goes on: a slope over more says less
 # Over more spacings of the two points before a gap than this, the parabola through them and its end says too little: in
 # the demo model's early steps it ruins pictures (29 for 48 dB) that it mends by 3 to 5 dB within.
 PARABOLA_REACH = 2.5
@@ -47,9 +47,11 @@ def quadratic_weights(
     )
 
 
-def persistence(space: Space, axis: Axis = log_sigma) -> float:
-    """How much of the last slope goes on in a forecast."""
-    return FLOW_PERSISTENCE if space == "denoised" and axis is log_ratio else PERSISTENCE[space]
+def persistence(space: Space, newer: float, older: float, axis: Axis = log_sigma) -> float:
+    """How much of the slope between the points at two sigmas goes on in a forecast."""
+    if axis is not log_ratio:
+        return PERSISTENCE[space]
+    return PERSISTENCE["noise"] / (1 + ((axis(newer) - axis(older)) / FLOW_SPACING) ** 3)
 
 
 @dataclass
@@ -80,9 +82,9 @@ class History:
 
     def extrapolated(self, sigma: float) -> Tensor:
         older, newer = self.points
-        return extrapolate(
-            newer.value, older.value, persistence(self.space, self.axis) * reach(sigma, newer.sigma, older.sigma, self.axis)
-        )
+        sigmas = newer.sigma, older.sigma
+        weight = persistence(self.space, *sigmas, self.axis) * reach(sigma, *sigmas, self.axis)
+        return extrapolate(newer.value, older.value, weight)
 
     def give(self, index: int, sigma: float, value: Tensor) -> Tensor:
         """Answer evaluation `index` with the forecast `value`, and with what is still owed."""
