@@ -44,7 +44,10 @@ def test_the_demo_workflow_runs_and_is_accelerated(server, prompt):
     kinds = [e["kind"] for e in run["evaluations"]]
     assert len(kinds) == 30 and kinds.count("dense") < 20 and kinds[-1] == "dense"
     preview = next(o for o in outputs.values() if "highlight_runs" in o)
-    assert len(preview["images"]) == 30
+    told = json.loads(server.path_of(preview["highlight_files"][-1]).read_text())
+    assert len(told["cells"]) == 30 and told["done"]["completed"] and len(told["heatmaps"]) >= 3
+    assert "pictures" not in told  # nobody watched
+    assert len(preview["highlight_pictures"]) == 1
 
 
 def test_off_equals_the_sampler_without_our_node_and_on_is_close(server, prompt):
