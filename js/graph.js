@@ -1,0 +1,80 @@
+// Which nodes are to show what a Highlight Diffusion node tells. Pure functions of a LiteGraph graph.
+
+export const PATCH = "HighlightDiffusion"
+export const PREVIEW = "HighlightMaskPreview"
+export const REPORT = "HighlightReport"
+
+const TRACE = "HIGHLIGHT_TRACE"
+const SUBGRAPH_OUTPUT = -20 // LiteGraph's id for the right edge of a subgraph
+
+export const kindOf = (node) => node?.comfyClass ?? node?.type
+
+/** The node of an execution id ("5", or "12:5" within the subgraph node 12), and the way to it; null if there is none. */
+export function locate(root, executionId) {
+  const path = String(executionId).split(":")
+  const outer = []
+  let graph = root
+  for (const id of path.slice(0, -1)) {
+    const node = nodeById(graph, id)
+    if (!node?.subgraph) return null
+    outer.push({ graph, node })
+    graph = node.subgraph
+  }
+  const node = nodeById(graph, path.at(-1))
+  return node ? { graph, node, outer } : null
+}
+
+/** The preview nodes that the trace of the Highlight Diffusion node with this execution id reaches, over reroutes and the
+ * edges of subgraphs. */
+export function viewers(root, executionId) {
+  const place = locate(root, executionId)
+  if (!place) return []
+  const found = new Set()
+  const slots = (place.node.outputs ?? []).filter((output) => output.type === TRACE)
+  for (const slot of slots) follow(slot.links, place.graph, place.outer, found, new Set())
+  return [...found]
+}
+
+/** Where frames of a Highlight Diffusion node are shown: on its preview nodes, else on itself. */
+export function shownOn(root, executionId) {
+  const found = viewers(root, executionId)
+  if (found.length) return found
+  const place = locate(root, executionId)
+  return place && kindOf(place.node) === PATCH ? [place.node] : []
+}
+
+/** The node of a locator id: "5", or "<subgraph's uuid>:5". */
+export function located(root, locator) {
+  const [first, second] = String(locator).split(":")
+  if (second === undefined) return nodeById(root, first)
+  return nodeById(root?.subgraphs?.get?.(first), second)
+}
+
+function nodeById(graph, id) {
+  return graph?.getNodeById?.(id) ?? graph?.getNodeById?.(Number(id)) ?? null
+}
+
+function linkOf(graph, id) {
+  return graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id]
+}
+
+function follow(links, graph, outer, found, seen) {
+  for (const id of links ?? []) {
+    const link = linkOf(graph, id)
+    const mark = `${graph.id}/${id}/${outer.length}`
+    if (!link || seen.has(mark)) continue
+    seen.add(mark)
+    if (Number(link.target_id) === SUBGRAPH_OUTPUT) {
+      const parent = outer.at(-1)
+      if (parent) follow(parent.node.outputs?.[link.target_slot]?.links, parent.graph, outer.slice(0, -1), found, seen)
+      continue
+    }
+    const node = nodeById(graph, link.target_id)
+    if (!node) continue
+    if (kindOf(node) === PREVIEW) found.add(node)
+    else if (node.subgraph) {
+      const inner = node.subgraph.inputs?.[link.target_slot]?.linkIds
+      follow(inner, node.subgraph, [...outer, { graph, node }], found, seen)
+    } else if (kindOf(node) === "Reroute") follow(node.outputs?.[0]?.links, graph, outer, found, seen)
+  }
+}
