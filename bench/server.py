@@ -85,8 +85,8 @@ class Server:
         return json.loads(self._open(path))
 
     def post(self, prompt: dict, client: str = "") -> str:
-        """Queue an API prompt, for a client by its id; returns the prompt's id. Raises ServerError, with the server's words, when
-        it is refused."""
+        """Queue an API prompt, for a client by its id; returns the prompt's id. Raises ServerError, with the
+        server's words, when it is refused."""
         try:
             body = json.dumps({"prompt": prompt, "client_id": client or uuid.uuid4().hex}).encode()
             return json.loads(self._open("/prompt", body))["prompt_id"]

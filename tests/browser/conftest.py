@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from highlight_diffusion.bench.server import Server
-from playwright.sync_api import Browser, sync_playwright
-
 from highlight_diffusion.bench.ui import FLAGS, Ui
+from playwright.sync_api import Browser, sync_playwright
 
 
 @pytest.fixture(scope="session")

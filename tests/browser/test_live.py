@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from highlight_diffusion.bench.ui import PATCH, PREVIEW, SAMPLER, STEPS, Ui, View
 
 
