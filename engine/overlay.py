@@ -123,7 +123,7 @@ def _overlaid(picture: Tensor, heat: Tensor | None, highlight: Tensor | None) ->
     """The heatmap over the picture, the stronger the hotter, and the highlight's outline."""
     frame = picture.clone()
     if heat is not None:
-        strength = 0.25 + 0.45 * heat[..., None]
+        strength = 0.1 + 0.55 * heat[..., None]
         frame = frame * (1 - strength) + colourise(heat) * strength
         if highlight is not None:
             frame[_outline(highlight, max(1, min(heat.shape) // 256))] = torch.tensor(OUTLINE)

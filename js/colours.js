@@ -23,7 +23,7 @@ export function heatPixels({ width, height, data }, overlay) {
   const pixels = new Uint8ClampedArray(width * height * 4)
   for (let i = 0; i < data.length; i++) {
     pixels.set(TABLE[data[i]], 4 * i)
-    pixels[4 * i + 3] = overlay ? 64 + 0.45 * data[i] : 255
+    pixels[4 * i + 3] = overlay ? 25 + 0.55 * data[i] : 255
   }
   return pixels
 }
