@@ -1,6 +1,6 @@
-// Which nodes are to show what a Highlight Diffusion node tells. Pure functions of a LiteGraph graph.
+// Which nodes are to show what a node that patches a MODEL tells. Pure functions of a LiteGraph graph.
 
-export const PATCH = "HighlightDiffusion"
+export const PATCHES = new Set(["HighlightDiffusion", "HighlightSDTM"])
 export const PREVIEW = "HighlightMaskPreview"
 export const REPORT = "HighlightReport"
 
@@ -24,7 +24,7 @@ export function locate(root, executionId) {
   return node ? { graph, node, outer } : null
 }
 
-/** The preview nodes that the trace of the Highlight Diffusion node with this execution id reaches, over reroutes and the
+/** The preview nodes that the trace of the patch node with this execution id reaches, over reroutes and the
  * edges of subgraphs. */
 export function viewers(root, executionId) {
   const place = locate(root, executionId)
@@ -35,12 +35,12 @@ export function viewers(root, executionId) {
   return [...found]
 }
 
-/** Where frames of a Highlight Diffusion node are shown: on its preview nodes, else on itself. */
+/** Where frames of a patch node are shown: on its preview nodes, else on itself. */
 export function shownOn(root, executionId) {
   const found = viewers(root, executionId)
   if (found.length) return found
   const place = locate(root, executionId)
-  return place && kindOf(place.node) === PATCH ? [place.node] : []
+  return place && PATCHES.has(kindOf(place.node)) ? [place.node] : []
 }
 
 /** The node of a locator id: "5", or "<subgraph's uuid>:5". */

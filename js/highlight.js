@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { kindOf, locate, located, PATCH, PREVIEW, REPORT, shownOn } from "./graph.js"
+import { kindOf, locate, located, PATCHES, PREVIEW, REPORT, shownOn } from "./graph.js"
 import { textsOf } from "./texts.js"
 import { HighlightView } from "./view.js"
 
@@ -60,10 +60,10 @@ function removeView(node) {
   views.delete(node)
 }
 
-/** The view of a node; a Highlight Diffusion node gets one when it has something to show and no preview node does. */
+/** The view of a node; a patch node gets one when it has something to show and no preview node does. */
 function viewOf(node) {
   const known = views.get(node)
-  if (known || kindOf(node) !== PATCH) return known
+  if (known || !PATCHES.has(kindOf(node))) return known
   const height = node.size[1]
   const view = addView(node)
   grow(node)
@@ -71,7 +71,7 @@ function viewOf(node) {
   return view
 }
 
-/** Nothing of a view is saved, its height on a Highlight Diffusion node neither. */
+/** Nothing of a view is saved, its height on a patch node neither. */
 function saveWithoutView(node) {
   const before = node.onSerialize
   node.onSerialize = function (saved) {
@@ -126,7 +126,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (kindOf(node) === PREVIEW) addView(node)
     else if (kindOf(node) === REPORT) addReport(node)
-    else if (kindOf(node) === PATCH) return saveWithoutView(node)
+    else if (PATCHES.has(kindOf(node))) return saveWithoutView(node)
     else return
     grow(node)
   },
