@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from threading import Event
 from typing import Literal
 
 from torch import Tensor
@@ -23,6 +24,12 @@ def inside(boxes: Boxes) -> Iterator[tuple]:
     for image, own in enumerate(boxes):
         for y0, y1, x0, x1 in own:
             yield slice(image, image + 1), ..., slice(y0, y1), slice(x0, x1)
+
+
+def _set() -> Event:
+    event = Event()
+    event.set()
+    return event
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Run:
     revises: whether computed evaluations make up for the forecasts before them, as they can under a linear sampler.
     cache_bytes: the most that recorded surroundings took, on the model's device.
     words: those that have heatmaps of their own. key: names this run and no other. preview_seconds: what showing it took
-    of the sampler's thread.
+    of the sampler's thread. drawn: cleared while pictures of its evaluations are still being drawn.
     """
 
     shape: tuple[int, ...]
@@ -90,6 +97,7 @@ class Run:
     words: tuple[str, ...] = ()
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     preview_seconds: float = 0.0
+    drawn: Event = field(default_factory=_set)
 
     def count(self, kind: Kind) -> int:
         return sum(e.kind == kind for e in self.evaluations)
@@ -107,7 +115,8 @@ class Run:
 
     def as_dict(self) -> dict:
         """The run without its tensors, for JSON; of a heatmap only whether one was captured."""
-        run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("evaluations", "highlight", "colours")}
+        left_out = ("evaluations", "highlight", "colours", "drawn")
+        run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         plain = [f.name for f in fields(Evaluation) if f.name not in ("words", "merged", "picture")]
         run["evaluations"] = [
             {name: getattr(e, name) for name in plain} | {"heatmap": e.heatmap is not None} for e in self.evaluations

@@ -24,7 +24,6 @@ INTERVAL = 0.05  # seconds between messages, at least
 WAITING = 4  # pictures that may wait to be drawn
 BACKLOG = 16  # messages waiting in ComfyUI's queue above which a client is late
 PATIENCE = 2.0  # seconds the last message waits for a late client
-DRAWING = 0.2  # seconds that the end of a run waits for its last pictures at most
 
 
 def watch(run: Run) -> Live | None:
@@ -51,15 +50,15 @@ def latent_colours(latent_format: Any) -> LatentColours:
 
 
 class Live:
-    """One run's way to one client. `show` and `close` are for the sampler's thread."""
+    """One run's way to one client. `show` and `close` are for the sampler's thread and never wait."""
 
     def __init__(self, run: Run, server: Any, client: str):
         self.run, self.server, self.client = run, server, client
         self.messages = Messages(run, latest=True)
         self.waiting: deque[tuple[Evaluation, Tensor, Any]] = deque()
         self.news = threading.Condition()
-        self.drawn = threading.Event()
         self.closed = False
+        run.drawn.clear()
         self.thread = threading.Thread(target=self._work, name="highlight-live", daemon=True)
         self.thread.start()
 
@@ -74,13 +73,10 @@ class Live:
         self.run.preview_seconds += time.perf_counter() - started
 
     def close(self) -> None:
-        """The run has ended, in whatever way. What is still to be drawn is, so that nodes that come next find it."""
-        started = time.perf_counter()
+        """The run has ended, in whatever way: draw what waits, say so and stop."""
         with self.news:
             self.closed = True
             self.news.notify()
-        self.drawn.wait(DRAWING)
-        self.run.preview_seconds += time.perf_counter() - started
 
     # -- on our own thread ---------------------------------------------------------------------------------------
 
@@ -92,7 +88,7 @@ class Live:
                 self._send(done=False)
                 sent = time.monotonic()
         self._draw()
-        self.drawn.set()
+        self.run.drawn.set()
         end = time.monotonic() + PATIENCE
         while self._listens() and self.server.messages.qsize() > BACKLOG and time.monotonic() < end:
             time.sleep(INTERVAL)

@@ -11,6 +11,8 @@ from ..engine.trace import Trace
 from ..host.files import save_json
 from .types import ADVANCED, CATEGORY, EMPTY_TRACE, HighlightTrace, aliases
 
+DRAWING = 1.0  # seconds; the last pictures of a run are drawn beside whatever follows it
+
 
 class HighlightMaskPreview(io.ComfyNode):
     @classmethod
@@ -87,6 +89,8 @@ class HighlightMaskPreview(io.ComfyNode):
     @classmethod
     def _for_the_browser(cls, trace: Trace, pictures: torch.Tensor, reference: torch.Tensor | None) -> dict:
         """What the widget of this node shows: every run of the trace, and the pictures, as files."""
+        for run in trace.runs:
+            run.drawn.wait(DRAWING)
 
         def saved(images: torch.Tensor | None) -> list:
             return [] if images is None else ui.PreviewImage(images[..., :3], cls=cls).as_dict()["images"]
