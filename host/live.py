@@ -81,46 +81,56 @@ class Live:
     # -- on our own thread ---------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        sent = 0.0
-        while not self._wait_for_news(sent):
+        try:
+            self._tell_while_it_runs()
             self._draw()
-            if self._listens() and self.server.messages.qsize() <= BACKLOG:
-                self._send(done=False)
-                sent = time.monotonic()
-        self._draw()
-        self.run.drawn.set()
+        finally:
+            self.run.drawn.set()
         end = time.monotonic() + PATIENCE
-        while self._listens() and self.server.messages.qsize() > BACKLOG and time.monotonic() < end:
+        while self._listens() and self._late() and time.monotonic() < end:
             time.sleep(INTERVAL)
-        if self._listens():
-            self._send(done=True)
+        self._send(done=True)
 
-    def _wait_for_news(self, sent: float) -> bool:
-        """Wait for a picture, and until messages may go out again; True once the run has ended."""
-        with self.news:
-            self.news.wait_for(lambda: self.waiting or self.closed)
-            self.news.wait_for(lambda: self.closed, timeout=max(0.0, sent + INTERVAL - time.monotonic()))
-            return self.closed
+    def _tell_while_it_runs(self) -> None:
+        """Draw every picture as it comes, and send a message when one is due and the client has taken the others."""
+        sent, unsent = 0.0, False
+        while not self.closed:
+            due = max(sent + INTERVAL - time.monotonic(), INTERVAL / 4) if unsent else None
+            with self.news:
+                self.news.wait_for(lambda: self.waiting or self.closed, timeout=due)
+            unsent = self._draw() or unsent
+            if unsent and time.monotonic() >= sent + INTERVAL and not self._late():
+                self._send(done=False)
+                sent, unsent = time.monotonic(), False
 
-    def _draw(self) -> None:
+    def _draw(self) -> bool:
+        """Draw the pictures that wait; whether there was one."""
+        drawn = bool(self.waiting)
         while self.waiting:
             evaluation, latent, copied = self.waiting[0]
             if copied is not None:
                 copied.synchronize()
             evaluation.picture = pictures(latent, self.run.colours)
             self.waiting.popleft()
+        return drawn
+
+    def _late(self) -> bool:
+        return self.server.messages.qsize() > BACKLOG
 
     def _listens(self) -> bool:
         return self.client in self.server.sockets
 
     def _send(self, done: bool) -> None:
-        self.server.send_sync(EVENT, self.messages.next(done), self.client)
+        if self._listens():
+            self.server.send_sync(EVENT, self.messages.next(done), self.client)
 
 
 def _to_cpu(latent: Tensor) -> tuple[Tensor, Any]:
     """A copy on the CPU, and what to wait for until it is there: a CUDA event, or None where it is."""
+    if latent.device.type == "cpu":
+        return latent.clone(), None
     if latent.device.type != "cuda":
-        return latent.cpu().clone() if latent.device.type == "cpu" else latent.cpu(), None
+        return latent.cpu(), None
     copy = latent.contiguous().to("cpu", non_blocking=True)  # into pinned memory
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(latent.device))
