@@ -44,8 +44,8 @@ class Ui:
     def open(self) -> None:
         """Load the page, or load it again."""
         self.page.goto(f"http://127.0.0.1:{self.server.port}/")
-        self.page.wait_for_function("window.app?.rootGraph && window.app.extensionManager?.setting", timeout=120_000)
-        self.page.wait_for_function("LiteGraph.registered_node_types.HighlightMaskPreview", timeout=60_000)
+        self.page.wait_for_function("Boolean(window.app?.rootGraph && window.app.extensionManager?.setting)", timeout=120_000)
+        self.page.wait_for_function("Boolean(LiteGraph.registered_node_types.HighlightMaskPreview)", timeout=60_000)
         self.run(
             """() => {
                 window.told = []
