@@ -21,7 +21,7 @@ class Ui:
     """One page of ComfyUI, drawn by one of its renderers."""
 
     def __init__(self, browser: Browser, server: Server, renderer: str, theme: str = "dark", locale: str = "en"):
-        self.server, self.renderer = server, renderer
+        self.server, self.renderer, self.seed = server, renderer, 0
         settings = {
             "Comfy.VueNodes.Enabled": renderer == "vue", "Comfy.TutorialCompleted": True, "Comfy.Locale": locale,
             "Comfy.ColorPalette": theme, "Comfy.Workflow.Persist": False, "Comfy.VueNodes.AutoScaleLayout": False,
@@ -62,7 +62,9 @@ class Ui:
         self.page.wait_for_function(script, arg=argument, timeout=seconds * 1000)
 
     def load_template(self, **inputs: Any) -> None:
-        """Load the demo template as the template browser does, with few steps; `inputs` are widgets of the sampler."""
+        """Load the demo template as the template browser does, with few steps and a seed that nothing is cached of;
+        `inputs` are widgets of the sampler."""
+        self.seed += 1
         self.run(
             """async (inputs) => {
                 const answer = await fetch('/api/workflow_templates/highlight-diffusion/highlight_demo.json')
@@ -71,7 +73,7 @@ class Ui:
                     nodeOf(6).widgets.find((widget) => widget.name === name).value = value
                 told.length = 0
             }""",
-            {"steps": STEPS, **inputs},
+            {"steps": STEPS, "seed": self.seed + 1000 * (self.renderer == "vue"), **inputs},
         )
         self.wait("() => viewOf(nodeOf(9))?.isConnected")
 
@@ -80,7 +82,7 @@ class Ui:
 
     def wait_until_done(self, runs: int = 1) -> None:
         """Until so many runs were told to their end and the queue is empty."""
-        self.wait("(runs) => told.filter((message) => message.done).length >= runs", runs, seconds=120)
+        self.wait("(runs) => told.filter((message) => message.done).length >= runs", runs, seconds=60)
         self.wait_until_idle()
 
     def wait_until_idle(self) -> None:

@@ -94,7 +94,7 @@ def test_without_a_preview_node_the_patch_node_shows_it_and_hands_it_back(ui: Ui
             app.rootGraph.add(preview)
             nodeOf({PATCH}).connect(1, preview, 0)
             nodeOf({SAMPLER}).connect(0, preview, 1)
-            nodeOf({SAMPLER}).widgets[0].value = 7
+            nodeOf({SAMPLER}).widgets[0].value += 500
             window.added = preview
         }}"""
     )
@@ -105,7 +105,7 @@ def test_without_a_preview_node_the_patch_node_shows_it_and_hands_it_back(ui: Ui
 
 
 def test_in_a_subgraph_frames_find_the_inner_node(ui: Ui):
-    ui.load_template(seed=11)
+    ui.load_template()
     ui.run(
         f"""() => {{
             const {{ node }} = app.rootGraph.convertToSubgraph(new Set([{PATCH}, {SAMPLER}, {PREVIEW}].map(nodeOf)))
@@ -126,7 +126,7 @@ def test_in_a_subgraph_frames_find_the_inner_node(ui: Ui):
 
 
 def test_a_trace_that_leaves_a_subgraph_is_followed(ui: Ui):
-    ui.load_template(seed=12)
+    ui.load_template()
     ui.run(f"() => {{ window.outer = app.rootGraph.convertToSubgraph(new Set([{PATCH}, {SAMPLER}].map(nodeOf))).node }}")
     ui.queue()
     ui.wait_until_done()
@@ -135,7 +135,7 @@ def test_a_trace_that_leaves_a_subgraph_is_followed(ui: Ui):
 
 
 def test_a_copy_shows_what_its_own_trace_tells(ui: Ui):
-    ui.load_template(seed=13)
+    ui.load_template()
     ui.run(
         f"""() => {{
             app.canvas.selectItems([nodeOf({PREVIEW})])
@@ -154,13 +154,13 @@ def test_a_copy_shows_what_its_own_trace_tells(ui: Ui):
 
 
 def test_a_deleted_node_leaves_nothing_behind(ui: Ui):
-    ui.sample(seed=14)
+    ui.sample()
     ui.run(f"() => {{ window.left = viewOf(nodeOf({PREVIEW})); app.rootGraph.remove(nodeOf({PREVIEW})) }}")
     ui.wait("() => !left.isConnected && !document.querySelector('.highlight-view')", seconds=10)
 
 
 def test_a_reloaded_page_shows_a_cached_run_again(ui: Ui):
-    ui.sample(seed=15)
+    ui.sample()
     saved = ui.run("() => app.rootGraph.serialize()")
     ui.open()
     ui.run("async (saved) => { await app.loadGraphData(saved); told.length = 0 }", saved)
@@ -175,7 +175,7 @@ def test_a_reloaded_page_shows_a_cached_run_again(ui: Ui):
 
 
 def test_an_interrupted_run_says_so_and_the_next_one_shows(ui: Ui):
-    ui.load_template(steps=500, seed=16)
+    ui.load_template(steps=500)
     view = ui.view()
     ui.queue()
     view.wait("Number(element.querySelector('.highlight-time').getAttribute('aria-valuemax')) >= 2")
@@ -190,7 +190,7 @@ def test_an_interrupted_run_says_so_and_the_next_one_shows(ui: Ui):
 
 def test_batches_second_passes_and_words_are_chosen_from(ui: Ui):
     """A batch of two, sampled twice as a hi-res fix does, with Highlight Words."""
-    ui.load_template(seed=17)
+    ui.load_template()
     ui.run(
         f"""() => {{
             const widget = (node, name) => node.widgets.find((other) => other.name === name)
@@ -232,7 +232,7 @@ def test_batches_second_passes_and_words_are_chosen_from(ui: Ui):
 
 
 def test_an_empty_trace_is_explained(ui: Ui):
-    ui.load_template(seed=18)
+    ui.load_template()
     ui.run(f"() => nodeOf(1).connect(0, nodeOf({SAMPLER}), 0)")  # past Highlight Diffusion
     ui.queue()
     view = ui.view()
@@ -241,7 +241,7 @@ def test_an_empty_trace_is_explained(ui: Ui):
 
 
 def test_the_report_node_shows_its_text(ui: Ui):
-    ui.load_template(seed=19)
+    ui.load_template()
     ui.run(
         f"""() => {{
             window.report = LiteGraph.createNode('HighlightReport')
