@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Ui:
     def run(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
 
-    def wait(self, script: str, argument: Any = None, seconds: float = 60) -> None:
+    def wait(self, script: str, argument: Any = None, seconds: float = 30) -> None:
         self.page.wait_for_function(script, arg=argument, timeout=seconds * 1000)
 
     def load_template(self, **inputs: Any) -> None:
@@ -85,13 +86,14 @@ class Ui:
         self.wait("(runs) => told.filter((message) => message.done).length >= runs", runs, seconds=60)
         self.wait_until_idle()
 
-    def wait_until_idle(self) -> None:
-        self.wait(
-            "async () => { const queue = await (await fetch('/queue')).json(); "
-            "return !queue.queue_running.length && !queue.queue_pending.length }",
-            seconds=120,
-        )
-        self.page.wait_for_timeout(300)
+    def wait_until_idle(self, seconds: float = 60) -> None:
+        """Until nothing runs or waits, and what that sent has been drawn. Raises TimeoutError."""
+        end = time.monotonic() + seconds
+        while any(self.server.get("/queue").values()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the queue was not done within {seconds:.0f} s")
+            self.page.wait_for_timeout(100)
+        self.page.wait_for_timeout(500)
 
     def sample(self, **inputs: Any) -> None:
         """Load the template, queue it and wait for the end."""
@@ -123,7 +125,7 @@ class View:
         """What an expression of `element` and `node` gives."""
         return self.ui.run(f"() => {{ const node = {self.node}, element = viewOf(node); return {script} }}")
 
-    def wait(self, script: str, seconds: float = 60) -> None:
+    def wait(self, script: str, seconds: float = 30) -> None:
         self.ui.wait(
             f"() => {{ const node = {self.node}, element = viewOf(node); return element && ({script}) }}", None, seconds
         )

@@ -12,6 +12,7 @@ import io
 from PIL import Image
 from torch import Tensor
 
+from .report import as_line
 from .rough import MAX_PICTURES
 from .trace import Evaluation, Run
 
@@ -69,7 +70,7 @@ class Messages:
         self._add_pictures(message, evaluations)
         if done:
             message["done"] = {
-                "completed": run.completed, "seconds": round(run.seconds, 3), "summary": run.summary(),
+                "completed": run.completed, "seconds": round(run.seconds, 3), "summary": as_line(run),
                 "ms": [round(e.seconds * 1000, 2) for e in evaluations],
             }  # fmt: skip
         return message
