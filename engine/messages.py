@@ -62,7 +62,7 @@ class Messages:
         run, evaluations = self.run, list(self.run.evaluations)
         fresh, self.told = evaluations[self.told :], len(evaluations)
         message = {
-            "key": run.key, "node": run.node_id, "sampler": run.sampler, "shape": list(run.shape),
+            "key": run.key, "nodes": list(run.node_ids), "sampler": run.sampler, "shape": list(run.shape),
             "expected": len(run.sigmas) - 1, "words": list(run.words), "started": run.started, "note": run.highlight_reason,
             "cells": [cell(e) for e in fresh],
         }  # fmt: skip

@@ -31,6 +31,7 @@ class Report(TypedDict):
     estimate: str
     evaluations: dict[str, int]
     mean_active: float
+    mean_merged: float | None
     cache_mb: float
     preview_ms: float
     highlight: str
@@ -40,17 +41,17 @@ class Report(TypedDict):
 def estimate_dense(run: Run) -> tuple[float | None, str]:
     """Seconds the run would have taken dense, and how they were estimated.
 
-    Every evaluation is counted at the median of the dense ones that neither captured a heatmap nor recorded anything;
-    without such, of all dense ones. The first, which also warms the device up, is left out where there are others. What
+    Every evaluation is counted at the median of the dense ones that merged no tokens, captured no heatmap and recorded
+    nothing; without such, of all that merged none. The first, which also warms the device up, is left out where there are others. What
     passed outside the evaluations is taken as it was.
     """
-    dense = [e for e in run.evaluations if e.kind == "dense"]
+    dense = [e for e in run.evaluations if e.kind == "dense" and e.merged is None]
     plain = [e for e in dense if e.heatmap is None and not e.recording]
     used, which = (plain, "plain dense evaluations") if len(plain) > 1 else (dense, "dense evaluations")
     if len(used) > 1 and used[0].index == 0:
         used, which = used[1:], f"{which} after the first"
     if not used or not run.seconds:
-        return None, "no dense evaluation to go by"
+        return None, "no dense evaluation with all its tokens to go by"
     each = statistics.median(e.seconds for e in used)
     rest = max(0.0, run.seconds - sum(e.seconds for e in run.evaluations))
     count = len(run.evaluations)
@@ -71,10 +72,16 @@ def report(run: Run) -> Report:
         dense_seconds=None if seconds is None else round(seconds, 3),
         ratio=None if seconds is None else round(seconds / run.seconds, 3), estimate=how,
         evaluations={kind: run.count(kind) for kind in ("dense", "partial", "skipped")},
-        mean_active=round(run.mean_active, 4), cache_mb=round(run.cache_bytes / MB, 2),
+        mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
         highlight=run.highlight_reason, fallbacks=fallbacks(run),
     )  # fmt: skip
+
+
+def _mean_merged(run: Run) -> float | None:
+    """Mean share of the tokens merged in the evaluations that merged some; None where none did."""
+    shares = [float(e.merged.mean()) for e in run.evaluations if e.merged is not None]
+    return round(sum(shares) / len(shares), 4) if shares else None
 
 
 def as_text(told: Report) -> str:
@@ -89,6 +96,8 @@ def as_text(told: Report) -> str:
         f"{sum(counts.values())} evaluations: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; "
         f"mean active area {told['mean_active']:.0%}"
     )
+    if told["mean_merged"] is not None:
+        lines.append(f"tokens merged where any were: {told['mean_merged']:.0%}")
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")
     lines.append(f"highlight: {told['highlight']}")
     lines += [f"fall-back, {f['count']} times {f['kind']} instead of {f['planned']}: {f['reason']}" for f in told["fallbacks"]]

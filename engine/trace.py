@@ -46,7 +46,8 @@ class Evaluation:
     seconds: wall clock of the evaluation, control nets included; on a GPU its time there, known when the run has ended.
     planned: what the plan wanted, before anything got in the way. recording: whether it also recorded surroundings.
     words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. merged: float (B, h, w) in 0..1 on the token
-    grid, how much of each token was merged away, averaged over blocks. picture: the denoised latent, see `rough.pictures`.
+    grid, how much of each token was computed together with others; None where nothing was. picture: the denoised latent,
+    see `rough.pictures`.
     """
 
     index: int
@@ -72,7 +73,8 @@ class Run:
     """One sampling run.
 
     shape: the latent's (B, C, H, W). sigmas: the full schedule, the final 0 included. highlight: bool (B, h, w) or None,
-    with the reason why there is one or none. colours: the model's latent-to-RGB table, for rough pictures.
+    with the reason why there is one or none. node_ids: the nodes whose traces hold this run. colours: the model's
+    latent-to-RGB table, for rough pictures.
     depth: how many of the UNet's outermost blocks partial evaluations computed, None for all.
     revises: whether computed evaluations make up for the forecasts before them, as they can under a linear sampler.
     cache_bytes: the most that recorded surroundings took, on the model's device.
@@ -83,7 +85,7 @@ class Run:
     shape: tuple[int, ...]
     sampler: str
     sigmas: tuple[float, ...]
-    node_id: str = ""
+    node_ids: tuple[str, ...] = ()
     colours: LatentColours = field(default_factory=LatentColours)
     evaluations: list[Evaluation] = field(default_factory=list)
     highlight: Tensor | None = None
@@ -114,12 +116,13 @@ class Run:
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
 
     def as_dict(self) -> dict:
-        """The run without its tensors, for JSON; of a heatmap only whether one was captured."""
+        """The run without its tensors, for JSON; of heatmaps and merge maps only whether there are any."""
         left_out = ("evaluations", "highlight", "colours", "drawn")
         run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        plain = [f.name for f in fields(Evaluation) if f.name not in ("words", "merged", "picture")]
+        plain = [f.name for f in fields(Evaluation) if f.name not in ("words", "picture")]
         run["evaluations"] = [
-            {name: getattr(e, name) for name in plain} | {"heatmap": e.heatmap is not None} for e in self.evaluations
+            {n: getattr(e, n) for n in plain} | {n: getattr(e, n) is not None for n in ("heatmap", "merged")}
+            for e in self.evaluations
         ]
         return run
 

@@ -68,7 +68,7 @@ class _OuterSample:
         function = getattr(sampler, "sampler_function", None)
         name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
         colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
-        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), self.node_id, colours)
+        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), (self.node_id,), colours)
         options = guider.model_options.setdefault("transformer_options", {})
         state = options[KEY] = self.executor(self.config, run, guider, self.given, sampler, sigmas)
         self.trace.runs.append(run)

@@ -35,12 +35,16 @@ export function viewers(root, executionId) {
   return [...found]
 }
 
-/** Where frames of a patch node are shown: on its preview nodes, else on itself. */
-export function shownOn(root, executionId) {
-  const found = viewers(root, executionId)
-  if (found.length) return found
-  const place = locate(root, executionId)
-  return place && PATCHES.has(kindOf(place.node)) ? [place.node] : []
+/** Where a run is shown that nodes with these execution ids have in their traces: on their preview nodes, else on the first
+ * of themselves. */
+export function shownOn(root, executionIds) {
+  const found = new Set(executionIds.flatMap((id) => viewers(root, id)))
+  return found.size ? [...found] : patches(root, executionIds).slice(0, 1)
+}
+
+/** The patch nodes with these execution ids that are there. */
+export function patches(root, executionIds) {
+  return executionIds.map((id) => locate(root, id)?.node).filter((node) => PATCHES.has(kindOf(node)))
 }
 
 /** The node of a locator id: "5", or "<subgraph's uuid>:5". */

@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { kindOf, locate, located, PATCHES, PREVIEW, REPORT, shownOn } from "./graph.js"
+import { kindOf, locate, located, PATCHES, patches, PREVIEW, REPORT, shownOn } from "./graph.js"
 import { textsOf } from "./texts.js"
 import { HighlightView } from "./view.js"
 
@@ -89,9 +89,8 @@ function dropView(node) {
 }
 
 function takeMessage({ detail }) {
-  const shown = shownOn(root(), detail.node)
-  const patch = locate(root(), detail.node)?.node
-  if (patch && views.has(patch) && !shown.includes(patch)) dropView(patch)
+  const shown = shownOn(root(), detail.nodes)
+  for (const patch of patches(root(), detail.nodes)) if (views.has(patch) && !shown.includes(patch)) dropView(patch)
   for (const node of shown) viewOf(node)?.takeMessage(detail)
 }
 

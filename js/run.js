@@ -5,14 +5,14 @@ const KEEP = 8 // runs of one node
 
 export function newRun(key) {
   return {
-    key, node: "", sampler: "", shape: [], expected: 0, words: [], started: 0, note: "", cells: [], heatmaps: new Map(),
+    key, nodes: [], sampler: "", shape: [], expected: 0, words: [], started: 0, note: "", cells: [], heatmaps: new Map(),
     merged: new Map(), wordMaps: null, highlight: null, pictures: null, done: null
   }
 }
 
 /** Take up a message; returns the run. Cells come in order and once; maps and pictures may be left out on the way. */
 export function take(run, message) {
-  for (const name of ["node", "sampler", "shape", "expected", "words", "started", "note"])
+  for (const name of ["nodes", "sampler", "shape", "expected", "words", "started", "note"])
     if (message[name] !== undefined) run[name] = message[name]
   for (const cell of message.cells ?? []) run.cells[cell.index] = cell
   for (const name of ["heatmaps", "merged"])

@@ -21,7 +21,7 @@ def test_frames_arrive_on_the_preview_node_while_it_samples(ui: Ui):
     assert f"{STEPS} evaluations" in view.text("sum") and "times faster than dense" in view.text("sum")
     told = ui.run("() => told")
     assert len(told) >= 3 and [cell["index"] for message in told for cell in message["cells"]] == list(range(STEPS))
-    assert all(message["node"] == str(PATCH) for message in told)
+    assert all(message["nodes"] == [str(PATCH)] for message in told)
     assert max(len(json.dumps(message)) for message in told) < 20_000
     assert not ui.run(f"() => Boolean(viewOf(nodeOf({PATCH})))")  # its preview shows it
 
@@ -115,7 +115,7 @@ def test_in_a_subgraph_frames_find_the_inner_node(ui: Ui):
     assert not ui.run(f"() => Boolean(nodeOf({PREVIEW}))")
     ui.queue()
     ui.wait_until_done()
-    assert ":" in ui.run("() => told.at(-1).node")
+    assert ":" in ui.run("() => told.at(-1).nodes[0]")
     inner = View(ui, "outer.subgraph.nodes.find((node) => node.type === 'HighlightMaskPreview')")
     ui.run("() => app.canvas.openSubgraph(outer.subgraph, outer)")
     inner.wait("element.isConnected")
@@ -130,7 +130,7 @@ def test_a_trace_that_leaves_a_subgraph_is_followed(ui: Ui):
     ui.run(f"() => {{ window.outer = app.rootGraph.convertToSubgraph(new Set([{PATCH}, {SAMPLER}].map(nodeOf))).node }}")
     ui.queue()
     ui.wait_until_done()
-    assert ":" in ui.run("() => told.at(-1).node")
+    assert ":" in ui.run("() => told.at(-1).nodes[0]")
     assert ui.view().evaluations == STEPS and ui.view().colours > 100
 
 

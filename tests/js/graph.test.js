@@ -22,16 +22,24 @@ test("a trace leads to its preview nodes, over reroutes, and to no other", () =>
   const graph = graphOf("root", [patch(5, [1, 3, 4]), reroute, preview(8), preview(10), preview(11), other],
     [[1, 7, 0], [2, 8, 0], [3, 10, 0], [4, 9, 0], [99, 11, 0]])
   assert.deepEqual(ids(viewers(graph, "5")).sort(), [10, 8])
-  assert.deepEqual(shownOn(graph, "5").length, 2)
+  assert.deepEqual(shownOn(graph, ["5"]).length, 2)
 })
 
 test("a node that stands alone shows itself; one that is gone or another shows nothing", () => {
   const graph = graphOf("root", [patch(5, null), preview(8)], [])
-  assert.deepEqual(ids(shownOn(graph, "5")), [5])
-  assert.deepEqual(shownOn(graph, "6"), [])
-  assert.deepEqual(shownOn(graph, "8"), [])
-  assert.deepEqual(shownOn(graph, "5:1"), [])
-  assert.deepEqual(shownOn(undefined, "5"), [])
+  assert.deepEqual(ids(shownOn(graph, ["5"])), [5])
+  assert.deepEqual(shownOn(graph, ["6"]), [])
+  assert.deepEqual(shownOn(graph, ["8"]), [])
+  assert.deepEqual(shownOn(graph, ["5:1"]), [])
+  assert.deepEqual(shownOn(undefined, ["5"]), [])
+})
+
+test("a run of two nodes is shown on the previews of both, once, else on the first of them", () => {
+  const merging = { id: 6, comfyClass: "HighlightSDTM", outputs: [{ type: "HIGHLIGHT_TRACE", links: [2, 3] }] }
+  const graph = graphOf("root", [patch(5, [1]), merging, preview(8), preview(9)], [[1, 8, 0], [2, 8, 0], [3, 9, 0]])
+  assert.deepEqual(ids(shownOn(graph, ["5", "6"])), [8, 9])
+  const alone = graphOf("root", [patch(5, []), { ...merging, outputs: [] }], [])
+  assert.deepEqual(ids(shownOn(alone, ["5", "6"])), [5])
 })
 
 test("both in one subgraph: the path of the execution id is walked", () => {

@@ -16,7 +16,7 @@ SIGMAS = tuple(float(s) for s in torch.linspace(10, 0, 13))
 
 def run_of(count: int = 12) -> Run:
     """A run whose every third evaluation is dense, with a heatmap."""
-    run = Run((2, 4, 16, 24), "euler", SIGMAS, node_id="12:5", words=("star", "circle"))
+    run = Run((2, 4, 16, 24), "euler", SIGMAS, node_ids=("12:5",), words=("star", "circle"))
     for i in range(count):
         dense = i % 3 == 0
         kind = "dense" if dense else "partial" if i % 3 == 1 else "skipped"

@@ -43,8 +43,16 @@ def test_without_plain_dense_evaluations_the_others_serve_and_without_any_nothin
     run.evaluations = run.evaluations[1:2]
     assert estimate_dense(run)[1].startswith("1 evaluations at 0.380 s, the median of 1 dense evaluations")
     run.evaluations = [evaluation(0, "skipped", 0.0)]
-    assert estimate_dense(run) == (None, "no dense evaluation to go by")
+    assert estimate_dense(run) == (None, "no dense evaluation with all its tokens to go by")
     assert report(run)["ratio"] is None and "faster" not in as_text(report(run))
+
+
+def test_merging_evaluations_are_no_measure_of_dense_ones(run):
+    for one in run.evaluations[2:]:
+        if one.kind == "dense":
+            one.merged = torch.full((1, 32, 32), 0.5)
+    assert estimate_dense(run)[1].startswith("7 evaluations at 0.380 s, the median of 1 dense evaluations after the first")
+    assert report(run)["mean_merged"] == 0.5 and "tokens merged where any were: 50%" in as_text(report(run))
 
 
 def test_an_off_run_is_about_as_fast_as_dense():
