@@ -42,8 +42,8 @@ def estimate_dense(run: Run) -> tuple[float | None, str]:
     """Seconds the run would have taken dense, and how they were estimated.
 
     Every evaluation is counted at the median of the dense ones that merged no tokens, captured no heatmap and recorded
-    nothing; without such, of all that merged none. The first, which also warms the device up, is left out where there are others. What
-    passed outside the evaluations is taken as it was.
+    nothing; without such, of all that merged none. The first, which also warms the device up, is left out where there are
+    others. What passed outside the evaluations is taken as it was.
     """
     dense = [e for e in run.evaluations if e.kind == "dense" and e.merged is None]
     plain = [e for e in dense if e.heatmap is None and not e.recording]
