@@ -35,8 +35,8 @@ def test_afterwards_evaluations_are_scrubbed_layers_toggled_and_places_hovered(u
     assert view.drawn != last
     view.press("ArrowRight")
     assert view.current == 2
-    view.click_timeline(0.5)
-    assert view.current == STEPS // 2 + 1 and "ms" in view.text("now")
+    view.click_timeline(7.5 / STEPS)
+    assert view.current == 8 and "ms" in view.text("now")
     view.press("End")
     for layer in ("heatmap", "highlight", "difference", "final"):
         before = view.drawn
