@@ -52,7 +52,7 @@ def take(browser: Browser, server: Server, renderer: str) -> None:
     show(ui, f"nodeOf({PREVIEW})")
     view = ui.view()
     view.press("End")
-    for _ in range(10):
+    while view.current > 1 and "partial" not in view.text("now"):
         view.press("ArrowLeft")
     ui.page.mouse.move(5, 5)
     ui.page.wait_for_timeout(500)
