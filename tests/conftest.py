@@ -55,3 +55,12 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def server(comfyui):
+    """One headless ComfyUI for all tests that want one: starting it takes longer than most of them."""
+    from highlight_diffusion.bench.server import Server
+
+    with Server(comfyui) as running:
+        yield running

@@ -3,15 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from highlight_diffusion.bench.server import Server
 from highlight_diffusion.bench.ui import FLAGS, Ui
 from playwright.sync_api import Browser, sync_playwright
-
-
-@pytest.fixture(scope="session")
-def server(comfyui) -> Iterator[Server]:
-    with Server(comfyui) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

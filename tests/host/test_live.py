@@ -24,12 +24,6 @@ EVENT = "highlight_diffusion.run"
 
 
 @pytest.fixture(scope="module")
-def server(comfyui):
-    with Server(comfyui) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def graph(server, pack) -> dict:
     """The demo workflow, which saves its latent as it is and reports."""
     workflow = json.loads((pack / "workflows" / "highlight_demo.json").read_text())

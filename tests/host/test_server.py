@@ -5,15 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from highlight_diffusion.bench.server import Server, ServerError
+from highlight_diffusion.bench.server import ServerError
 from highlight_diffusion.bench.workflow import of_type, to_prompt
 from PIL import Image
-
-
-@pytest.fixture(scope="module")
-def server(comfyui):
-    with Server(comfyui) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
