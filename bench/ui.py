@@ -63,18 +63,20 @@ class Ui:
         self.page.wait_for_function(script, arg=argument, timeout=seconds * 1000)
 
     def load_template(self, **inputs: Any) -> None:
-        """Load the demo template as the template browser does, with few steps and a seed that nothing is cached of;
-        `inputs` are widgets of the sampler."""
+        """Load the demo template as the template browser does, with few steps, and with a seed and an area that nothing is
+        cached of; `inputs` are widgets of the sampler."""
         self.seed += 1
+        fresh = self.seed + 500 * (self.renderer == "vue")
         self.run(
-            """async (inputs) => {
+            """async ([inputs, fresh]) => {
                 const answer = await fetch('/api/workflow_templates/highlight-diffusion/highlight_demo.json')
                 await app.loadGraphData(await answer.json())
                 for (const [name, value] of Object.entries(inputs))
                     nodeOf(6).widgets.find((widget) => widget.name === name).value = value
+                nodeOf(5).widgets.find((widget) => widget.name === 'max_area').value = 0.6 - fresh / 1e4
                 told.length = 0
             }""",
-            {"steps": STEPS, "seed": self.seed + 1000 * (self.renderer == "vue"), **inputs},
+            [{"steps": STEPS, "seed": fresh, **inputs}, fresh],
         )
         self.wait("() => viewOf(nodeOf(9))?.isConnected")
 

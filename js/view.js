@@ -216,7 +216,8 @@ export class HighlightView {
   }
 
   controls(run) {
-    const label = (other) => `${other.sampler} ${other.shape.slice(-2).reverse().join("x")}, ${other.cells.length}`
+    const label = ({ sampler, shape, cells, started }) =>
+      `${sampler} ${shape.slice(-2).reverse().join("x")}, ${cells.length}, ${new Date(started * 1000).toLocaleTimeString()}`
     fill(this.runSelect, this.runs.map((other, i) => [other.key, `${i + 1}: ${label(other)}`]), run?.key, 1)
     const pictures = run ? pictureCount(run) : 1
     fill(this.pictureSelect, Array.from({ length: pictures }, (_, i) => [i, `${this.texts.picture} ${i + 1}`]), this.picture, 1)

@@ -105,11 +105,13 @@ def test_without_a_preview_node_the_patch_node_shows_it_and_hands_it_back(ui: Ui
 
 
 def test_in_a_subgraph_frames_find_the_inner_node(ui: Ui):
-    ui.load_template()
+    """Also when ComfyUI has cached what is now inside, under the ids it had outside."""
+    ui.sample()
     ui.run(
         f"""() => {{
             const {{ node }} = app.rootGraph.convertToSubgraph(new Set([{PATCH}, {SAMPLER}, {PREVIEW}].map(nodeOf)))
             window.outer = node
+            node.subgraph.nodes.find(({{ type }}) => type === 'KSampler').widgets[0].value += 100
         }}"""
     )
     assert not ui.run(f"() => Boolean(nodeOf({PREVIEW}))")
