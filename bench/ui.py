@@ -73,7 +73,7 @@ class Ui:
                 await app.loadGraphData(await answer.json())
                 for (const [name, value] of Object.entries(inputs))
                     nodeOf(6).widgets.find((widget) => widget.name === name).value = value
-                nodeOf(5).widgets.find((widget) => widget.name === 'max_area').value = 0.6 - fresh / 1e4
+                nodeOf(5).widgets.find((widget) => widget.name === 'max_area').value = 0.6 - fresh / 1e6
                 told.length = 0
             }""",
             [{"steps": STEPS, "seed": fresh, **inputs}, fresh],
