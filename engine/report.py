@@ -99,7 +99,7 @@ def as_text(told: Report) -> str:
     if told["mean_merged"] is not None:
         lines.append(f"tokens merged where any were: {told['mean_merged']:.0%}")
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")
-    lines.append(f"highlight: {told['highlight']}")
+    lines.append(f"region: {told['highlight']}")
     lines += [f"fall-back, {f['count']} times {f['kind']} instead of {f['planned']}: {f['reason']}" for f in told["fallbacks"]]
     return "\n".join(lines if told["fallbacks"] else [*lines, "no fall-backs"])
 
