@@ -225,8 +225,8 @@ def test_batches_second_passes_and_words_are_chosen_from(ui: Ui):
     view.choose(1, 1)
     assert view.drawn != first
     second = view.drawn
-    view.choose(2, view.options(2).index("star"))
-    view.wait("performance.getEntriesByType('resource').some((entry) => entry.name.includes('_words.json'))", seconds=10)
+    with ui.page.expect_response(lambda response: "_words.json" in response.url):  # on demand
+        view.choose(2, view.options(2).index("star"))
     assert view.drawn != second
     view.choose(0, 0)
     ui.page.wait_for_timeout(200)
