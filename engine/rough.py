@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_VALUES = 2**17  # of a sample: half a megabyte that leaves the model's device an evaluation
+MAX_VALUES = 2**17  # of a sample, about: half a megabyte that leaves the model's device an evaluation
 MAX_PICTURES = 16
 
 
@@ -31,7 +31,7 @@ class LatentColours:
 
 
 def sample(latent: Tensor) -> Tensor:
-    """At most 16 pictures and `MAX_VALUES` values of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w).
+    """At most 16 pictures and about `MAX_VALUES` values of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w).
 
     Only slices are taken: no arithmetic on the sampler's thread. Of a video as many frames as there is room for, evenly
     spread, with its first and its last.
@@ -40,13 +40,14 @@ def sample(latent: Tensor) -> Tensor:
     video = video[:MAX_PICTURES].movedim(1, 2)
     images, frames = video.shape[:2]
     wanted = min(frames, MAX_PICTURES // images)
+    values, stride = video.numel() // frames * wanted, 1
+    while values > MAX_VALUES * stride**2:
+        stride += 1
+    video = video[..., ::stride, ::stride]
     if wanted < frames:
         places = [frames // 2] if wanted == 1 else [i * (frames - 1) // (wanted - 1) for i in range(wanted)]
         video = video[:, places]
-    stride = 1
-    while video[..., ::stride, ::stride].numel() > MAX_VALUES:
-        stride += 1
-    return video[..., ::stride, ::stride]
+    return video
 
 
 def pictures(latent: Tensor, colours: LatentColours) -> Tensor:
