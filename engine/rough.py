@@ -31,7 +31,7 @@ class LatentColours:
 
 
 def sample(latent: Tensor) -> Tensor:
-    """At most 16 pictures and about `MAX_VALUES` values of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w).
+    """At most 16 pictures of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w), about `MAX_VALUES` values.
 
     Only slices are taken: no arithmetic on the sampler's thread. Of a video as many frames as there is room for, evenly
     spread, with its first and its last.
