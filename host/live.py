@@ -126,7 +126,8 @@ class Live:
 
 
 def _to_cpu(latent: Tensor) -> tuple[Tensor, Any]:
-    """A copy on the CPU, and what to wait for until it is there: a CUDA event, or None where it is."""
+    """A copy on the CPU, and what to wait for until it is there: a CUDA event, or None where it is. On other devices this
+    waits for the evaluation, as ComfyUI's own previews do."""
     if latent.device.type == "cpu":
         return latent.clone(), None
     if latent.device.type != "cuda":
