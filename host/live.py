@@ -65,7 +65,7 @@ class Live:
     def show(self, denoised: Tensor) -> None:
         """Take up the newest evaluation, with the denoised latent it led to."""
         started = time.perf_counter()
-        if len(self.waiting) < WAITING:
+        if self.run.evaluations and len(self.waiting) < WAITING:  # some guiders answer without asking the model
             latent, copied = _to_cpu(sample(denoised))
             with self.news:
                 self.waiting.append((self.run.evaluations[-1], latent, copied))
