@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -21,7 +22,7 @@ DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
 PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
     "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
-    "ruff==0.17.5",
+    "ruff==0.17.5", "playwright==1.65.2",
 ]  # fmt: skip
 COMFY_CLI = "comfy-cli==1.23.0"
 NO_COMFYUI = (
@@ -39,6 +40,12 @@ def find_comfyui() -> Path | None:
         return Path(named).resolve()
     places = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
     return next((p for p in [*places, DEFAULT_COMFYUI] if (p / "comfyui_version.py").exists()), None)
+
+
+def find_chromium() -> str | None:
+    """A Chromium for the browser tests: CHROMIUM_PATH, or the system's; None where there is none."""
+    names = (os.environ.get("CHROMIUM_PATH"), "chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
 def say(text: str) -> None:
@@ -89,15 +96,33 @@ def set_up() -> Path | None:
     return comfyui
 
 
+def set_up_browser() -> None:
+    """Install Chromium and node with apt-get, where they are missing and that is ours to do."""
+    missing = [package for package, found in {"chromium": find_chromium(), "nodejs": shutil.which("node")}.items() if not found]
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if not missing or not root or not shutil.which("apt-get"):
+        return
+    say(f"installing {' and '.join(missing)} with apt-get ...")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
+        if subprocess.run(["apt-get", *command], env=environment, stdout=subprocess.DEVNULL).returncode:
+            return
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "judge", "bench", "shapes", "ablate"])
+    parser.add_argument(
+        "command", choices=["demo", "test", "judge", "bench", "shapes", "ablate", "live", "locales", "screenshots"]
+    )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()
     environment = dict(os.environ)
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
+    if arguments.command in ("test", "screenshots"):
+        set_up_browser()
+        environment["CHROMIUM_PATH"] = find_chromium() or ""
     if arguments.command == "test":
         program = ["-m", "pytest", "tests"]
     else:

@@ -99,12 +99,13 @@ class ServerBackend:
         of_type(graph, "HighlightDemoModel")["kind"] = self.kind
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
         of_type(graph, "HighlightDiffusion").update(VARIANTS[variant])
-        of_type(graph, "HighlightMaskPreview")["every"] = STRIP if strip else STEPS
+        preview = next(key for key, node in graph.items() if node["class_type"] == "HighlightMaskPreview")
+        graph[preview]["inputs"]["every"] = STRIP if strip else STEPS
+        graph["frames"] = {"class_type": "PreviewImage", "inputs": {"images": [preview, 0]}}
         outputs = self.server.run(graph)
-        preview = next(o for o in outputs.values() if "highlight_runs" in o)
-        saved = next(o for o in outputs.values() if "highlight_runs" not in o and "images" in o)
-        shown = np.stack([self._read(i) for i in preview["images"]]) if strip else None
-        return Sample(self._read(saved["images"][0]), preview["highlight_runs"][-1], shown)
+        saved = next(o for name, o in outputs.items() if name not in (preview, "frames") and "images" in o)
+        shown = np.stack([self._read(i) for i in outputs["frames"]["images"]]) if strip else None
+        return Sample(self._read(saved["images"][0]), outputs[preview]["highlight_runs"][-1], shown)
 
     def _read(self, image: dict) -> np.ndarray:
         return np.asarray(Image.open(self.server.path_of(image)).convert("RGB"), dtype=np.float32) / 255

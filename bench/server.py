@@ -84,17 +84,18 @@ class Server:
     def get(self, path: str) -> Any:
         return json.loads(self._open(path))
 
-    def post(self, prompt: dict) -> str:
-        """Queue an API prompt; returns its id. Raises ServerError with the server's words when it is refused."""
+    def post(self, prompt: dict, client: str = "") -> str:
+        """Queue an API prompt, for a client by its id; returns the prompt's id. Raises ServerError, with the
+        server's words, when it is refused."""
         try:
-            body = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
+            body = json.dumps({"prompt": prompt, "client_id": client or uuid.uuid4().hex}).encode()
             return json.loads(self._open("/prompt", body))["prompt_id"]
         except urllib.error.HTTPError as error:
             raise ServerError(error.read().decode()) from None
 
-    def run(self, prompt: dict, timeout: float = 300.0) -> dict:
+    def run(self, prompt: dict, timeout: float = 300.0, client: str = "") -> dict:
         """Queue an API prompt and wait for it: node id -> its outputs. Raises ServerError when it fails."""
-        prompt_id, end = self.post(prompt), time.monotonic() + timeout
+        prompt_id, end = self.post(prompt, client), time.monotonic() + timeout
         while time.monotonic() < end:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:

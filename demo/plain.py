@@ -160,5 +160,6 @@ def sample(
     started = time.perf_counter()
     with torch.inference_mode():
         x = euler(denoise, model.noised(noise, sigmas[0]), sigmas)
+    state.settle()
     run.seconds, run.completed = time.perf_counter() - started, True
     return x, run

@@ -30,6 +30,17 @@ def ideal_latent(image: Tensor) -> Tensor:
     return (parts - mean) / spread
 
 
+def rgb_factors() -> tuple[list[list[float]], list[float]]:
+    """R, G, B in -1..1 from a scaled latent: a row of factors for each of its channels, and what is added.
+
+    Brightness and the opponent colours make up the colour; their mean and spread are undone, local contrast is left out.
+    """
+    brightness, red, blue, _ = (2 * spread / SCALE for spread in SPREAD)
+    rows = [[brightness] * 3, [red, -red, 0.0], [0.0, -blue, blue], [0.0] * 3]
+    means = [2 * (MEAN[0] + part) - 1 for part in (MEAN[1], -MEAN[1] - MEAN[2], MEAN[2])]
+    return rows, means
+
+
 def _conv(channels: int, out_channels: int, **kwargs) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, padding=1, **kwargs)
 

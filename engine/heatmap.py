@@ -36,11 +36,13 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 class TokenWeights:
     """What each text token of a prompt counts in its heatmap, from the start token on; 0 leaves it out.
 
-    named: these are words a user named, which count whatever their maps look like.
+    named: these are words a user named, which count whatever their maps look like. words: the prompt's words that are to
+    have a heatmap of their own, each with the places of its tokens.
     """
 
     values: tuple[float, ...]
     named: bool = False
+    words: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class HeatmapAccumulator:
@@ -74,6 +76,15 @@ class HeatmapAccumulator:
             raise ValueError("no cross-attention was collected: the model has no text attention on this grid")
         named = [prompt for prompt, weights in self.weights.items() if weights and weights.named]
         return normalised(sum(combine(self.maps[prompt], self.weights[prompt]) for prompt in named or self.maps))
+
+    def words(self) -> dict[str, Tensor]:
+        """A heatmap (B, h, w) in 0..1 for each word that is to have one; a word of two prompts has that of the first."""
+        heard: dict[str, Tensor] = {}
+        for prompt, weights in self.weights.items():
+            for word, tokens in weights.words if weights else ():
+                if word not in heard:
+                    heard[word] = normalised(normalised(self.maps[prompt][:, list(tokens)]).mean(1))
+        return heard
 
 
 def normalised(heat: Tensor) -> Tensor:

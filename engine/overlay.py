@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,10 @@ INFERNO = (
 )  # fmt: skip
 TIMELINE = 14  # pixels
 SMALLEST = 256  # pictures below this are enlarged, so that outlines stay thin
+DIFFERENCE = 8  # times
+DARK = 0.3  # of the brightness outside the highlight
+Show = Literal["overlay", "heatmap", "highlight", "difference", "merged"]
+SHOWS: tuple[Show, ...] = get_args(Show)
 
 
 def colourise(heat: Tensor) -> Tensor:
@@ -53,18 +59,25 @@ def _timeline(run: Run, now: Evaluation, width: int) -> Tensor:
     return strip
 
 
-def frames(run: Run, picture: Tensor, image: int = 0, every: int = 1) -> tuple[Tensor, Tensor]:
+def frames(
+    run: Run, picture: Tensor, image: int = 0, every: int = 1, show: Show = "overlay", word: str = "",
+    reference: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Frames (n, H + 14, W, 3) over a picture (H, W, 3), and the highlight of each image, float (B, H, W).
 
-    One frame for every `every`-th evaluation, counted back from the last.
-
-    A frame whose evaluation captured no heatmap shows the latest one before it. The mask has the picture's size.
+    One frame for every `every`-th evaluation, counted back from the last. A frame whose evaluation captured no map shows
+    the latest one before it. The mask has the picture's size. `word` shows the heatmap of one word instead of the
+    prompt's. Raises ValueError for a word without one, and for a difference without the `reference` (H, W, 3) to it.
     """
-    if min(picture.shape[:2]) < SMALLEST:
-        factor = -(-SMALLEST // min(picture.shape[:2]))
-        picture = picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    if word and word not in run.words:
+        known = f"it has {', '.join(run.words)}" if run.words else "put Highlight Words between text encoder and sampler"
+        raise ValueError(f'this run has no heatmap of the word "{word}"; {known}')
+    if show == "difference":
+        if reference is None:
+            raise ValueError("show is difference, but there is nothing to compare with; connect the dense picture as reference")
+        picture = difference(picture, reference)
+    picture = _enlarged(picture)
     size = (picture.shape[0], picture.shape[1])
-    line = max(1, min(size) // 256)
     mask = torch.zeros(1, *size)
     highlight = None
     if run.highlight is not None:
@@ -72,32 +85,63 @@ def frames(run: Run, picture: Tensor, image: int = 0, every: int = 1) -> tuple[T
         highlight = mask[min(image, len(mask) - 1)] > 0.5
     shown, heat = [], None
     for evaluation in run.evaluations:
-        if evaluation.heatmap is not None:
-            heat = evaluation.heatmap[min(image, len(evaluation.heatmap) - 1), 0]
+        found = _map(run, evaluation, image, show, word)
+        heat = heat if found is None else _resize(found, size, "nearest" if show == "merged" else "bilinear")
         if (len(run.evaluations) - 1 - evaluation.index) % every:
             continue
-        frame = picture.clone()
-        if heat is not None:
-            smooth = _resize(heat, size, "bilinear")
-            strength = 0.25 + 0.45 * smooth[..., None]
-            frame = frame * (1 - strength) + colourise(smooth) * strength
-            if highlight is not None:
-                frame[_outline(highlight, line)] = torch.tensor(OUTLINE)
-        boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
-        if boxes:
-            windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
-            frame[_outline(windows, 2 * line)] = torch.tensor(WINDOW)
+        frame = _LAYERS[show](picture, heat, highlight)
+        if show == "overlay":
+            boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
+            if boxes:
+                windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
+                frame[_outline(windows, 2 * max(1, min(size) // 256))] = torch.tensor(WINDOW)
         shown.append(torch.cat([frame, _timeline(run, evaluation, size[1])]))
     return (torch.stack(shown) if shown else picture[None]), mask
 
 
-def picture_of_latent(samples: Tensor, run: Run | None) -> Tensor:
-    """A rough picture (B, 8h, 8w, 3) of a latent (B, C, h, w), by the model's latent-to-RGB factors where known."""
-    factors = torch.tensor(run.rgb_factors) if run is not None and run.rgb_factors else None
-    latent = samples.float().cpu()
-    if factors is None or len(factors) != latent.shape[1]:
-        grey = latent.mean(1, keepdim=True)
-        colours = ((grey - grey.amin()) / (grey.amax() - grey.amin()).clamp(min=1e-6)).expand(-1, 3, -1, -1)
-    else:
-        colours = (torch.einsum("bchw,cr->brhw", latent, factors) / 2 + 0.5).clamp(0, 1)
-    return F.interpolate(colours, scale_factor=8, mode="nearest").permute(0, 2, 3, 1)
+def difference(picture: Tensor, reference: Tensor) -> Tensor:
+    """How far two pictures (H, W, 3) are apart, 8 times, as a picture. Raises ValueError when their sizes differ."""
+    if picture.shape != reference.shape:
+        raise ValueError(f"the reference is {tuple(reference.shape[:2])} and the picture {tuple(picture.shape[:2])}")
+    return colourise(((picture - reference).abs().mean(-1) * DIFFERENCE).clamp(0, 1))
+
+
+def _enlarged(picture: Tensor) -> Tensor:
+    factor = -(-SMALLEST // min(picture.shape[:2]))
+    return picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
+def _map(run: Run, evaluation: Evaluation, image: int, show: Show, word: str) -> Tensor | None:
+    """The map (h, w) of one image that an evaluation has to show, if any."""
+    maps = evaluation.merged if show == "merged" else None if evaluation.heatmap is None else evaluation.heatmap[:, 0]
+    if word and show != "merged":
+        maps = None if evaluation.words is None else evaluation.words[:, run.words.index(word)]
+    return None if maps is None else maps[min(image, len(maps) - 1)]
+
+
+def _overlaid(picture: Tensor, heat: Tensor | None, highlight: Tensor | None) -> Tensor:
+    """The heatmap over the picture, the stronger the hotter, and the highlight's outline."""
+    frame = picture.clone()
+    if heat is not None:
+        strength = 0.1 + 0.55 * heat[..., None]
+        frame = frame * (1 - strength) + colourise(heat) * strength
+        if highlight is not None:
+            frame[_outline(highlight, max(1, min(heat.shape) // 256))] = torch.tensor(OUTLINE)
+    return frame
+
+
+def _alone(picture: Tensor, heat: Tensor | None, highlight: Tensor | None) -> Tensor:
+    """A map by itself, black before there is one."""
+    return torch.zeros_like(picture) if heat is None else colourise(heat)
+
+
+def _lit(picture: Tensor, heat: Tensor | None, highlight: Tensor | None) -> Tensor:
+    """The picture, dark outside the highlight."""
+    return picture.clone() if highlight is None or heat is None else picture * (DARK + (1 - DARK) * highlight[..., None])
+
+
+def _bare(picture: Tensor, heat: Tensor | None, highlight: Tensor | None) -> Tensor:
+    return picture.clone()
+
+
+_LAYERS = {"overlay": _overlaid, "heatmap": _alone, "highlight": _lit, "difference": _bare, "merged": _alone}

@@ -6,7 +6,6 @@ and hands the results back. Nothing here outlives the run but the trace.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from .highlight import Given, Region, find_region
 from .recording import Surroundings
 from .response import Response
 from .schedule import CORRECTED_GAP, PlannedStep, adds_noise, correction_pays, forecast_space, make_plan, step_of
+from .stopwatch import Stopwatch
 from .trace import Box, Boxes, Evaluation, Kind, Run, inside
 from .window import windows_of
 
@@ -70,6 +70,7 @@ class HighlightRun:
         self.signature: object = None
         self.dense_reason: str | None = None
         self.no_windows: str | None = None
+        self.watches: list[tuple[Evaluation, Stopwatch]] = []
 
     def _corrects(self, steps: int) -> bool:
         """Whether longer gaps are to have a partial evaluation: as wanted, with a mask, or where it pays."""
@@ -90,6 +91,7 @@ class HighlightRun:
         kind, reason = planned.kind, planned.reason
         if self.gaps and kind == "skipped":
             kind, reason = self._adapted(step)
+        wanted = kind
         if self.dense_reason:
             kind, reason = "dense", self.dense_reason
             self.forget()
@@ -101,6 +103,7 @@ class HighlightRun:
             kind, reason = self._affordable(kind, reason, sigma)
         self.signature = signature
         evaluation = Evaluation(len(self.trace.evaluations), step, sigma, kind, reason, 1.0 if kind == "dense" else 0.0)
+        evaluation.planned = wanted
         if kind == "partial":
             evaluation.active = sum(region.area for region in self.regions) / len(self.regions)
             evaluation.boxes = tuple(region.inner for region in self.regions)
@@ -152,6 +155,7 @@ class HighlightRun:
         wanted = evaluation.step in self.recorded and self.config.active and not self.no_windows and not self.dense_reason
         if not wanted:
             return ()
+        evaluation.recording = bool(self.windows)
         for window in self.windows:
             window.begin(evaluation.sigma)
         return self.windows
@@ -184,14 +188,15 @@ class HighlightRun:
 
     def _measure(self, evaluation: Evaluation, errors: list[Tensor]) -> None:
         """Take up what a dense evaluation tells: the heatmap, and the errors of the forecasts. One transfer for both."""
-        heard = bool(self.accumulator and self.accumulator.maps)
+        heard, words = bool(self.accumulator and self.accumulator.maps), {}
         if heard:
-            heat = self.accumulator.heatmap()
+            heat, words = self.accumulator.heatmap(), self.accumulator.words()
             self.heard += 1
             newest = max(HEATMAP_NEWEST, 1 / self.heard)
             self.heatmap = heat if self.heatmap is None else self.heatmap.lerp(heat, newest)
         self.accumulator = None
-        measured = ([self.heatmap.flatten()] if heard else []) + ([torch.stack(errors).mean()[None]] if errors else [])
+        measured = [self.heatmap, *words.values()] if heard else []
+        measured = [m.flatten() for m in measured] + ([torch.stack(errors).mean()[None]] if errors else [])
         told = torch.cat(measured).cpu() if measured else None  # one transfer
         if errors:
             evaluation.forecast_error = float(told[-1])
@@ -199,6 +204,10 @@ class HighlightRun:
             self.gaps.computed(evaluation.step, evaluation.sigma, evaluation.forecast_error)
         if heard:
             evaluation.heatmap = told[: self.heatmap.numel()].reshape(self.heatmap.shape)
+            if words:
+                rest = told[self.heatmap.numel() :][: len(words) * self.heatmap.numel()]
+                evaluation.words = rest.reshape(len(words), -1, *self.heatmap.shape[-2:]).transpose(0, 1)
+                self.trace.words = tuple(words)
             self._aim(evaluation.heatmap)
 
     def _aim(self, heatmap: Tensor) -> None:
@@ -268,7 +277,7 @@ class HighlightRun:
         partial: Callable[[Evaluation, Sequence[Surroundings]], list[Tensor]],
     ) -> list[Tensor]:  # fmt: skip
         """One evaluation from decision to result; `dense` and `partial` are the host's ways to compute."""
-        started = time.perf_counter()
+        watch = Stopwatch(x.device)
         evaluation = self.decide(sigma, signature)
         if evaluation.kind == "dense":
             outputs = dense(evaluation, self.begin_dense(evaluation))
@@ -277,8 +286,17 @@ class HighlightRun:
             outputs = self.forecast(evaluation, x)
             if evaluation.kind == "partial":
                 outputs = self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
-        evaluation.seconds = time.perf_counter() - started
+        watch.stop()
+        self.watches.append((evaluation, watch))
+        if watch.done:
+            self.settle()
         return outputs
+
+    def settle(self) -> None:
+        """Fill in how long the evaluations took, waiting for a GPU where it is still at work."""
+        for evaluation, watch in self.watches:
+            evaluation.seconds = watch.seconds
+        self.watches.clear()
 
 
 def _recorded_steps(plan: list[PlannedStep]) -> set[int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from threading import Event
 from typing import Literal
 
 from torch import Tensor
+
+from .rough import LatentColours
 
 Kind = Literal["dense", "partial", "skipped"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
@@ -22,6 +26,12 @@ def inside(boxes: Boxes) -> Iterator[tuple]:
             yield slice(image, image + 1), ..., slice(y0, y1), slice(x0, x1)
 
 
+def _set() -> Event:
+    event = Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Evaluation:
     """One call of the model by the sampler.
@@ -33,7 +43,11 @@ class Evaluation:
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
-    seconds: wall clock of the evaluation, control nets included.
+    seconds: wall clock of the evaluation, control nets included; on a GPU its time there, known when the run has ended.
+    planned: what the plan wanted, before anything got in the way. recording: whether it also recorded surroundings.
+    words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. merged: float (B, h, w) in 0..1 on the token
+    grid, how much of each token was computed together with others; None where nothing was. picture: the denoised latent,
+    see `rough.pictures`.
     """
 
     index: int
@@ -47,6 +61,11 @@ class Evaluation:
     heatmap: Tensor | None = None
     forecast_error: float | None = None
     seconds: float = 0.0
+    planned: Kind | None = None
+    recording: bool = False
+    words: Tensor | None = None
+    merged: Tensor | None = None
+    picture: Tensor | None = None
 
 
 @dataclass
@@ -54,17 +73,20 @@ class Run:
     """One sampling run.
 
     shape: the latent's (B, C, H, W). sigmas: the full schedule, the final 0 included. highlight: bool (B, h, w) or None,
-    with the reason why there is one or none. rgb_factors: the model's latent-to-RGB table, for rough pictures.
+    with the reason why there is one or none. node_ids: the nodes whose traces hold this run. colours: the model's
+    latent-to-RGB table, for rough pictures.
     depth: how many of the UNet's outermost blocks partial evaluations computed, None for all.
     revises: whether computed evaluations make up for the forecasts before them, as they can under a linear sampler.
     cache_bytes: the most that recorded surroundings took, on the model's device.
+    words: those that have heatmaps of their own. key: names this run and no other. preview_seconds: what showing it took
+    of the sampler's thread. drawn: cleared while pictures of its evaluations are still being drawn.
     """
 
     shape: tuple[int, ...]
     sampler: str
     sigmas: tuple[float, ...]
-    node_id: str = ""
-    rgb_factors: tuple[tuple[float, ...], ...] = ()
+    node_ids: tuple[str, ...] = ()
+    colours: LatentColours = field(default_factory=LatentColours)
     evaluations: list[Evaluation] = field(default_factory=list)
     highlight: Tensor | None = None
     highlight_reason: str = "no highlight was looked for"
@@ -74,6 +96,10 @@ class Run:
     seconds: float = 0.0
     completed: bool = False
     started: float = field(default_factory=time.time)
+    words: tuple[str, ...] = ()
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    preview_seconds: float = 0.0
+    drawn: Event = field(default_factory=_set)
 
     def count(self, kind: Kind) -> int:
         return sum(e.kind == kind for e in self.evaluations)
@@ -90,10 +116,13 @@ class Run:
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
 
     def as_dict(self) -> dict:
-        """The run without its tensors, for JSON; of a heatmap only whether one was captured."""
-        run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("evaluations", "highlight", "rgb_factors")}
+        """The run without its tensors, for JSON; of heatmaps and merge maps only whether there are any."""
+        left_out = ("evaluations", "highlight", "colours", "drawn")
+        run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        plain = [f.name for f in fields(Evaluation) if f.name not in ("words", "picture")]
         run["evaluations"] = [
-            {f.name: getattr(e, f.name) for f in fields(e)} | {"heatmap": e.heatmap is not None} for e in self.evaluations
+            {n: getattr(e, n) for n in plain} | {n: getattr(e, n) is not None for n in ("heatmap", "merged")}
+            for e in self.evaluations
         ]
         return run
 
@@ -107,3 +136,11 @@ class Trace:
     @property
     def last(self) -> Run | None:
         return self.runs[-1] if self.runs else None
+
+    def before_last(self, back: int) -> Run | None:
+        """The run so many before the last, None for an empty trace. Raises ValueError when there are not so many."""
+        if not self.runs:
+            return None
+        if back >= len(self.runs):
+            raise ValueError(f"run is {back}, but this trace has {len(self.runs)} runs; the earliest is {len(self.runs) - 1}")
+        return self.runs[-1 - back]

@@ -14,9 +14,11 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..engine.config import HighlightConfig
 from ..engine.highlight import Given
+from ..engine.report import as_line
 from ..engine.trace import Run, Trace
 from .dit import DiTRun
 from .families import FAMILIES, family_of
+from .live import latent_colours, watch
 from .run import KEY, ModelRun
 from .unet import UNetRun, is_unet
 
@@ -65,24 +67,24 @@ class _OuterSample:
         guider = executor.class_obj
         function = getattr(sampler, "sampler_function", None)
         name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
-        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), self.node_id, _rgb_factors(guider.model_patcher))
+        colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
+        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), (self.node_id,), colours)
         options = guider.model_options.setdefault("transformer_options", {})
-        options[KEY] = self.executor(self.config, run, guider, self.given, sampler, sigmas)
+        state = options[KEY] = self.executor(self.config, run, guider, self.given, sampler, sigmas)
         self.trace.runs.append(run)
         started = time.perf_counter()
         try:
+            state.live = watch(run)
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             run.completed = True
             return result
         finally:
             del options[KEY]
+            state.engine.settle()
             run.seconds = time.perf_counter() - started
-            log.info("Highlight Diffusion: %s", run.summary())
-
-
-def _rgb_factors(model: ModelPatcher) -> tuple[tuple[float, ...], ...]:
-    factors = model.get_model_object("latent_format").latent_rgb_factors
-    return tuple(tuple(row) for row in factors) if factors else ()
+            if state.live:
+                state.live.close()
+            log.info("Highlight Diffusion: %s", as_line(run))
 
 
 def _state(model_options: dict) -> ModelRun:
@@ -90,8 +92,12 @@ def _state(model_options: dict) -> ModelRun:
 
 
 def _predict_noise(executor: WrapperExecutor, x, timestep, model_options=None, seed=None):
-    _state(model_options).begin_evaluation()
-    return executor(x, timestep, model_options, seed)
+    state = _state(model_options)
+    state.begin_evaluation()
+    denoised = executor(x, timestep, model_options, seed)
+    if state.live:
+        state.live.show(denoised)
+    return denoised
 
 
 def _calc_cond_batch(executor: WrapperExecutor, model, conds, x_in, timestep, model_options):

@@ -17,12 +17,24 @@ from ..demo.load import read_weights
 from ..demo.mmdit import MMDiTConfig
 from ..demo.text import TextConfig, full_embedding
 from ..demo.unet import UNetConfig
+from ..demo.vae import rgb_factors
 
 ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)  # the former is newer
 
 
+class DemoLatents(comfy.latent_formats.SD15):
+    """The demo VAE's latents, scaled as SD1.5's are, with their own colours for previews."""
+
+    def __init__(self):
+        super().__init__()
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb_factors()
+        self.taesd_decoder_name = None
+
+
 class DemoUNet(comfy.supported_models.SD15):
     """SD1.5's layout at small widths, trained for v-prediction."""
+
+    latent_format = DemoLatents
 
     def model_type(self, state_dict, prefix=""):
         return comfy.model_base.ModelType.V_PREDICTION
@@ -46,7 +58,7 @@ def _unet_config() -> dict:
 class DemoMMDiT(comfy.supported_models.SD3):
     """SD3's layout at small widths, on the latents of SD1.5."""
 
-    latent_format = comfy.latent_formats.SD15
+    latent_format = DemoLatents
     sampling_settings = {"shift": FLOW_SHIFT}
 
 

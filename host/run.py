@@ -21,6 +21,7 @@ from ..engine.recording import Surroundings
 from ..engine.run import HighlightRun, Surround
 from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
+from .live import Live
 from .sampler import sampler_response
 from .words import WORDS
 
@@ -50,6 +51,7 @@ class ModelRun:
         self.words: dict[Any, TokenWeights] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.calls = 0
+        self.live: Live | None = None
         self.current: Evaluation | None = None
         self.recorded: Sequence[Surroundings] = ()
         self.computed: Sequence[Surroundings] = ()

@@ -93,6 +93,7 @@ class HighlightDiffusion(io.ComfyNode):
                 HighlightTrace.Output(display_name="trace", tooltip="What each evaluation did; for Highlight Mask Preview."),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or ComfyUI's cache would hand one node's trace to another with the same inputs
         )  # fmt: skip
 
     @classmethod

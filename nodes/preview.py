@@ -3,9 +3,15 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..engine.overlay import frames, picture_of_latent
+from ..engine.messages import Messages, word_maps
+from ..engine.overlay import SHOWS, frames
+from ..engine.report import as_line
+from ..engine.rough import LatentColours, picture_of_latent
 from ..engine.trace import Trace
-from .types import ADVANCED, CATEGORY, HighlightTrace, aliases
+from ..host.files import save_json
+from .types import ADVANCED, CATEGORY, EMPTY_TRACE, HighlightTrace, aliases
+
+DRAWING = 1.0  # seconds; the last pictures of a run are drawn beside whatever follows it
 
 
 class HighlightMaskPreview(io.ComfyNode):
@@ -15,21 +21,37 @@ class HighlightMaskPreview(io.ComfyNode):
             node_id="HighlightMaskPreview",
             display_name="Highlight Mask Preview",
             category=CATEGORY,
-            description="Shows the heatmap and the highlight over the picture, one frame an evaluation, with a timeline "
-            "below: blue dense, orange partial, grey skipped. Connect samples or images so that it runs after the sampler.",
-            **aliases("heatmap", "cross attention", "visualise", "trace"),
+            description="Shows the heatmap and the highlight over the picture, live while the sampler runs and evaluation by "
+            "evaluation afterwards, with a timeline below: blue dense, orange partial, grey skipped. Connect samples or images "
+            "so that it runs after the sampler.",
+            **aliases("heatmap", "cross attention", "visualise", "trace", "live preview"),
             inputs=[
                 HighlightTrace.Input("trace", tooltip="From Highlight Diffusion."),
                 io.Latent.Input("samples", optional=True, tooltip="The sampled latent; shown when no images are connected."),
                 io.Image.Input("images", optional=True, tooltip="The decoded picture to draw over."),
-                io.Int.Input("image_index", default=0, min=0, max=4095, tooltip="Which picture of the batch to show."),
+                io.Int.Input("image_index", default=0, min=0, max=4095, tooltip="Which picture of the batch the outputs show."),
                 io.Int.Input(
-                    "every",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    extra_dict=ADVANCED,
-                    tooltip="Show only every n-th evaluation; the last is always shown.",
+                    "every", default=1, min=1, max=1000, extra_dict=ADVANCED,
+                    tooltip="Frames of only every n-th evaluation; the last always has one.",
+                ),
+                io.Combo.Input(
+                    "show", options=list(SHOWS), default="overlay", extra_dict=ADVANCED,
+                    tooltip="What the frames show. overlay: heatmap and highlight over the picture. heatmap: it alone. "
+                    "highlight: the picture, dark outside the highlight. difference: from the reference, 8 times. merged: how "
+                    "much of each token was merged away.",
+                ),
+                io.String.Input(
+                    "word", default="", extra_dict=ADVANCED,
+                    tooltip="Frames with the heatmap of this word alone. It needs Highlight Words before the sampler.",
+                ),
+                io.Int.Input(
+                    "run", default=0, min=0, max=7, extra_dict=ADVANCED,
+                    tooltip="Which run of the trace the outputs show: 0 the last, 1 the one before, such as the first pass of "
+                    "a hi-res fix.",
+                ),
+                io.Image.Input(
+                    "reference", optional=True, extra_dict=ADVANCED,
+                    tooltip="The unaccelerated picture of the same seed, to show the difference from.",
                 ),
             ],
             outputs=[
@@ -37,29 +59,46 @@ class HighlightMaskPreview(io.ComfyNode):
                 io.Mask.Output(tooltip="The final highlight of each picture of the batch."),
             ],
             is_output_node=True,
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, trace: Trace, image_index: int, every: int, samples: dict | None = None, images: torch.Tensor | None = None
-    ) -> io.NodeOutput:
+        cls, trace: Trace, image_index: int, every: int, show: str = "overlay", word: str = "", run: int = 0,
+        samples: dict | None = None, images: torch.Tensor | None = None, reference: torch.Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         if images is None and samples is None:
             raise ValueError(
                 "Highlight Mask Preview needs samples or images: connect the sampler's LATENT or the decoded IMAGE"
             )
-        pictures = images if images is not None else picture_of_latent(samples["samples"], trace.last)
+        chosen = trace.before_last(run)
+        colours = chosen.colours if chosen else LatentColours()
+        pictures = images if images is not None else picture_of_latent(samples["samples"], colours)
         if image_index >= len(pictures):
             raise ValueError(
                 f"image_index is {image_index}, but the batch has {len(pictures)} pictures; the last is {len(pictures) - 1}"
             )
         picture = pictures[image_index, ..., :3].float().cpu()
-        run = trace.last
-        if run is None:
-            text = "No sampling run in this trace yet: the sampler did not run (ComfyUI kept its result) or uses another model."
-            shown, mask = picture[None], torch.zeros(len(pictures), *picture.shape[:2])
+        if chosen is None:
+            text, shown, mask = EMPTY_TRACE, picture[None], torch.zeros(len(pictures), *picture.shape[:2])
         else:
-            shown, mask = frames(run, picture, image_index, every)
-            text = f"{run.summary()}\n{run.highlight_reason}"
-        preview = ui.PreviewImage(shown, animated=False, cls=cls).as_dict()
-        runs = [run.as_dict() for run in trace.runs]
-        return io.NodeOutput(shown, mask, ui={**preview, "text": (text,), "highlight_runs": runs})
+            other = None if reference is None else reference[min(image_index, len(reference) - 1), ..., :3].float().cpu()
+            shown, mask = frames(chosen, picture, image_index, every, show, word.strip(), other)
+            text = f"{as_line(chosen)}\n{chosen.highlight_reason}"
+        return io.NodeOutput(shown, mask, ui={"text": (text,), **cls._for_the_browser(trace, pictures, reference)})
+
+    @classmethod
+    def _for_the_browser(cls, trace: Trace, pictures: torch.Tensor, reference: torch.Tensor | None) -> dict:
+        """What the widget of this node shows: every run of the trace, and the pictures, as files."""
+        for run in trace.runs:
+            run.drawn.wait(DRAWING)
+
+        def saved(images: torch.Tensor | None) -> list:
+            return [] if images is None else ui.PreviewImage(images[..., :3], cls=cls).as_dict()["images"]
+
+        return {
+            "highlight_runs": [run.as_dict() for run in trace.runs],
+            "highlight_files": [save_json(run.key, Messages(run).next(done=True)) for run in trace.runs],
+            "highlight_words": [save_json(f"{run.key}_words", word_maps(run)) if run.words else None for run in trace.runs],
+            "highlight_pictures": saved(pictures),
+            "highlight_reference": saved(reference),
+        }

@@ -4,6 +4,10 @@ from comfy_api.latest import io
 
 HighlightTrace = io.Custom("HIGHLIGHT_TRACE")
 CATEGORY = "highlight diffusion"
+EMPTY_TRACE = (
+    "No sampling run in this trace yet: the sampler did not run, since ComfyUI kept its result, or it uses another model. "
+    "Change the seed, or connect the sampler to the MODEL of this Highlight Diffusion."
+)
 ADVANCED = {"advanced": True}  # as extra_dict: the keyword `advanced` came after ComfyUI 0.8
 
 

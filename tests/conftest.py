@@ -20,20 +20,25 @@ def load(path: Path):
 
 
 load(PACK / "bench" / "start.py").load_pack()
-COMFYUI = load(PACK / "run.py").find_comfyui()
+programs = load(PACK / "run.py")
+COMFYUI, CHROMIUM = programs.find_comfyui(), programs.find_chromium()
 if COMFYUI:
     sys.path.insert(0, str(COMFYUI))
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    return True if COMFYUI is None and PACK / "tests" / "host" in [collection_path, *collection_path.parents] else None
+    left_out = ([] if COMFYUI else ["host", "browser"]) + ([] if CHROMIUM else ["browser"])
+    within = [collection_path, *collection_path.parents]
+    return True if any(PACK / "tests" / tier in within for tier in left_out) else None
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
+    if COMFYUI is not None and CHROMIUM is None:
+        terminalreporter.write_line("browser tests skipped: no Chromium found; on Debian: apt-get install chromium")
     if COMFYUI is None:
         terminalreporter.write_line(
-            "host tests skipped: no ComfyUI found; set COMFYUI_PATH to a checkout, or put one at ~/comfy/ComfyUI"
+            "host and browser tests skipped: no ComfyUI found; set COMFYUI_PATH to a checkout, or put one at ~/comfy/ComfyUI"
         )
 
 
@@ -45,3 +50,17 @@ def pack() -> Path:
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def server(comfyui):
+    """One headless ComfyUI for all tests that want one: starting it takes longer than most of them."""
+    from highlight_diffusion.bench.server import Server
+
+    with Server(comfyui) as running:
+        yield running

@@ -10,12 +10,13 @@ from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.nodes.highlight import HighlightDiffusion
 from highlight_diffusion.nodes.preview import HighlightMaskPreview
+from highlight_diffusion.nodes.report import HighlightReport
 
 import nodes as comfy_nodes
 
 from . import tiny
 
-IDS = {"HighlightDiffusion", "HighlightWords", "HighlightMaskPreview", "HighlightDemoModel"}
+IDS = {"HighlightDiffusion", "HighlightWords", "HighlightMaskPreview", "HighlightReport", "HighlightDemoModel"}
 DEFAULTS = {
     "enabled": True, "preset": "balanced", "correct": "auto", "interval": "auto", "pace": 0.0, "warmup": 0,
     "start_percent": 0.0, "end_percent": 1.0, "threshold": 0.6, "halo": 2, "levels": 2, "max_area": 0.6, "forecast": "auto",
@@ -118,7 +119,7 @@ def test_preview_shows_one_frame_an_evaluation(model):
     assert len(frames) == 10 and frames.shape[2] >= 256 and frames.ndim == 4
     assert mask.shape[0] == 2 and set(mask.unique().tolist()) <= {0.0, 1.0}
     assert len(HighlightMaskPreview.execute(trace=trace, images=frames, image_index=0, every=4).result[0]) == 3
-    assert len(output.ui["images"]) == 10 and "10 evaluations" in output.ui["text"][0]
+    assert "10 evaluations" in output.ui["text"][0] and "images" not in output.ui  # ComfyUI would draw them over the widget
     run = json.loads(json.dumps(output.ui["highlight_runs"]))[0]
     assert len(run["evaluations"]) == 10 and {"kind", "reason", "sigma", "active", "seconds"} <= set(run["evaluations"][0])
 
@@ -128,6 +129,27 @@ def test_preview_of_an_empty_trace_says_so_and_does_not_fail():
     assert "No sampling run" in output.ui["text"][0]
     assert output.result[0].shape == (1, 64, 64, 3) and output.result[1].shape == (1, 64, 64)
     json.dumps(output.ui)
+
+
+def test_two_runs_of_a_trace_are_told_apart_and_reported(model):
+    patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
+    tiny.sample(model, patcher, steps=12)
+    latent = {"samples": tiny.sample(model, patcher, steps=8)}
+    preview = {"trace": trace, "samples": latent, "image_index": 0, "every": 1}
+    assert [len(HighlightMaskPreview.execute(**preview, run=back).result[0]) for back in (0, 1)] == [8, 12]
+    with pytest.raises(ValueError, match="run is 2, but this trace has 2 runs"):
+        HighlightMaskPreview.execute(**preview, run=2)
+    output = HighlightReport.execute(trace=trace, after=latent, run=1)
+    text, full, picture = output.result
+    told = json.loads(full)
+    assert "12 evaluations" in text and len(told["evaluations"]) == 12 and told["report"]["evaluations"]["dense"] > 0
+    assert picture.shape[0] == 1 and picture.shape[-1] == 3 and output.ui["text"] == (text,)
+    assert all(e["planned"] == e["kind"] for e in told["evaluations"]) == (told["report"]["fallbacks"] == [])
+
+
+def test_a_report_of_an_empty_trace_says_so():
+    text, full, picture = HighlightReport.execute(trace=Trace(), after=None).result
+    assert "No sampling run" in text and json.loads(full) == {} and picture.ndim == 4
 
 
 @pytest.mark.parametrize(

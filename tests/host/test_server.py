@@ -5,15 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from highlight_diffusion.bench.server import Server, ServerError
+from highlight_diffusion.bench.server import ServerError
 from highlight_diffusion.bench.workflow import of_type, to_prompt
 from PIL import Image
-
-
-@pytest.fixture(scope="module")
-def server(comfyui):
-    with Server(comfyui) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,10 @@ def test_the_demo_workflow_runs_and_is_accelerated(server, prompt):
     kinds = [e["kind"] for e in run["evaluations"]]
     assert len(kinds) == 30 and kinds.count("dense") < 20 and kinds[-1] == "dense"
     preview = next(o for o in outputs.values() if "highlight_runs" in o)
-    assert len(preview["images"]) == 30
+    told = json.loads(server.path_of(preview["highlight_files"][-1]).read_text())
+    assert len(told["cells"]) == 30 and told["done"]["completed"] and len(told["heatmaps"]) >= 3
+    assert "pictures" not in told  # nobody watched
+    assert len(preview["highlight_pictures"]) == 1
 
 
 def test_off_equals_the_sampler_without_our_node_and_on_is_close(server, prompt):

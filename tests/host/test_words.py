@@ -3,7 +3,7 @@
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.trace import Run, Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.words import token_weights
@@ -59,8 +59,8 @@ def test_a_conditioning_of_another_length_is_refused(clip):
         HighlightWords.execute([[torch.zeros(1, 100, 128), {}]], clip, PROMPT, "star")
 
 
-def heat(clip, words: str | None, seed: int = 3) -> torch.Tensor:
-    """The last heatmap of a run (16, 16), the words named or not."""
+def sampled(clip, words: str | None, seed: int = 3) -> Run:
+    """A run of the demo model, the words named or not."""
     model, trace = tiny.Tiny(demo.load_unet(), context=128), Trace()
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731
     positive = encode(PROMPT)
@@ -68,7 +68,12 @@ def heat(clip, words: str | None, seed: int = 3) -> torch.Tensor:
         positive = HighlightWords.execute(positive, clip, PROMPT, words).args[0]
     patcher = attach(model.patcher, HighlightConfig(), trace)
     tiny.sample(model, patcher, size=(32, 32), steps=16, cfg=3.0, seed=seed, positive=positive, negative=encode(""))
-    return next(e.heatmap for e in reversed(trace.last.evaluations) if e.heatmap is not None)[0, 0]
+    return trace.last
+
+
+def heat(clip, words: str | None) -> torch.Tensor:
+    """The last heatmap (16, 16) of such a run."""
+    return next(e.heatmap for e in reversed(sampled(clip, words).evaluations) if e.heatmap is not None)[0, 0]
 
 
 def test_the_heat_follows_the_named_word(clip):
@@ -81,3 +86,19 @@ def test_the_heat_follows_the_named_word(clip):
 def test_content_tokens_alone_change_little(clip):
     both, content = heat(clip, None), heat(clip, "")
     assert torch.corrcoef(torch.stack([both.flatten(), content.flatten()]))[0, 1] > 0.8
+
+
+def test_every_word_of_a_prompt_is_to_have_a_heatmap_with_its_tokens(clip):
+    shown = dict(token_weights(clip, PROMPT.replace("star", "(star:1.3),")).words)
+    assert list(shown) == list(dict.fromkeys(PROMPT.split()))
+    assert shown["star"] == (1 + PROMPT.split().index("star"),) and len(shown["large"]) == 2
+    assert dict(token_weights(clip, PROMPT, ["red circle"]).words) == {"red circle": (3, 4)}
+
+
+def test_each_words_heatmap_lies_where_the_word_does(clip):
+    run = sampled(clip, "circle, star")
+    assert run.words == ("circle", "star")
+    maps = [e.words for e in run.evaluations if e.words is not None]
+    assert maps and all(m.shape == (1, 2, 16, 16) and m.min() >= 0 and m.max() <= 1 for m in maps)
+    circle, star = maps[-1][0]
+    assert circle[:8, :8].mean() > circle[8:, 8:].mean() and star[8:, 8:].mean() > star[:8, :8].mean()

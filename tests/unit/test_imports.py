@@ -10,7 +10,7 @@ ALLOWED = {
     "host": {"host", "engine", "demo"},
     "nodes": {"nodes", "host", "engine"},
     "demo": {"demo", "engine"},
-    "bench": {"bench", "demo", "engine", "host"},
+    "bench": {"bench", "demo", "engine", "host", "nodes"},
 }
 
 

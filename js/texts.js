@@ -1,0 +1,67 @@
+// What the widgets say, by language. Every language has every text (tests/js/texts.test.js).
+
+export const TEXTS = {
+  en: {
+    waiting: "Queue the workflow: picture, heatmap and timeline appear here while the sampler runs.",
+    empty: "No sampling run in this trace: ComfyUI kept the sampler's result, or the sampler uses another model. Change the seed.",
+    report: "Queue the workflow: the report appears here.",
+    sampling: "sampling",
+    run: "Run",
+    picture: "Picture",
+    final: "Final",
+    final_tip: "The finished picture instead of the latent as it was at this evaluation.",
+    heatmap: "Heatmap",
+    heatmap_tip: "How much the prompt looks at each place: dark little, yellow much.",
+    highlight: "Highlight",
+    highlight_tip: "The outline of what is worth computing, and in orange of what this evaluation computed.",
+    difference: "Difference",
+    difference_tip: "8 times the difference from the reference; without one, from how the run ended.",
+    merged: "Merged",
+    merged_tip: "How much of each token was merged away: dark little, yellow much.",
+    words: "All words",
+    words_tip: "Heatmap of one word. Highlight Words before the sampler tells which there are.",
+    timeline: "Timeline of the evaluations: blue dense, orange partial, grey skipped; the height is the active area.",
+    play: "Play the evaluations",
+    sigma: "sigma",
+    dense: "dense",
+    partial: "partial",
+    skipped: "skipped",
+    active: "active area",
+    error: "forecast off by",
+    planned: "planned",
+    interrupted: "interrupted"
+  },
+  zh: {
+    waiting: "运行工作流后,采样过程中这里会显示画面、热图和时间轴。",
+    empty: "此轨迹中没有采样记录:ComfyUI 沿用了采样器的缓存结果,或采样器使用了别的模型。请更换种子。",
+    report: "运行工作流后,报告会显示在这里。",
+    sampling: "采样中",
+    run: "采样记录",
+    picture: "图片",
+    final: "成图",
+    final_tip: "显示最终图片,而不是该次求值时的潜空间预览。",
+    heatmap: "热图",
+    heatmap_tip: "提示词对各处的关注程度:深色少,黄色多。",
+    highlight: "高亮",
+    highlight_tip: "值得计算的区域轮廓;橙色为本次求值实际计算的窗口。",
+    difference: "差异",
+    difference_tip: "与参考图差异的 8 倍;没有参考图时,与采样结束时的画面相比。",
+    merged: "合并",
+    merged_tip: "每个 token 被合并的程度:深色少,黄色多。",
+    words: "全部词语",
+    words_tip: "单个词语的热图。采样器之前的“高亮词语”节点决定有哪些词。",
+    timeline: "求值时间轴:蓝色为完整计算,橙色为部分计算,灰色为跳过;高度为活动面积。",
+    play: "依次播放各次求值",
+    sigma: "sigma",
+    dense: "完整",
+    partial: "部分",
+    skipped: "跳过",
+    active: "活动面积",
+    error: "预测误差",
+    planned: "原计划",
+    interrupted: "已中断"
+  }
+}
+
+/** The texts of a ComfyUI locale, English where there are none. */
+export const textsOf = (locale) => TEXTS[locale] ?? TEXTS[String(locale).split("-")[0]] ?? TEXTS.en
