@@ -31,6 +31,8 @@ class Evaluation:
     boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
     empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
+    merged: float (B, h, w) on the token grid, on the CPU: 1 where a token was computed together with others in attention and
+    MLP, 0.5 where in the MLP alone. None where nothing was merged.
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
     seconds: wall clock of the evaluation, control nets included.
@@ -45,6 +47,7 @@ class Evaluation:
     boxes: Boxes = ()
     windows: Boxes = ()
     heatmap: Tensor | None = None
+    merged: Tensor | None = None
     forecast_error: float | None = None
     seconds: float = 0.0
 
@@ -90,10 +93,11 @@ class Run:
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
 
     def as_dict(self) -> dict:
-        """The run without its tensors, for JSON; of a heatmap only whether one was captured."""
+        """The run without its tensors, for JSON; of heatmaps and merge maps only whether there are any."""
         run = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("evaluations", "highlight", "rgb_factors")}
         run["evaluations"] = [
-            {f.name: getattr(e, f.name) for f in fields(e)} | {"heatmap": e.heatmap is not None} for e in self.evaluations
+            {f.name: getattr(e, f.name) for f in fields(e)} | {n: getattr(e, n) is not None for n in ("heatmap", "merged")}
+            for e in self.evaluations
         ]
         return run
 
