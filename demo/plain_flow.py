@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..engine.axis import log_ratio
 from ..engine.heatmap import token_maps
 from ..engine.run import HighlightRun
+from ..engine.sdtm import MergingRun, SDTMConfig
+from ..engine.stations import MergedTokens, Station, attention, merging, mlp, recording_details
 from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
 from ..engine.trace import Evaluation
 from .diffusion import STEPS, flow_sigmas
@@ -23,6 +25,13 @@ LISTENED = range(2, 6)  # blocks of which the heatmap is made
 def _enter(block: JointBlock, args: list, kwargs: dict, pick: Pick):
     context, x, vec = args
     return [context, pick.tokens(x), vec], kwargs
+
+
+def stations(block: JointBlock) -> Iterator[Station]:
+    """Where a block's image tokens are merged and given back."""
+    image = block.x_block
+    yield attention(image.attn.qkv, image.attn.proj)
+    yield mlp(image.mlp)
 
 
 @contextmanager
@@ -63,6 +72,11 @@ class PlainFlow:
         """What windows are snapped to, what is recorded for them, and their depth."""
         return self.mmdit.config.patch_size, subsets_of(TokenGrid(frame, self.mmdit.config.patch_size), self.axis), None
 
+    def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
+        """The state of merging for latents of a shape."""
+        grid = TokenGrid(tuple(shape[-2:]), self.mmdit.config.patch_size)
+        return MergingRun(config, sigmas, grid, shape[0], len(self.mmdit.joint_blocks))
+
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         batch = len(x)
         context = torch.cat([self.positive.expand(batch, -1, -1), self.negative.expand(batch, -1, -1)])
@@ -72,7 +86,10 @@ class PlainFlow:
         return [x - sigma * part for part in velocity.chunk(2)]
 
     def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
-        """A full evaluation that also records for `subsets` and listens for the heatmap, where that is wanted."""
+        """A full evaluation that also records for `subsets` and listens for the heatmap, where that is wanted, or one with
+        merged tokens."""
+        if state.merging is not None and state.merging.kinds:
+            return self._merged(state.merging, x, evaluation.sigma)
         grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
 
         def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
@@ -80,8 +97,24 @@ class PlainFlow:
                 state.accumulator.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
 
         tap = RecordingTap(subsets, STREAMS, grid.count, hear=hear if state.accumulator is not None else None)
-        with tapped(self.mmdit, tap):
+        with ExitStack() as stack:
+            stack.enter_context(tapped(self.mmdit, tap))
+            for image in state.merging.images if state.merging is not None and state.merging.recording else ():
+                stack.enter_context(recording_details(
+                    self.mmdit.joint_blocks, stations, MergedTokens(image.merge), image.details, STREAMS,
+                    state.merging.kinds_of_stage, state.merging.spared,
+                ))  # fmt: skip
             return self(x, evaluation.sigma)
+
+    def _merged(self, state: MergingRun, x: Tensor, sigma: float) -> list[Tensor]:
+        """Every image by itself, with its own merge."""
+        parts = []
+        for i, image in enumerate(state.images):
+            own, tokens = slice(i, i + 1), MergedTokens(image.merge)
+            details = image.details if state.remembers else None
+            with merging(self.mmdit.joint_blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS):
+                parts.append(self.of(own)(x[own], sigma))
+        return [torch.cat(stream) for stream in zip(*parts, strict=True)]
 
     def partial(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
         """The subsets alone, in tensors of full size."""

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .merging import Merge, fairness, gram, merge_tokens, merge_windows, similarity, windows
+from .merging import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from .schedule import OFF
 from .stations import ATTENTION, MLP, Details
 from .tokens import TokenGrid
 from .trace import Evaluation
@@ -24,13 +25,28 @@ BUCKETS = 32  # merged counts are so many-th parts of the tokens, so that few sh
 OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))  # windows shift by these in turn, in half windows
 
 
+PRESETS: dict[str, dict[str, float | int]] = {
+    "quality": {"r": 0.25, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 3},
+    "balanced": {"r": 0.45, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 4},
+    "fast": {"r": 0.6, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 6},
+}
+
+
+def parse_blocks(text: str) -> tuple[int, ...]:
+    """ "0,1,-1" -> (0, 1, -1); "" -> (). Raises ValueError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f'protect_blocks is "{text}"; write numbers of blocks with a comma between, such as 0,1,-1') from None
+
+
 @dataclass(frozen=True)
 class SDTMConfig:
     """Settings of token merging; r, delta, switch, window, a_s, a_d, a_p, mcw and protect_steps are the paper's or its code's.
 
     r, delta: the share of image tokens saved falls by a cosine from r + delta to r - delta. switch: the share of the schedule
     at which the structure stage ends. detail_attention: merge attention in the detail stage too, not the MLP alone.
-    window: side of the windows in tokens. threshold: least mean cosine similarity of a window that is merged, 0 for any.
+    window: side of the windows in tokens. threshold: least likeness of what is merged, 1 for equal tokens, 0 for any.
     a_s, a_d: how much fairness counts in the structure and the detail stage. rotate: shift windows and leaders.
     reuse: how many evaluations a matching serves. mcw: how much of what sets merged tokens apart is lost; the rest is
     remembered from the last whole evaluation (temporal reuse), of which there is one every `protect_steps`.
@@ -66,7 +82,7 @@ class SDTMConfig:
         if not 0.0 <= self.delta <= 1.0:
             raise ValueError(f"delta is {self.delta}; it must lie between 0 and 1")
         if not -1.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold is {self.threshold}; it is a cosine, between -1 and 1, 0 for none")
+            raise ValueError(f"threshold is {self.threshold}; it must lie between -1 and 1; 0 sets none")
         if self.start_percent >= self.end_percent:
             raise ValueError(
                 f"start_percent {self.start_percent} is not below end_percent {self.end_percent}; swap or widen them"
@@ -137,14 +153,14 @@ class MergingRun:
     ):  # fmt: skip
         self.config, self.sigmas, self.grid = config, tuple(sigmas), grid
         self.first_sigma, self.last_sigma = first_sigma, last_sigma
-        self.images = [Image(Details(1 - config.mcw)) for _ in range(images)]
-        self.spared = config.spared_blocks(depth)
+        self.images = [Image(Details(1 - config.mcw, (i, images))) for i in range(images)]
+        self.spared, self.depth = config.spared_blocks(depth), depth
         self.attended: Tensor | None = None  # bool (B, h, w), what is never merged
         self.heat: Tensor | None = None  # float (B, 1, h, w), what the prompt looks at
         self.kinds: frozenset[str] = frozenset()  # what is merged in this evaluation, nothing where it is whole
         self.stage, self.saved, self.age, self.since, self.turn = "", 0, 0, 0, 0
-        self.recording = False
-        self._maps: list[tuple[Evaluation, Tensor]] = []
+        self.recording = False  # whether this evaluation records what the next ones need
+        self.recorded = False
 
     @property
     def active(self) -> bool:
@@ -170,34 +186,42 @@ class MergingRun:
         if not self.last_sigma <= sigma <= self.first_sigma:
             blocked = blocked or "outside start and end percent"
         if blocked:
-            evaluation.reason = f"{evaluation.reason}; not merged: {blocked}"
+            self._say(evaluation, f"not merged: {blocked}")
             self.forget()
             return
-        whole = whole or self._whole()
+        whole = whole or self._whole(progress)
         if whole:
-            evaluation.reason = f"{evaluation.reason}; whole: {whole}"
+            self._say(evaluation, f"whole: {whole}")
             self.since, self.recording = 0, self.remembers and self._match(progress)
+            self.recorded = self.recording
             return
         self.since += 1
         if not self.remembers and (self.age >= self.config.reuse or self._target(progress) != (self.stage, self.saved)):
             self._match(progress)
         self.age += 1
-        if self.saved:
-            self.kinds = self._kinds()
+        if any(image.merge is not None for image in self.images):
+            self.kinds = self.kinds_of_stage
             self._describe(evaluation)
 
-    def _whole(self) -> str | None:
+    def _whole(self, progress: float) -> str | None:
+        """Why an evaluation is to be computed whole, or None."""
         if any(image.features is None for image in self.images):
-            return "no prediction to match tokens by"
+            return "no prediction yet to match tokens by"
+        if not self._target(progress)[1]:
+            return "the ratio has fallen to 0"
         if self.config.protect_steps and self.since >= self.config.protect_steps - 1:
-            return f"every {self.config.protect_steps}"
-        if self.remembers and not all(image.details.bytes or image.merge is None for image in self.images):
-            return "no detail recorded"
-        if self.remembers and any(image.merge is None for image in self.images) and not self.age:
-            return "no detail recorded"
+            return f"one of {self.config.protect_steps} is"
+        if self.remembers and not self.recorded:
+            return "no detail recorded yet"
         return None
 
-    def _kinds(self) -> frozenset[str]:
+    @staticmethod
+    def _say(evaluation: Evaluation, text: str) -> None:
+        evaluation.reason = text if evaluation.reason == OFF else f"{evaluation.reason}; {text}"
+
+    @property
+    def kinds_of_stage(self) -> frozenset[str]:
+        """What this stage merges."""
         both = self.stage == "structure" or self.config.detail_attention
         return frozenset((ATTENTION, MLP) if both else (MLP,))
 
@@ -242,14 +266,14 @@ class MergingRun:
         lead = self.turn if config.rotate else 0
         if image.idle is None:
             image.idle = torch.ones(count, device=features.device)
-        fair, cosines = fairness(image.idle)[members], gram(features, members)
+        fair, pairs = fairness(image.idle)[members], likeness(features, members)
         number = self.saved * count // BUCKETS
         if self.stage == "structure":
-            alike = similarity(cosines)
+            alike = similarity(pairs)
             score, number = alike + config.a_s * fair.mean(1), number // (k - 1)
             merge_by = merge_windows
         else:
-            alike = cosines[:, lead % k]
+            alike = pairs[:, lead % k]
             score = alike + config.a_d * fair + self._inattention(index, members)
             merge_by = merge_tokens
         if config.threshold:
@@ -275,12 +299,12 @@ class MergingRun:
         left = sum(merge.merged_count for merge in done) + (len(self.images) - len(done)) * self.grid.count
         evaluation.active = left / count
         where = "attention and MLP" if ATTENTION in self.kinds else "MLP"
-        evaluation.reason = f"{evaluation.reason}; {self.stage}: {count - left} of {count} tokens saved in {where}"
-        share = 1.0 if ATTENTION in self.kinds else 0.5
-        shared = [
-            image.merge.shared() * share if image.merge is not None else torch.zeros(self.grid.count) for image in self.images
-        ]
-        self._maps.append((evaluation, torch.stack([s.to(shared[0].device) for s in shared])))
+        self._say(evaluation, f"{self.stage}: {count - left} of {count} tokens saved in {where}")
+        share = (1.0 if ATTENTION in self.kinds else 0.5) * (1 - len(self.spared) / self.depth)
+        none = torch.zeros(self.grid.count, device=done[0].rows.device)
+        shared = torch.stack([none if image.merge is None else image.merge.shared() * share for image in self.images])
+        maps = shared.unflatten(1, (self.grid.frames, *self.grid.size)).mean(1)
+        evaluation.merged = maps.to("cpu", non_blocking=maps.is_cuda)  # nothing here waits for the device
 
     # -- after an evaluation -------------------------------------------------------------------------------------
 
@@ -292,7 +316,7 @@ class MergingRun:
 
     def forget(self) -> None:
         """Drop what was recorded: the conditioning changed, or something else came between."""
-        self.since, self.age = 0, 0
+        self.since, self.age, self.recorded = 0, 0, False
         for image in self.images:
             image.details.clear()
             image.merge = None
@@ -300,13 +324,6 @@ class MergingRun:
     @property
     def bytes(self) -> int:
         return sum(image.details.bytes for image in self.images)
-
-    def finish(self) -> None:
-        """Bring the merge maps to the CPU, (B, h, w) each, at the end of the run: none of it waits for the device before."""
-        for evaluation, shared in self._maps:
-            maps = shared.unflatten(1, (self.grid.frames, *self.grid.size)).float().mean(1)
-            evaluation.merged = maps.cpu()
-        self._maps.clear()
 
 
 def _part(count: int, k: int) -> int:

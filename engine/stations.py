@@ -104,11 +104,17 @@ class MergedTokens:
 class Details:
     """What the outputs of merged tokens differed from their group's by in the last whole evaluation: temporal reuse.
 
-    A group's value is fresh, what sets its tokens apart is `share` of what it was then.
+    A group's value is fresh, what sets its tokens apart is `share` of what it was then. image: which of a batch they are of,
+    and how many there are.
     """
 
-    def __init__(self, share: float):
+    def __init__(self, share: float, image: tuple[int, int] = (0, 1)):
         self.share, self.recording = share, Recording(0.0)
+        self.image, self.images = image
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The rows (streams, ...) of this image, from those of a call (streams * images, ...)."""
+        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
 
     @property
     def bytes(self) -> int:
@@ -148,7 +154,7 @@ def recording_details(
 
         def run(*args, **kwargs):
             output = forward(*args, **kwargs)
-            details.keep(place, tuple(keys), tokens.detail(_item(output, station.gives)))
+            details.keep(place, tuple(keys), tokens.detail(details.rows(_item(output, station.gives))))
             return output
 
         return run

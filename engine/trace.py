@@ -31,8 +31,8 @@ class Evaluation:
     boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
     empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
-    merged: float (B, h, w) on the token grid, on the CPU: 1 where a token was computed together with others in attention and
-    MLP, 0.5 where in the MLP alone. None where nothing was merged.
+    merged: float (B, h, w) on the token grid, on the CPU: how much of each token was computed together with others, 1 where
+    attention and MLP of every block were, 0.5 where the MLP alone. None where nothing was.
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
     seconds: wall clock of the evaluation, control nets included.

@@ -5,9 +5,10 @@ from comfy_api.latest import ComfyExtension, io
 from .demo import HighlightDemoModel
 from .highlight import HighlightDiffusion
 from .preview import HighlightMaskPreview
+from .sdtm import HighlightSDTM
 from .words import HighlightWords
 
 
 class HighlightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [HighlightDiffusion, HighlightWords, HighlightMaskPreview, HighlightDemoModel]
+        return [HighlightDiffusion, HighlightSDTM, HighlightWords, HighlightMaskPreview, HighlightDemoModel]
