@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..engine.axis import log_ratio
 from ..engine.heatmap import token_maps
+from ..engine.reweight import WeighingTap
 from ..engine.run import HighlightRun
 from ..engine.sdtm import MergingRun, SDTMConfig
-from ..engine.stations import MergedTokens, Station, attention, merging, mlp, recording_details
+from ..engine.stations import ATTENTION, MergedTokens, Station, attention, merging, mlp, recording_details
 from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
 from ..engine.trace import Evaluation
 from .diffusion import STEPS, flow_sigmas
@@ -40,7 +41,7 @@ def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterato
     own, heads = JointBlock.attend, mmdit.config.heads
     try:
         for block in mmdit.joint_blocks:
-            block.attend = lambda q, k, v: tap(lambda q, k, v, heads: own(q, k, v), q, k, v, heads)
+            block.attend = lambda q, k, v: tap(lambda q, k, v, heads, mask=None: own(q, k, v, mask), q, k, v, heads)
         with passing(mmdit.joint_blocks, mmdit.final_layer, _enter, tap, pick):
             yield
     finally:
@@ -112,7 +113,14 @@ class PlainFlow:
         for i, image in enumerate(state.images):
             own, tokens = slice(i, i + 1), MergedTokens(image.merge)
             details = image.details if state.remembers else None
-            with merging(self.mmdit.joint_blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS):
+            with ExitStack() as stack:
+                if state.weighs:
+                    merge = image.merge if ATTENTION in state.kinds else None
+                    weigh = WeighingTap(tokens.of.count, merge, state.spared, state.prompt_weight, state.config.proportional)
+                    stack.enter_context(tapped(self.mmdit, weigh))
+                stack.enter_context(
+                    merging(self.mmdit.joint_blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS)
+                )
                 parts.append(self.of(own)(x[own], sigma))
         return [torch.cat(stream) for stream in zip(*parts, strict=True)]
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .merging import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from .reweight import prompt_weight
 from .schedule import OFF
 from .stations import ATTENTION, MLP, Details
 from .tokens import TokenGrid
@@ -158,6 +159,7 @@ class MergingRun:
         self.attended: Tensor | None = None  # bool (B, h, w), what is never merged
         self.heat: Tensor | None = None  # float (B, 1, h, w), what the prompt looks at
         self.kinds: frozenset[str] = frozenset()  # what is merged in this evaluation, nothing where it is whole
+        self.prompt_weight = 0.0  # log weight of the prompt in this evaluation
         self.stage, self.saved, self.age, self.since, self.turn = "", 0, 0, 0, 0
         self.recording = False  # whether this evaluation records what the next ones need
         self.recorded = False
@@ -201,6 +203,7 @@ class MergingRun:
         self.age += 1
         if any(image.merge is not None for image in self.images):
             self.kinds = self.kinds_of_stage
+            self.prompt_weight = prompt_weight(self.config.a_p, progress)
             self._describe(evaluation)
 
     def _whole(self, progress: float) -> str | None:
@@ -218,6 +221,11 @@ class MergingRun:
     @staticmethod
     def _say(evaluation: Evaluation, text: str) -> None:
         evaluation.reason = text if evaluation.reason == OFF else f"{evaluation.reason}; {text}"
+
+    @property
+    def weighs(self) -> bool:
+        """Whether keys are weighted in merged evaluations, which takes an attention mask."""
+        return bool(self.config.a_p) or self.config.proportional
 
     @property
     def kinds_of_stage(self) -> frozenset[str]:

@@ -18,8 +18,9 @@ from ..engine.config import HighlightConfig
 from ..engine.heatmap import token_maps
 from ..engine.highlight import Given
 from ..engine.merging import Merge
+from ..engine.reweight import WeighingTap
 from ..engine.sdtm import MergingRun, SDTMConfig
-from ..engine.stations import MergedTokens, merging, recording_details
+from ..engine.stations import ATTENTION, MergedTokens, merging, recording_details
 from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
 from ..engine.trace import Run
 from .families import family_of
@@ -133,7 +134,12 @@ class DiTRun(ModelRun):
                 whole = isinstance(value, Tensor) and len(value) == len(x) and len(state.images) > 1
                 return image.details.rows(value).contiguous() if whole else value
 
+            given = options
             with ExitStack() as stack:
+                if state.weighs:
+                    tap = self._weighing(image.merge, options)
+                    stack.enter_context(tapped(self.family, self.network, tap))
+                    given = {**options, OVERRIDE: tap}
                 if image.merge is not None:
                     details = image.details if state.remembers else None
                     stack.enter_context(merging(
@@ -141,10 +147,17 @@ class DiTRun(ModelRun):
                         state.spared, details, keys,
                     ))  # fmt: skip
                 parts.append(executor(
-                    own(x), own(t), own(c_concat), own(c_crossattn), _own_control(control, own), options,
+                    own(x), own(t), own(c_concat), own(c_crossattn), _own_control(control, own), given,
                     **{name: own(value) for name, value in kwargs.items()},
                 ))  # fmt: skip
         return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
+
+    def _weighing(self, merge: Merge | None, options: dict) -> WeighingTap:
+        state = self.engine.merging
+        return WeighingTap(
+            self.grid.count, merge if ATTENTION in state.kinds else None, state.spared, state.prompt_weight,
+            state.config.proportional, self.family.text_first, self.trailing, options.get(OVERRIDE),
+        )  # fmt: skip
 
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         full = torch.zeros_like(x)
