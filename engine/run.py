@@ -175,13 +175,17 @@ class HighlightRun:
         return any(p.kind != "dense" for p in left) and (used or self.heard < LISTENED)
 
     def _plan_merging(self, evaluation: Evaluation, windows: Sequence[Surroundings]) -> None:
-        """What is attended is computed as it is, and what records or listens needs every token; the rest may be merged."""
+        """What is attended is computed as it is, and what is recorded needs every token; the rest may be merged."""
         merging = self.merging
         merging.attended = self.trace.highlight if self.config.active else None
         merging.heat = self.heatmap
-        whole = "records the highlight's surroundings" if windows else "listens to the prompt" if self.accumulator else None
+        whole = "records the highlight's surroundings" if windows else None
+        if self.accumulator is not None and not self.heard:
+            whole = "looks for the highlight first"
         merging.begin(evaluation, self.dense_reason or self.no_windows, whole)
-        if not merging.kinds and not self.dense_reason and merging.wants_heat(evaluation):
+        if merging.kinds:
+            self.accumulator = None  # what is merged cannot be listened to
+        elif not self.dense_reason and merging.wants_heat(evaluation):
             self.accumulator = self.accumulator or HeatmapAccumulator(*self._heatmap_size)
 
     def end_dense(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -293,7 +297,7 @@ class HighlightRun:
         evaluation = self.decide(sigma, signature)
         if evaluation.kind == "dense":
             windows = self.begin_dense(evaluation)
-            if self.merging is not None:
+            if self.merging is not None and self.merging.active:
                 self._plan_merging(evaluation, windows)
             outputs = dense(evaluation, windows)
             if self.merging is not None:

@@ -1,0 +1,181 @@
+"""What merged evaluations cost at SD3 medium's true shape: a part of `python run.py shapes`.
+
+Dense evaluations, whole ones that record detail, and merged ones of several shares are timed in turn through one or two of
+the 24 blocks, and so are the matching, the gathers and the reweighting. Medians are summed over the schedule as each preset
+plans it, for merging alone and beside Highlight Diffusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..engine.axis import log_ratio
+from ..engine.config import PACES, WARMUPS, HighlightConfig
+from ..engine.reweight import WeighingTap
+from ..engine.run import HighlightRun
+from ..engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
+from ..engine.stations import ATTENTION, MLP, Details, MergedTokens, merging, recording_details
+from ..engine.tokens import TokenGrid
+from ..engine.trace import Evaluation, Run
+from .cost import macs
+from .shapes import STREAMS, build_sd3, timed
+
+BLOCKS = 24
+PARTS = (8, 16, 20)  # of 32 that are saved
+SCHEDULES = (50, 30)
+PROMPT = 154  # tokens
+BOTH, ONE = frozenset((ATTENTION, MLP)), frozenset((MLP,))
+
+
+def flow_sigmas(steps: int, shift: float = 3.0) -> tuple[float, ...]:
+    """SD3's schedule, evenly spaced and shifted, its final 0 included."""
+    even = [1 - i / steps for i in range(steps + 1)]
+    return tuple(shift * t / (1 + (shift - 1) * t) for t in even)
+
+
+def matched(grid: TokenGrid, parts: int, stage: str, device: torch.device) -> Callable[[], MergingRun]:
+    """A state whose single image has just been matched with so many 32nds of its tokens saved; calling it matches anew."""
+    switch = 1.0 if stage == "structure" else 0.0
+    config = SDTMConfig(r=parts / BUCKETS, delta=0.0, switch=switch, mcw=1.0, protect_steps=0, reuse=1)
+    state = MergingRun(config, flow_sigmas(SCHEDULES[0]), grid, 1, BLOCKS)
+    latent = torch.randn(1, 16, *grid.frame, device=device)
+
+    def match() -> MergingRun:
+        state.learn(latent)
+        state.begin(Evaluation(0, 10, state.sigmas[10], "dense", "", 1.0))
+        return state
+
+    return match
+
+
+def planned(preset: str, steps: int, pace: str | None) -> list[tuple[str, int, frozenset[str]]]:
+    """(what, 32nds saved, kinds) of every evaluation of a run, what being dense, whole, merged or skipped."""
+    sigmas = flow_sigmas(steps)
+    grid = TokenGrid((64, 64))
+    merged = MergingRun(SDTMConfig(**PRESETS[preset]), sigmas, grid, 1, BLOCKS) if preset else None
+    config = HighlightConfig(enabled=False)
+    if pace:
+        config = HighlightConfig(pace=PACES[pace], warmup=WARMUPS[pace], correct="never")
+    run = HighlightRun(config, Run((1, 16, *grid.frame), "euler", sigmas), grid.frame, 2, axis=log_ratio, merging=merged)
+    done: list[tuple[str, int, frozenset[str]]] = []
+
+    def dense(evaluation: Evaluation, _) -> list[torch.Tensor]:
+        kinds = merged.kinds if merged else frozenset()
+        what = "merged" if kinds else "whole" if merged and merged.recording else "dense"
+        done.append((what, merged.saved if kinds else 0, kinds))
+        run.heard, run.accumulator = run.heard + (run.accumulator is not None), None  # as if it had been listened to
+        return [torch.randn(1, 16, *grid.frame)] * 2
+
+    for sigma in sigmas[:-1]:
+        before = len(done)
+        run.evaluate(torch.randn(1, 16, *grid.frame), sigma, "plan", dense=dense, partial=dense)
+        if len(done) == before:
+            done.append(("skipped", 0, frozenset()))
+    return done
+
+
+@torch.no_grad()
+def measure_merging(side: int, repeats: int) -> list[str]:
+    """The table of SD3 medium at a picture side, as markdown."""
+    from ..host.dit import OVERRIDE, tapped
+    from ..host.families.sd3 import FAMILY
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    streams = 2 if side <= 1024 or device.type == "cuda" else 1  # ratios are those of a pair all the same
+    count = BLOCKS if device.type == "cuda" else 1
+    network, grid = build_sd3(count, device, dtype), TokenGrid((side // 8, side // 8))
+    blocks, keys = list(FAMILY.blocks(network)), STREAMS[:streams]
+    make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
+    x, context, pooled = make(streams, 16, *grid.frame), make(streams, PROMPT, 4096), make(streams, 2048)
+    timesteps = torch.full((streams,), 500.0, device=device)
+
+    def call(options: dict | None = None) -> None:
+        network(x, timesteps, context=context, y=pooled, transformer_options=options or {})
+
+    def merged(state: MergingRun, kinds: frozenset[str], details: Details) -> None:
+        tokens = MergedTokens(state.images[0].merge)
+        with merging(blocks, FAMILY.stations, FAMILY.enter, tokens, kinds, details=details, keys=keys):
+            call()
+
+    def recording(state: MergingRun, kinds: frozenset[str], details: Details) -> None:
+        tokens = MergedTokens(state.images[0].merge)
+        with recording_details(blocks, FAMILY.stations, tokens, details, keys, kinds):
+            call()
+
+    def weighed(state: MergingRun) -> None:
+        tap = WeighingTap(grid.count, state.images[0].merge, prompt=0.5, proportional=True)
+        tokens = MergedTokens(state.images[0].merge)
+        with tapped(FAMILY, network, tap), merging(blocks, FAMILY.stations, FAMILY.enter, tokens, BOTH):
+            call({OVERRIDE: tap})
+
+    states = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
+    ready = {key: match() for key, match in states.items()}
+    details = {key: Details(1.0) for key in ready}
+    middle = ("structure", PARTS[1])
+    for key, state in ready.items():
+        recording(state, BOTH, details[key])
+    calls: dict[str, Callable[[], object]] = {"dense": call}
+    calls["whole, recording"] = lambda: recording(ready[middle], BOTH, Details(1.0))
+    for stage, n in ready:
+        calls[f"{stage} {n}/32"] = lambda key=(stage, n): merged(ready[key], BOTH, details[key])
+    calls[f"detail {PARTS[1]}/32, MLP"] = lambda: merged(ready["detail", PARTS[1]], ONE, details["detail", PARTS[1]])
+    calls[f"structure {PARTS[1]}/32, reweighted"] = lambda: weighed(ready[middle])
+    counted = {name: macs(made) for name, made in calls.items()}
+    small: dict[str, Callable] = {f"matching, {stage}": states[stage, PARTS[1]] for stage in ("structure", "detail")}
+    tokens, hidden = MergedTokens(ready[middle].images[0].merge), make(streams, grid.count, 64 * 24)
+    few, own = tokens.merge(hidden), tokens.detail(hidden)
+    small["merge"], small["unmerge"] = lambda: tokens.merge(hidden), lambda: tokens.unmerge(few)
+    small["unmerge with detail"] = lambda: tokens.unmerge(few, own)
+    seconds = {**timed(calls, repeats, device), **timed(small, max(repeats, 5), device)}
+    return _table(side, streams, count, seconds, counted, str(dtype).removeprefix("torch."), device.type)
+
+
+def _table(side, streams, count, seconds: dict, counted: dict, dtype: str, device: str) -> list[str]:
+    dense, scale = seconds["dense"], BLOCKS / count
+    whole = dense * scale
+    lines = [f"### SDTM on SD3 medium, {side}x{side}, {streams} streams, {dtype}, {device}, {count} of {BLOCKS} blocks", "",
+             "| evaluation | MACs / dense | seconds / dense |", "|---|---|---|"]  # fmt: skip
+    lines += [f"| {name} | {counted[name] / counted['dense']:.3f} | {seconds[name] / dense:.3f} |" for name in counted]
+    lines += ["", "| part | ms | share of a dense evaluation of 24 blocks |", "|---|---|---|"]
+    for name in ("matching, structure", "matching, detail"):
+        lines.append(f"| {name}, once a matching | {seconds[name] * 1e3:.1f} | {seconds[name] / whole:.2%} |")
+    for name in ("merge", "unmerge", "unmerge with detail"):
+        lines.append(f"| {name}, at 48 stations | {48 * seconds[name] * 1e3:.0f} | {48 * seconds[name] / whole:.2%} |")
+    middle = seconds[f"structure {PARTS[1]}/32"] * scale
+    overhead = seconds["matching, structure"] / 4 + 48 * (seconds["merge"] + seconds["unmerge with detail"])
+    lines += ["", f"Matching, gather and scatter together: {overhead / middle:.2%} of a merged evaluation that saves half.", "",
+              "| plan | steps | dense or whole, merged, skipped | times faster, by the sum of medians | by MACs |",
+              "|---|---|---|---|---|"]  # fmt: skip
+    plans = [*((preset, None) for preset in PRESETS), ("", "balanced"), ("", "fast")]
+    plans += [("balanced", "balanced"), ("balanced", "fast")]
+    for preset, pace in plans:
+        for steps in SCHEDULES:
+            plan = planned(preset, steps, pace)
+            ratios = [1 / _mean(plan, table, extra) for table, extra in ((seconds, seconds["matching, structure"] / 4 / whole),
+                                                                         (counted, 0.0))]  # fmt: skip
+            kinds = [what for what, _, _ in plan]
+            name = " + ".join([f"SDTM {preset}"] * bool(preset) + [f"Highlight {pace}"] * bool(pace))
+            lines.append(f"| {name} | {steps} | {kinds.count('dense') + kinds.count('whole')}, {kinds.count('merged')}, "
+                         f"{kinds.count('skipped')} | {ratios[0]:.2f} | {ratios[1]:.2f} |")  # fmt: skip
+    return [*lines, "", f"Dense, {count} blocks: {dense:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
+
+
+def _mean(plan: list, table: dict, matching: float) -> float:
+    """Mean cost of a plan's evaluations over dense, between the measured shares along a parabola; `matching` is added to
+    each merged one."""
+    total = 0.0
+    for what, saved, kinds in plan:
+        if what == "merged":
+            stage = "structure" if ATTENTION in kinds else "detail"
+            at = [0, *PARTS]
+            costs = [1.0, *(table[f"{stage} {n}/32"] / table["dense"] for n in PARTS)]
+            if ATTENTION not in kinds:
+                at, costs = [0, PARTS[1]], [1.0, table[f"detail {PARTS[1]}/32, MLP"] / table["dense"]]
+            total += float(np.polyval(np.polyfit(at, costs, min(2, len(at) - 1)), saved)) + matching
+        elif what != "skipped":
+            total += table["whole, recording" if what == "whole" else "dense"] / table["dense"]
+    return total / len(plan)
