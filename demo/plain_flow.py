@@ -100,7 +100,8 @@ class PlainFlow:
         tap = RecordingTap(subsets, STREAMS, grid.count, hear=hear if state.accumulator is not None else None)
         with ExitStack() as stack:
             stack.enter_context(tapped(self.mmdit, tap))
-            for image in state.merging.images if state.merging is not None and state.merging.recording else ():
+            recording = state.merging.images if state.merging is not None and state.merging.recording else ()
+            for image in (image for image in recording if image.merge is not None):
                 stack.enter_context(recording_details(
                     self.mmdit.joint_blocks, stations, MergedTokens(image.merge), image.details, STREAMS,
                     state.merging.kinds_of_stage, state.merging.spared,
@@ -109,18 +110,17 @@ class PlainFlow:
 
     def _merged(self, state: MergingRun, x: Tensor, sigma: float) -> list[Tensor]:
         """Every image by itself, with its own merge."""
-        parts = []
+        parts, count, blocks = [], state.grid.count, self.mmdit.joint_blocks
         for i, image in enumerate(state.images):
-            own, tokens = slice(i, i + 1), MergedTokens(image.merge)
-            details = image.details if state.remembers else None
+            own, merge = slice(i, i + 1), image.merge
             with ExitStack() as stack:
                 if state.weighs:
-                    merge = image.merge if ATTENTION in state.kinds else None
-                    weigh = WeighingTap(tokens.of.count, merge, state.spared, state.prompt_weight, state.config.proportional)
-                    stack.enter_context(tapped(self.mmdit, weigh))
-                stack.enter_context(
-                    merging(self.mmdit.joint_blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS)
-                )
+                    seen = merge if ATTENTION in state.kinds else None
+                    tap = WeighingTap(count, seen, state.spared, state.prompt_weight, state.config.proportional)
+                    stack.enter_context(tapped(self.mmdit, tap))
+                if merge is not None:
+                    details, tokens = image.details if state.remembers else None, MergedTokens(merge)
+                    stack.enter_context(merging(blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS))
                 parts.append(self.of(own)(x[own], sigma))
         return [torch.cat(stream) for stream in zip(*parts, strict=True)]
 

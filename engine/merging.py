@@ -42,7 +42,7 @@ class Merge:
     def merge(self, x: Tensor) -> Tensor:
         """Tokens (B, count, C) -> (B, merged_count, C)."""
         own = x.index_select(1, self.members).unflatten(1, self.groups.shape)
-        mean = torch.einsum("bgkc,gk->bgc", own, self.weights.to(x.dtype))
+        mean = own.mul_(self.weights.to(x.dtype)[..., None]).sum(2)
         return torch.cat([x.index_select(1, self.kept), mean], dim=1)
 
     def unmerge(self, y: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Merge:
     def detail(self, x: Tensor) -> Tensor:
         """What the members differ from their group's mean by in tokens (B, count, C): (B, G * k, C), 0 for the others."""
         own = x.index_select(1, self.members).unflatten(1, self.groups.shape)
-        mean = torch.einsum("bgkc,gk->bgc", own, self.weights.to(x.dtype))
+        mean = (own * self.weights.to(x.dtype)[..., None]).sum(2)
         return ((own - mean[:, :, None]) * (self.weights > 0)[..., None]).flatten(1, 2)
 
 

@@ -160,7 +160,8 @@ class MergingRun:
         self.heat: Tensor | None = None  # float (B, 1, h, w), what the prompt looks at
         self.kinds: frozenset[str] = frozenset()  # what is merged in this evaluation, nothing where it is whole
         self.prompt_weight = 0.0  # log weight of the prompt in this evaluation
-        self.stage, self.saved, self.age, self.since, self.turn = "", 0, 0, 0, 0
+        self.target, self.stage, self.saved = ("", 0), "", 0  # the latter as far as there is room
+        self.age, self.since, self.turn = 0, 0, 0  # merged evaluations of this matching, of this stretch; matchings
         self.recording = False  # whether this evaluation records what the next ones need
         self.recorded = False
 
@@ -198,7 +199,7 @@ class MergingRun:
             self.recorded = self.recording
             return
         self.since += 1
-        if not self.remembers and (self.age >= self.config.reuse or self._target(progress) != (self.stage, self.saved)):
+        if not self.remembers and (self.age >= self.config.reuse or self._target(progress) != self.target):
             self._match(progress)
         self.age += 1
         if any(image.merge is not None for image in self.images):
@@ -215,7 +216,7 @@ class MergingRun:
         if self.config.protect_steps and self.since >= self.config.protect_steps - 1:
             return f"one of {self.config.protect_steps} is"
         if self.remembers and not self.recorded:
-            return "no detail recorded yet"
+            return "no detail recorded yet" if self.saved or not self.turn else "no window is free to be merged"
         return None
 
     @staticmethod
@@ -242,7 +243,7 @@ class MergingRun:
 
     def _match(self, progress: float) -> bool:
         """Match the tokens of every image anew; False where nothing is to be merged."""
-        self.stage, self.saved = self._target(progress)
+        self.target = self.stage, self.saved = self._target(progress)
         self.age = 0
         side, offset = self.config.window, OFFSETS[self.turn % len(OFFSETS)] if self.config.rotate else (0, 0)
         members = windows(self.grid.size, (side, side), self.grid.frames, tuple(o * (side // 2) for o in offset))
@@ -281,12 +282,14 @@ class MergingRun:
             score, number = alike + config.a_s * fair.mean(1), number // (k - 1)
             merge_by = merge_windows
         else:
-            alike = pairs[:, lead % k]
+            alike = pairs[:, lead % k].clone()
+            alike[:, lead % k] = -torch.inf  # it leads
             score = alike + config.a_d * fair + self._inattention(index, members)
             merge_by = merge_tokens
         if config.threshold:
             score = torch.where(alike >= config.threshold, score, -torch.inf)
-            number = min(number, int((alike >= config.threshold).sum()) // _part(count, k) * _part(count, k))
+            part = max(1, count // BUCKETS // k)
+            number = min(number, int((alike >= config.threshold).sum()) // part * part)  # one small transfer
         if not number:
             return None
         merge = merge_by(score, members, number, count, lead)
@@ -332,7 +335,3 @@ class MergingRun:
     @property
     def bytes(self) -> int:
         return sum(image.details.bytes for image in self.images)
-
-
-def _part(count: int, k: int) -> int:
-    return max(1, count // BUCKETS // k)
