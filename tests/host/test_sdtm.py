@@ -161,7 +161,7 @@ def test_skip_layer_guidance_runs_beside_it(sd35):
     from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 
     patcher = attach_merging(sd35.patcher, PURE, trace := Trace())
-    patcher = SkipLayerGuidanceSD3.execute(patcher, layers="1", scale=3.0, start_percent=0.0, end_percent=1.0)[0]
+    patcher = SkipLayerGuidanceSD3.execute(patcher, layers="1", scale=3.0, start_percent=0.0, end_percent=1.0).args[0]
     latent = tiny.sample(sd35, patcher, steps=5)
     assert torch.isfinite(latent).all() and merged(trace) and len(trace.last.evaluations) == 5
 
