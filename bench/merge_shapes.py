@@ -1,8 +1,8 @@
 """What merged evaluations cost at SD3 medium's true shape: a part of `python run.py shapes`.
 
-Dense evaluations, whole ones that record detail, and merged ones of several shares are timed in turn through one or two of
-the 24 blocks, and so are the matching, the gathers and the reweighting. Medians are summed over the schedule as each preset
-plans it, for merging alone and beside Highlight Diffusion.
+Dense evaluations, whole ones that record detail, and merged ones of several shares are timed in turn through one of the 24
+blocks on a CPU, all of them on a GPU, and so are the matching, the gathers and the reweighting. Medians are summed over the
+schedule as each preset plans it, for merging alone and beside Highlight Diffusion.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from ..engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
 from ..engine.stations import ATTENTION, MLP, Details, MergedTokens, merging, recording_details
 from ..engine.tokens import TokenGrid
 from ..engine.trace import Evaluation, Run
-from .cost import macs
 from .shapes import STREAMS, build_sd3, timed
 
 BLOCKS = 24
-PARTS = (8, 16, 20)  # of 32 that are saved
+PARTS = (8, 16)  # of 32 that are saved
 SCHEDULES = (50, 30)
-PROMPT = 154  # tokens
+PROMPT, WIDTH = 154, 64 * 24  # tokens, channels
 BOTH, ONE = frozenset((ATTENTION, MLP)), frozenset((MLP,))
 
 
@@ -77,6 +76,14 @@ def planned(preset: str, steps: int, pace: str | None) -> list[tuple[str, int, f
     return done
 
 
+def block_macs(count: int, saved: int = 0, kinds: frozenset[str] = frozenset()) -> float:
+    """MACs of one block and stream with so many 32nds of `count` image tokens saved: linear layers and attention."""
+    left = count * (1 - saved / BUCKETS)
+    attention, mlp = (left if kind in kinds else count for kind in (ATTENTION, MLP))
+    linear = 4 * attention + 8 * mlp + 12 * PROMPT
+    return WIDTH**2 * linear + 2 * WIDTH * (attention + PROMPT) ** 2
+
+
 @torch.no_grad()
 def measure_merging(side: int, repeats: int) -> list[str]:
     """The table of SD3 medium at a picture side, as markdown."""
@@ -84,9 +91,8 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     from ..host.families.sd3 import FAMILY
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    streams = 2 if side <= 1024 or device.type == "cuda" else 1  # ratios are those of a pair all the same
-    count = BLOCKS if device.type == "cuda" else 1
+    gpu = device.type == "cuda"
+    dtype, streams, count = (torch.bfloat16, 2, BLOCKS) if gpu else (torch.float32, 1, 1)
     network, grid = build_sd3(count, device, dtype), TokenGrid((side // 8, side // 8))
     blocks, keys = list(FAMILY.blocks(network)), STREAMS[:streams]
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
@@ -101,53 +107,67 @@ def measure_merging(side: int, repeats: int) -> list[str]:
         with merging(blocks, FAMILY.stations, FAMILY.enter, tokens, kinds, details=details, keys=keys):
             call()
 
-    def recording(state: MergingRun, kinds: frozenset[str], details: Details) -> None:
+    def recording(state: MergingRun, details: Details) -> None:
         tokens = MergedTokens(state.images[0].merge)
-        with recording_details(blocks, FAMILY.stations, tokens, details, keys, kinds):
+        with recording_details(blocks, FAMILY.stations, tokens, details, keys, BOTH):
             call()
 
-    def weighed(state: MergingRun) -> None:
+    def weighed(state: MergingRun, details: Details) -> None:
         tap = WeighingTap(grid.count, state.images[0].merge, prompt=0.5, proportional=True)
-        tokens = MergedTokens(state.images[0].merge)
-        with tapped(FAMILY, network, tap), merging(blocks, FAMILY.stations, FAMILY.enter, tokens, BOTH):
+        with (
+            tapped(FAMILY, network, tap),
+            merging(
+                blocks, FAMILY.stations, FAMILY.enter, MergedTokens(state.images[0].merge), BOTH, details=details, keys=keys
+            ),
+        ):
             call({OVERRIDE: tap})
 
-    states = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
-    ready = {key: match() for key, match in states.items()}
+    matches = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
+    ready = {key: match() for key, match in matches.items()}
     details = {key: Details(1.0) for key in ready}
+    for key, state in ready.items():  # as if recorded: what counts is its shape
+        details[key].recording.parts = dict.fromkeys(
+            ((b, s) for b in range(count) for s in range(2)),
+            {tuple(keys): make(streams, len(state.images[0].merge.members), WIDTH)},
+        )
     middle = ("structure", PARTS[1])
-    for key, state in ready.items():
-        recording(state, BOTH, details[key])
     calls: dict[str, Callable[[], object]] = {"dense": call}
-    calls["whole, recording"] = lambda: recording(ready[middle], BOTH, Details(1.0))
-    for stage, n in ready:
+    calls["whole, recording"] = lambda: recording(ready[middle], Details(1.0))
+    for stage, n in ready if gpu or side <= 1024 else [("structure", n) for n in PARTS]:
         calls[f"{stage} {n}/32"] = lambda key=(stage, n): merged(ready[key], BOTH, details[key])
-    calls[f"detail {PARTS[1]}/32, MLP"] = lambda: merged(ready["detail", PARTS[1]], ONE, details["detail", PARTS[1]])
-    calls[f"structure {PARTS[1]}/32, reweighted"] = lambda: weighed(ready[middle])
-    counted = {name: macs(made) for name, made in calls.items()}
-    small: dict[str, Callable] = {f"matching, {stage}": states[stage, PARTS[1]] for stage in ("structure", "detail")}
-    tokens, hidden = MergedTokens(ready[middle].images[0].merge), make(streams, grid.count, 64 * 24)
+    if gpu or side <= 1024:
+        calls[f"detail {PARTS[1]}/32, MLP"] = lambda: merged(ready["detail", PARTS[1]], ONE, details["detail", PARTS[1]])
+        calls[f"structure {PARTS[1]}/32, reweighted"] = lambda: weighed(ready[middle], details[middle])
+    tokens, hidden = MergedTokens(ready[middle].images[0].merge), make(streams, grid.count, WIDTH)
     few, own = tokens.merge(hidden), tokens.detail(hidden)
+    small: dict[str, Callable] = {f"matching, {stage}": matches[stage, PARTS[1]] for stage in ("structure", "detail")}
     small["merge"], small["unmerge"] = lambda: tokens.merge(hidden), lambda: tokens.unmerge(few)
     small["unmerge with detail"] = lambda: tokens.unmerge(few, own)
-    seconds = {**timed(calls, repeats, device), **timed(small, max(repeats, 5), device)}
-    return _table(side, streams, count, seconds, counted, str(dtype).removeprefix("torch."), device.type)
+    seconds = {**timed(small, 5, device), **timed(calls, repeats, device)}
+    return _table(side, streams, count, grid.count, seconds, list(calls), str(dtype).removeprefix("torch."), device.type)
 
 
-def _table(side, streams, count, seconds: dict, counted: dict, dtype: str, device: str) -> list[str]:
-    dense, scale = seconds["dense"], BLOCKS / count
-    whole = dense * scale
-    lines = [f"### SDTM on SD3 medium, {side}x{side}, {streams} streams, {dtype}, {device}, {count} of {BLOCKS} blocks", "",
+def _costs(name: str, count: int) -> float:
+    """MACs of an evaluation of the table, over dense."""
+    stage, _, rest = name.partition(" ")
+    saved = int(rest.split("/")[0]) if stage in ("structure", "detail") else 0
+    return block_macs(count, saved, ONE if name.endswith("MLP") else BOTH) / block_macs(count)
+
+
+def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype: str, device: str) -> list[str]:
+    dense, whole = seconds["dense"], seconds["dense"] * BLOCKS / blocks
+    ratio = {name: seconds[name] / dense for name in names}
+    lines = [f"### SDTM on SD3 medium, {side}x{side}, {dtype}, {device}, {blocks} of {BLOCKS} blocks, {streams} of 2 streams", "",
              "| evaluation | MACs / dense | seconds / dense |", "|---|---|---|"]  # fmt: skip
-    lines += [f"| {name} | {counted[name] / counted['dense']:.3f} | {seconds[name] / dense:.3f} |" for name in counted]
+    lines += [f"| {name} | {_costs(name, tokens):.3f} | {ratio[name]:.3f} |" for name in names]
     lines += ["", "| part | ms | share of a dense evaluation of 24 blocks |", "|---|---|---|"]
     for name in ("matching, structure", "matching, detail"):
         lines.append(f"| {name}, once a matching | {seconds[name] * 1e3:.1f} | {seconds[name] / whole:.2%} |")
     for name in ("merge", "unmerge", "unmerge with detail"):
         lines.append(f"| {name}, at 48 stations | {48 * seconds[name] * 1e3:.0f} | {48 * seconds[name] / whole:.2%} |")
-    middle = seconds[f"structure {PARTS[1]}/32"] * scale
-    overhead = seconds["matching, structure"] / 4 + 48 * (seconds["merge"] + seconds["unmerge with detail"])
-    lines += ["", f"Matching, gather and scatter together: {overhead / middle:.2%} of a merged evaluation that saves half.", "",
+    matching = seconds["matching, structure"] / 4
+    overhead = (matching + 48 * (seconds["merge"] + seconds["unmerge with detail"])) / whole / ratio[f"structure {PARTS[1]}/32"]
+    lines += ["", f"Matching, gathers and scatters: {overhead:.2%} of a merged evaluation that saves half.", "",
               "| plan | steps | dense or whole, merged, skipped | times faster, by the sum of medians | by MACs |",
               "|---|---|---|---|---|"]  # fmt: skip
     plans = [*((preset, None) for preset in PRESETS), ("", "balanced"), ("", "fast")]
@@ -155,27 +175,25 @@ def _table(side, streams, count, seconds: dict, counted: dict, dtype: str, devic
     for preset, pace in plans:
         for steps in SCHEDULES:
             plan = planned(preset, steps, pace)
-            ratios = [1 / _mean(plan, table, extra) for table, extra in ((seconds, seconds["matching, structure"] / 4 / whole),
-                                                                         (counted, 0.0))]  # fmt: skip
+            times = _mean(plan, ratio, matching / whole), _mean(plan, {name: _costs(name, tokens) for name in names}, 0.0)
             kinds = [what for what, _, _ in plan]
             name = " + ".join([f"SDTM {preset}"] * bool(preset) + [f"Highlight {pace}"] * bool(pace))
             lines.append(f"| {name} | {steps} | {kinds.count('dense') + kinds.count('whole')}, {kinds.count('merged')}, "
-                         f"{kinds.count('skipped')} | {ratios[0]:.2f} | {ratios[1]:.2f} |")  # fmt: skip
-    return [*lines, "", f"Dense, {count} blocks: {dense:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
+                         f"{kinds.count('skipped')} | {1 / times[0]:.2f} | {1 / times[1]:.2f} |")  # fmt: skip
+    return [*lines, "", f"Dense, {blocks} blocks: {dense:.2f} s.", ""]
 
 
-def _mean(plan: list, table: dict, matching: float) -> float:
-    """Mean cost of a plan's evaluations over dense, between the measured shares along a parabola; `matching` is added to
-    each merged one."""
+def _mean(plan: list, costs: dict[str, float], matching: float) -> float:
+    """Mean cost of a plan's evaluations over dense, on the parabola through the measured shares; `matching` is added to each
+    merged one."""
     total = 0.0
     for what, saved, kinds in plan:
         if what == "merged":
             stage = "structure" if ATTENTION in kinds else "detail"
-            at = [0, *PARTS]
-            costs = [1.0, *(table[f"{stage} {n}/32"] / table["dense"] for n in PARTS)]
-            if ATTENTION not in kinds:
-                at, costs = [0, PARTS[1]], [1.0, table[f"detail {PARTS[1]}/32, MLP"] / table["dense"]]
-            total += float(np.polyval(np.polyfit(at, costs, min(2, len(at) - 1)), saved)) + matching
+            end = "" if ATTENTION in kinds else ", MLP"
+            known = {n: costs[f"{stage} {n}/32{end}"] for n in PARTS if f"{stage} {n}/32{end}" in costs}
+            at, values = [0, *known], [1.0, *known.values()]
+            total += float(np.polyval(np.polyfit(at, values, len(known)), saved)) + matching
         elif what != "skipped":
-            total += table["whole, recording" if what == "whole" else "dense"] / table["dense"]
+            total += costs["whole, recording" if what == "whole" else "dense"]
     return total / len(plan)
