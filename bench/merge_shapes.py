@@ -157,7 +157,8 @@ def _costs(name: str, count: int) -> float:
 def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype: str, device: str) -> list[str]:
     dense, whole = seconds["dense"], seconds["dense"] * BLOCKS / blocks
     ratio = {name: seconds[name] / dense for name in names}
-    lines = [f"### SDTM on SD3 medium, {side}x{side}, {dtype}, {device}, {blocks} of {BLOCKS} blocks, {streams} of 2 streams", "",
+    measured = f"{blocks} of {BLOCKS} blocks, {streams} of 2 streams"
+    lines = [f"### SDTM on SD3 medium, {side}x{side}, {dtype}, {device}, {measured}", "",
              "| evaluation | MACs / dense | seconds / dense |", "|---|---|---|"]  # fmt: skip
     lines += [f"| {name} | {_costs(name, tokens):.3f} | {ratio[name]:.3f} |" for name in names]
     lines += ["", "| part | ms | share of a dense evaluation of 24 blocks |", "|---|---|---|"]

@@ -327,7 +327,7 @@ class MergingRun:
 
     def forget(self) -> None:
         """Drop what was recorded: the conditioning changed, or something else came between."""
-        self.since, self.age, self.recorded = 0, 0, False
+        self.since, self.age, self.recorded, self.target = 0, 0, False, ("", 0)
         for image in self.images:
             image.details.clear()
             image.merge = None
