@@ -27,8 +27,8 @@ OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))  # windows shift by these in turn, in
 
 
 PRESETS: dict[str, dict[str, float | int]] = {
-    "quality": {"r": 0.25, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 3},
-    "balanced": {"r": 0.45, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 4},
+    "quality": {"r": 0.3, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 3},
+    "balanced": {"r": 0.5, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 4},
     "fast": {"r": 0.6, "delta": 0.1, "switch": 0.4, "mcw": 0.0, "protect_steps": 6},
 }
 
@@ -53,10 +53,11 @@ class SDTMConfig:
     remembered from the last whole evaluation (temporal reuse), of which there is one every `protect_steps`.
     protect_blocks: blocks without merging, counted from the end where negative. start_percent, end_percent: nothing is
     merged outside this share of the schedule. a_p: log weight of the prompt in joint attention, from +a_p at the start to
-    -a_p at the end. proportional: in attention, a merged token weighs as many as it stands for.
+    -a_p at the end. proportional: in attention a merged token weighs as many as it stands for, as in ToMe (Bolya et al., 2023);
+    of all there is to choose here this keeps most of the picture.
     """
 
-    r: float = 0.4
+    r: float = 0.5
     delta: float = 0.1
     switch: float = 0.4
     detail_attention: bool = True
@@ -65,7 +66,7 @@ class SDTMConfig:
     a_s: float = 0.05
     a_d: float = 0.05
     a_p: float = 0.0
-    proportional: bool = False
+    proportional: bool = True
     rotate: bool = True
     reuse: int = 4
     mcw: float = 0.0

@@ -54,9 +54,12 @@ class HighlightSDTM(io.ComfyNode):
                 ),
                 share("a_s", "How much it counts in the structure stage that a window was spared for long.", -10.0, 10.0, 0.05),
                 share("a_d", "The same of a token in the detail stage.", -10.0, 10.0, 0.05),
+                io.Boolean.Input(
+                    "proportional", default=True, extra_dict=ADVANCED,
+                    tooltip="In attention a merged token weighs as many as it stands for. Needs an attention mask.",
+                ),
                 share(
-                    "a_p", "Weight of the prompt in joint attention: its logarithm falls from a_p to -a_p over the schedule. "
-                    "Needs an attention mask, which is slower.", -10.0, 10.0, 0.0,
+                    "a_p", "Weight of the prompt in joint attention: its logarithm falls from a_p to -a_p over the schedule.", -10.0, 10.0, 0.0,
                 ),
                 io.Int.Input(
                     "reuse", default=4, min=1, max=100, extra_dict=ADVANCED,

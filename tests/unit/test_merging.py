@@ -1,8 +1,13 @@
 """Merges as functions: what is not merged comes back as it was, on any grid."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from highlight_diffusion.engine.merging import fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from highlight_diffusion.engine.reweight import WeighingTap, prompt_weight
+from highlight_diffusion.engine.stations import MergedTokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,3 +114,44 @@ def test_a_token_joins_the_leader_of_its_own_window():
 def test_what_was_spared_for_long_is_due():
     idle = torch.tensor([1.0, 1.0, 4.0, 2.0])
     assert fairness(idle).argmax() == 2 and float(fairness(idle).mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("text", [0, 3])
+def test_proportional_attention_to_groups_of_equal_tokens_is_that_to_all_of_them(text):
+    members, generator = windows((4, 6)), torch.Generator().manual_seed(0)
+    merge = merge_windows(torch.arange(6.0), members, 4, 24)
+    image = torch.randn(1, 24, 16, generator=generator)
+    image[:, merge.groups] = image[:, merge.groups][:, :, :1]
+    tokens = MergedTokens(merge)
+    whole = torch.cat([torch.randn(1, text, 16, generator=generator), image], dim=1)
+
+    def attend(x: torch.Tensor, proportional: bool = True) -> torch.Tensor:
+        tap = WeighingTap(24, merge if x.shape[1] < 24 + text else None, proportional=proportional)
+        with tap.within(0):
+            return tap(lambda q, k, v, heads, mask=None: F.scaled_dot_product_attention(q, k, v, mask), x, x, x, 1)
+
+    expected = attend(whole)
+    assert torch.allclose(tokens.unmerge(attend(tokens.merge(whole))), expected, atol=1e-5)
+    assert not torch.allclose(tokens.unmerge(attend(tokens.merge(whole), proportional=False)), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+def test_weights_on_the_prompt_scale_its_share_beside_other_masks(kind):
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 6, 8, generator=generator) for _ in range(2))
+    v = torch.eye(6)[None]
+    free = torch.ones(6, dtype=torch.bool)
+    free[1] = kind == "none"
+    mask = {"none": None, "bool": free[None], "float": torch.zeros(6).masked_fill(~free, -torch.inf)[None]}[kind]
+    tap = WeighingTap(4, None, prompt=math.log(3.0))
+    attention = lambda q, k, v, heads, mask=None: F.scaled_dot_product_attention(q, k, v, mask)  # noqa: E731
+    with tap.within(0):
+        weighed = tap(attention, q, k, v, 1, mask=mask)
+    plain = attention(q, k, v, 1, mask=mask)
+    expected = plain * torch.tensor([3.0, 3.0, 1, 1, 1, 1])
+    assert torch.allclose(weighed, expected / expected.sum(-1, keepdim=True), atol=1e-6)
+
+
+def test_the_prompts_weight_falls_over_the_schedule():
+    weights = [prompt_weight(0.4, progress) for progress in (0, 0.25, 0.5, 0.75, 1)]
+    assert weights == sorted(weights, reverse=True) and weights[0] == 0.4 and weights[-1] == -0.4
