@@ -102,25 +102,21 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     def call(options: dict | None = None) -> None:
         network(x, timesteps, context=context, y=pooled, transformer_options=options or {})
 
-    def merged(state: MergingRun, kinds: frozenset[str], details: Details) -> None:
+    def unweighed(state: MergingRun, kinds: frozenset[str], details: Details, options: dict | None = None) -> None:
         tokens = MergedTokens(state.images[0].merge)
         with merging(blocks, FAMILY.stations, FAMILY.enter, tokens, kinds, details=details, keys=keys):
-            call()
+            call(options)
+
+    def merged(state: MergingRun, kinds: frozenset[str], details: Details) -> None:
+        merge = state.images[0].merge if ATTENTION in kinds else None
+        tap = WeighingTap(grid.count, merge, proportional=True)
+        with tapped(FAMILY, network, tap):
+            unweighed(state, kinds, details, {OVERRIDE: tap})
 
     def recording(state: MergingRun, details: Details) -> None:
         tokens = MergedTokens(state.images[0].merge)
         with recording_details(blocks, FAMILY.stations, tokens, details, keys, BOTH):
             call()
-
-    def weighed(state: MergingRun, details: Details) -> None:
-        tap = WeighingTap(grid.count, state.images[0].merge, prompt=0.5, proportional=True)
-        with (
-            tapped(FAMILY, network, tap),
-            merging(
-                blocks, FAMILY.stations, FAMILY.enter, MergedTokens(state.images[0].merge), BOTH, details=details, keys=keys
-            ),
-        ):
-            call({OVERRIDE: tap})
 
     matches = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
     ready = {key: match() for key, match in matches.items()}
@@ -137,7 +133,7 @@ def measure_merging(side: int, repeats: int) -> list[str]:
         calls[f"{stage} {n}/32"] = lambda key=(stage, n): merged(ready[key], BOTH, details[key])
     if gpu or side <= 1024:
         calls[f"detail {PARTS[1]}/32, MLP"] = lambda: merged(ready["detail", PARTS[1]], ONE, details["detail", PARTS[1]])
-        calls[f"structure {PARTS[1]}/32, reweighted"] = lambda: weighed(ready[middle], details[middle])
+        calls[f"structure {PARTS[1]}/32, unweighted"] = lambda: unweighed(ready[middle], BOTH, details[middle])
     tokens, hidden = MergedTokens(ready[middle].images[0].merge), make(streams, grid.count, WIDTH)
     few, own = tokens.merge(hidden), tokens.detail(hidden)
     small: dict[str, Callable] = {f"matching, {stage}": matches[stage, PARTS[1]] for stage in ("structure", "detail")}

@@ -125,8 +125,8 @@ def _merging(name: str, setting: str, pace: float = 0.0, warmup: int = 4, **sett
     return Method(name, setting, attached, adapts=bool(pace))
 
 
-MERGED = ((0.15, 3), (0.25, 3), (0.35, 4), (0.45, 4), (0.55, 5), (0.6, 6))  # r and protect_steps
-TOGETHER = ((2.5, 4, 0.25), (3.5, 4, 0.25), (3.5, 4, 0.4), (5.0, 4, 0.25), (5.0, 4, 0.4), (8.0, 3, 0.4))  # pace, warm-up, r
+MERGED = ((0.1, 2), (0.2, 3), (0.3, 3), (0.4, 4), (0.5, 4), (0.6, 5), (0.6, 6))  # r and protect_steps
+TOGETHER = ((2.5, 2, 0.4), (3.5, 2, 0.3), (3.5, 2, 0.5), (3.5, 3, 0.5), (5.0, 2, 0.3), (5.0, 2, 0.5))  # pace, protect_steps, r
 PIECES: dict[str, dict[str, Any]] = {
     "structure stage alone": {"switch": 1.0},
     "detail stage alone": {"switch": 0.0},
@@ -138,7 +138,7 @@ PIECES: dict[str, dict[str, Any]] = {
     "half remembered": {"mcw": 0.5},
     "the prompt heavier, then lighter": {"a_p": 0.3},
     "the prompt lighter, then heavier": {"a_p": -0.3},
-    "merged tokens weigh their number": {"proportional": True},
+    "merged tokens weigh one": {"proportional": False},
 }
 
 
@@ -153,16 +153,9 @@ def sdtm() -> Iterator[Method]:
     yield _merging("SDTM, merging alone", "r=0.2 matched anew each time", r=0.2, mcw=1.0, protect_steps=0, reuse=1)
     for setting, changed in PIECES.items():
         yield _merging("SDTM ablated", setting, **{**PRESETS["balanced"], **changed})
-    for pace, warmup, r in TOGETHER:
-        yield _merging(
-            "Highlight and SDTM",
-            f"pace={pace:g} warm-up={warmup} r={r:g}",
-            pace,
-            warmup,
-            r=r,
-            delta=min(r, 0.1),
-            protect_steps=2,
-        )
+    for pace, protect, r in TOGETHER:
+        setting = f"pace={pace:g} r={r:g} protect={protect}"
+        yield _merging("Highlight and SDTM", setting, pace, r=r, protect_steps=protect)
 
 
 SWEEP = (2.0, 2.5, 3.5, 5.0, 8.0, 11.0)  # paces

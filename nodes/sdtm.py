@@ -59,7 +59,8 @@ class HighlightSDTM(io.ComfyNode):
                     tooltip="In attention a merged token weighs as many as it stands for. Needs an attention mask.",
                 ),
                 share(
-                    "a_p", "Weight of the prompt in joint attention: its logarithm falls from a_p to -a_p over the schedule.", -10.0, 10.0, 0.0,
+                    "a_p", "Weight of the prompt in joint attention: its logarithm falls from a_p to -a_p over the schedule.",
+                    -10.0, 10.0, 0.0,
                 ),
                 io.Int.Input(
                     "reuse", default=4, min=1, max=100, extra_dict=ADVANCED,

@@ -58,8 +58,8 @@ STRONGEST = {
     "mmdit": {
         **BOTH, "First-Block Cache": "threshold=0.2", "TeaCache": "threshold=0.5", "RAS": "ratio=0.5", "AccelAes": "every=2",
         "ToMe on DiT": "ratio=0.5", "ToDo": "factor=2 blocks=100%", "SDTM as released": "r=0.5 protect=3",
-        "SDTM": "r=0.45 protect=4 (balanced)", "SDTM, merging alone": "r=0.4", "SDTM ablated": "nothing remembered",
-        "Highlight and SDTM": "pace=5 warm-up=4 r=0.4",
+        "SDTM": "r=0.5 protect=4 (balanced)", "SDTM, merging alone": "r=0.4", "SDTM ablated": "nothing remembered",
+        "Highlight and SDTM": "pace=5 r=0.5 protect=2",
     },
 }  # fmt: skip
 
