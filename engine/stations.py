@@ -124,7 +124,9 @@ class Details:
         self.recording = Recording(0.0)
 
     def keep(self, place: Place, keys: tuple[Key, ...], detail: Tensor) -> None:
-        self.recording.parts.setdefault(place, {})[keys] = detail.detach() * self.share
+        self.recording.parts.setdefault(place, {})[keys] = (
+            detail.detach().mul_(self.share) if self.share < 1 else detail.detach()
+        )
 
     def get(self, place: Place, keys: tuple[Key, ...]) -> Tensor | None:
         held = place in self.recording.parts and self.recording.holds(keys)
