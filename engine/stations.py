@@ -124,9 +124,8 @@ class Details:
         self.recording = Recording(0.0)
 
     def keep(self, place: Place, keys: tuple[Key, ...], detail: Tensor) -> None:
-        self.recording.parts.setdefault(place, {})[keys] = (
-            detail.detach().mul_(self.share) if self.share < 1 else detail.detach()
-        )
+        detail = detail.detach()
+        self.recording.parts.setdefault(place, {})[keys] = detail.mul_(self.share) if self.share < 1 else detail
 
     def get(self, place: Place, keys: tuple[Key, ...]) -> Tensor | None:
         held = place in self.recording.parts and self.recording.holds(keys)
