@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..engine.axis import log_ratio
-from ..engine.config import PACES, WARMUPS, HighlightConfig
+from ..engine.config import PACES, HighlightConfig
 from ..engine.reweight import WeighingTap
 from ..engine.run import HighlightRun
 from ..engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
@@ -57,7 +57,7 @@ def planned(preset: str, steps: int, pace: str | None) -> list[tuple[str, int, f
     merged = MergingRun(SDTMConfig(**PRESETS[preset]), sigmas, grid, 1, BLOCKS) if preset else None
     config = HighlightConfig(enabled=False)
     if pace:
-        config = HighlightConfig(pace=PACES[pace], warmup=WARMUPS[pace], correct="never")
+        config = HighlightConfig(pace=PACES[pace], correct="never")
     run = HighlightRun(config, Run((1, 16, *grid.frame), "euler", sigmas), grid.frame, 2, axis=log_ratio, merging=merged)
     done: list[tuple[str, int, frozenset[str]]] = []
 

@@ -112,14 +112,14 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
     return Method(name, setting, attached, adapts=True)
 
 
-def _merging(name: str, setting: str, pace: float = 0.0, warmup: int = 4, **settings: Any) -> Method:
+def _merging(name: str, setting: str, pace: float = 0.0, **settings: Any) -> Method:
     """Token merging, beside Highlight Diffusion where a pace is given."""
     from ..host.attach import attach, attach_merging
 
     def attached(model: Any, sampling: Sampling) -> Attached:
         trace = Trace()
         if pace:
-            model = attach(model, HighlightConfig(pace=pace, warmup=warmup), Trace())
+            model = attach(model, HighlightConfig(pace=pace), Trace())
         return Attached(attach_merging(model, SDTMConfig(**settings), trace), sampling, trace)
 
     return Method(name, setting, attached, adapts=bool(pace))
