@@ -180,7 +180,7 @@ class HighlightRun:
         merging.attended = self.trace.highlight if self.config.active else None
         merging.heat = self.heatmap
         whole = "records the highlight's surroundings" if windows else None
-        if self.accumulator is not None and not self.heard:
+        if self.accumulator is not None and not self.heard and evaluation.index <= LISTENED:
             whole = "looks for the highlight first"
         merging.begin(evaluation, self.dense_reason or self.no_windows, whole)
         if merging.kinds:
