@@ -14,6 +14,7 @@ import torch
 
 from ..engine.axis import log_ratio
 from ..engine.config import PACES, HighlightConfig
+from ..engine.recording import Kept
 from ..engine.reweight import WeighingTap
 from ..engine.run import HighlightRun
 from ..engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
@@ -124,7 +125,7 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     for key, state in ready.items():  # as if recorded: what counts is its shape
         details[key].recording.parts = dict.fromkeys(
             ((b, s) for b in range(count) for s in range(2)),
-            {tuple(keys): make(streams, len(state.images[0].merge.members), WIDTH)},
+            {tuple(keys): Kept(make(streams, len(state.images[0].merge.members), WIDTH))},
         )
     middle = ("structure", PARTS[1])
     calls: dict[str, Callable[[], object]] = {"dense": call}

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import Memory
 from .merging import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows
 from .reweight import prompt_weight
 from .schedule import OFF
@@ -54,7 +56,8 @@ class SDTMConfig:
     protect_blocks: blocks without merging, counted from the end where negative. start_percent, end_percent: nothing is
     merged outside this share of the schedule. a_p: log weight of the prompt in joint attention, from +a_p at the start to
     -a_p at the end. proportional: in attention a merged token weighs as many as it stands for, as in ToMe (Bolya et al., 2023);
-    of all there is to choose here this keeps most of the picture.
+    of all there is to choose here this keeps most of the picture. memory: how what is remembered is kept, as it is on the
+    model's device, there in 8 bits, or in the host's memory.
     """
 
     r: float = 0.5
@@ -74,6 +77,7 @@ class SDTMConfig:
     protect_blocks: tuple[int, ...] = ()
     start_percent: float = 0.0
     end_percent: float = 1.0
+    memory: Memory = "device"
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -95,6 +99,8 @@ class SDTMConfig:
             raise ValueError(f"reuse is {self.reuse}; a matching serves at least 1 evaluation")
         if self.protect_steps < 0 or self.protect_steps == 1:
             raise ValueError(f"protect_steps is {self.protect_steps}; every 2nd or a later evaluation, or 0 for none")
+        if self.memory not in get_args(Memory):
+            raise ValueError(f'memory is "{self.memory}"; choose {", ".join(get_args(Memory))}')
         if self.mcw < 1 and not self.protect_steps:
             raise ValueError(
                 f"mcw is {self.mcw}, so detail is remembered from whole evaluations, but protect_steps 0 makes none; set mcw "
@@ -155,7 +161,7 @@ class MergingRun:
     ):  # fmt: skip
         self.config, self.sigmas, self.grid = config, tuple(sigmas), grid
         self.first_sigma, self.last_sigma = first_sigma, last_sigma
-        self.images = [Image(Details(1 - config.mcw, (i, images))) for i in range(images)]
+        self.images = [Image(Details(1 - config.mcw, (i, images), config.memory)) for i in range(images)]
         self.spared, self.depth = config.spared_blocks(depth), depth
         self.attended: Tensor | None = None  # bool (B, h, w), what is never merged
         self.heat: Tensor | None = None  # float (B, 1, h, w), what the prompt looks at

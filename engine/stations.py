@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .config import Memory
 from .merging import Merge
-from .recording import Key, Recording
+from .recording import KEEPERS, Key, Recording
 from .tokens import Enter
 from .window import swapped
 
@@ -105,11 +106,11 @@ class Details:
     """What the outputs of merged tokens differed from their group's by in the last whole evaluation: temporal reuse.
 
     A group's value is fresh, what sets its tokens apart is `share` of what it was then. image: which of a batch they are of,
-    and how many there are.
+    and how many there are. memory: how they are kept.
     """
 
-    def __init__(self, share: float, image: tuple[int, int] = (0, 1)):
-        self.share, self.recording = share, Recording(0.0)
+    def __init__(self, share: float, image: tuple[int, int] = (0, 1), memory: Memory = "device"):
+        self.share, self.recording, self.memory = share, Recording(0.0), memory
         self.image, self.images = image
 
     def rows(self, x: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ class Details:
 
     def keep(self, place: Place, keys: tuple[Key, ...], detail: Tensor) -> None:
         detail = detail.detach()
-        self.recording.parts.setdefault(place, {})[keys] = detail.mul_(self.share) if self.share < 1 else detail
+        detail = detail.mul_(self.share) if self.share < 1 else detail
+        self.recording.parts.setdefault(place, {})[keys] = KEEPERS[self.memory](detail)
 
     def get(self, place: Place, keys: tuple[Key, ...]) -> Tensor | None:
         held = place in self.recording.parts and self.recording.holds(keys)

@@ -70,6 +70,10 @@ class HighlightSDTM(io.ComfyNode):
                     "detail_attention", default=True, extra_dict=ADVANCED,
                     tooltip="Merge attention in the detail stage too; off merges the MLP alone, as the paper does.",
                 ),
+                io.Combo.Input(
+                    "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED,
+                    tooltip="How what is remembered is kept: 8 bit takes half of the GPU's memory or less, offload none.",
+                ),
                 share("start_percent", "Nothing is merged before this share of the schedule.", 0.0, 1.0, 0.0),
                 share("end_percent", "Nothing is merged after this share of the schedule.", 0.0, 1.0, 1.0),
             ],
@@ -90,9 +94,9 @@ class HighlightSDTM(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, protect_blocks: str, **knobs: float
+        cls, model: io.Model.Type, enabled: bool, preset: str, protect_blocks: str, **knobs: float | str
     ) -> io.NodeOutput:  # fmt: skip
-        own = {name: value for name, value in knobs.items() if not (name in PRESETS[preset] and value < 0)}
+        own = {name: value for name, value in knobs.items() if name not in PRESETS[preset] or value >= 0}
         config = SDTMConfig(**{**PRESETS[preset], **own, "protect_blocks": parse_blocks(protect_blocks), "enabled": enabled})
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")

@@ -208,7 +208,7 @@ def test_every_family_has_been_merged():
 DEFAULTS = {
     "enabled": True, "preset": "balanced", "r": -1.0, "delta": -1.0, "switch": -1.0, "mcw": -1.0, "protect_steps": -1,
     "protect_blocks": "", "threshold": 0.0, "window": 2, "a_s": 0.05, "a_d": 0.05, "proportional": True, "a_p": 0.0, "reuse": 4,
-    "detail_attention": True, "start_percent": 0.0, "end_percent": 1.0,
+    "detail_attention": True, "memory": "device", "start_percent": 0.0, "end_percent": 1.0,
 }  # fmt: skip
 
 

@@ -62,6 +62,7 @@ def test_the_ratio_falls_by_a_cosine():
         ({"r": 1.5}, "r is 1.5"), ({"delta": -0.1}, "delta is -0.1"), ({"switch": 2}, "switch is 2"),
         ({"window": 1}, "window is 1"), ({"reuse": 0}, "reuse is 0"), ({"protect_steps": 1}, "protect_steps is 1"),
         ({"mcw": 0.5, "protect_steps": 0}, "set mcw to 1 or protect_steps to 2"), ({"threshold": 3}, "threshold is 3"),
+        ({"memory": "disk"}, 'memory is "disk"; choose device, 8 bit, offload'),
         ({"start_percent": 0.9, "end_percent": 0.1}, "start_percent 0.9 is not below"),
     ],
 )  # fmt: skip
