@@ -234,3 +234,11 @@ def test_only_what_a_stage_merges_is_recorded():
     merging = state(SDTMConfig())
     merging.stage = "structure"
     assert merging.kinds_of_stage == {ATTENTION, MLP}
+
+
+def test_what_is_remembered_can_be_kept_smaller_or_elsewhere(model):
+    (plain, full), (coded, small), (moved, _) = (
+        run(model, SDTMConfig(memory=memory)) for memory in ("device", "8 bit", "offload")
+    )
+    assert small.cache_bytes < 0.4 * full.cache_bytes and torch.equal(moved, plain)
+    assert 0 < (coded - plain).abs().max() < 0.1 * plain.abs().max()
