@@ -148,10 +148,9 @@ class Comparison:
             image, executed, _ = self._picture(self.methods[0], self.asked[index], sampling)
             np.savez(path, image=image, macs=executed)
         data = np.load(path)
-        self.tally.known[sampling.cfg, "dense", False, ""] = (
-            int(data["macs"]) / sampling.steps
-        )  # the samplers of one call a step
-        return data["image"], int(data["macs"])
+        executed = int(data["macs"])
+        self.tally.known[sampling.cfg, "dense", False, ""] = executed / sampling.steps  # the samplers of one call a step
+        return data["image"], executed
 
     def _judge(self, index: int, reference: np.ndarray, image: np.ndarray) -> dict[str, Any]:
         scene = self.asked[index].scene

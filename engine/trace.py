@@ -89,6 +89,8 @@ class Run:
     def summary(self) -> str:
         total = len(self.evaluations)
         parts = ", ".join(f"{self.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        merged = sum(e.merged is not None for e in self.evaluations)
+        parts += f"; {merged} with merged tokens" if merged else ""
         state = "" if self.completed else " (interrupted)"
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
 

@@ -68,7 +68,7 @@ def test_tokens_are_merged_and_the_trace_says_so(model, vanilla, once):
     stages = [e.reason.split(":")[0] for e in trace.last.evaluations]
     assert stages == ["whole", "whole", "structure", "structure", "whole", "detail"]
     assert all(0.4 < e.active < 0.7 and e.merged.shape[0] == 1 and 0 < e.merged.mean() < 1 for e in merged(trace))
-    assert trace.last.cache_bytes > 0 and trace.last.completed
+    assert trace.last.cache_bytes > 0 and trace.last.completed and "3 with merged tokens" in trace.last.summary()
 
 
 def test_blocks_really_compute_fewer_tokens(model):
