@@ -14,6 +14,7 @@ import torch
 
 from ..engine.axis import log_ratio
 from ..engine.config import PACES, HighlightConfig
+from ..engine.merging import Merge
 from ..engine.recording import Kept
 from ..engine.reweight import WeighingTap
 from ..engine.run import HighlightRun
@@ -103,29 +104,28 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     def call(options: dict | None = None) -> None:
         network(x, timesteps, context=context, y=pooled, transformer_options=options or {})
 
-    def unweighed(state: MergingRun, kinds: frozenset[str], details: Details, options: dict | None = None) -> None:
-        tokens = MergedTokens(state.images[0].merge)
+    def unweighed(merge: Merge, kinds: frozenset[str], details: Details, options: dict | None = None) -> None:
+        tokens = MergedTokens(merge)
         with merging(blocks, FAMILY.stations, FAMILY.enter, tokens, kinds, details=details, keys=keys):
             call(options)
 
-    def merged(state: MergingRun, kinds: frozenset[str], details: Details) -> None:
-        merge = state.images[0].merge if ATTENTION in kinds else None
-        tap = WeighingTap(grid.count, merge, proportional=True)
+    def merged(merge: Merge, kinds: frozenset[str], details: Details) -> None:
+        tap = WeighingTap(grid.count, merge if ATTENTION in kinds else None, proportional=True)
         with tapped(FAMILY, network, tap):
-            unweighed(state, kinds, details, {OVERRIDE: tap})
+            unweighed(merge, kinds, details, {OVERRIDE: tap})
 
-    def recording(state: MergingRun, details: Details) -> None:
-        tokens = MergedTokens(state.images[0].merge)
+    def recording(merge: Merge, details: Details) -> None:
+        tokens = MergedTokens(merge)
         with recording_details(blocks, FAMILY.stations, tokens, details, keys, BOTH):
             call()
 
     matches = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
-    ready = {key: match() for key, match in matches.items()}
+    ready = {key: match().images[0].merge for key, match in matches.items()}
     details = {key: Details(1.0) for key in ready}
-    for key, state in ready.items():  # as if recorded: what counts is its shape
+    for key, merge in ready.items():  # as if recorded: what counts is its shape
         details[key].recording.parts = dict.fromkeys(
             ((b, s) for b in range(count) for s in range(2)),
-            {tuple(keys): Kept(make(streams, len(state.images[0].merge.members), WIDTH))},
+            {tuple(keys): Kept(make(streams, len(merge.members), WIDTH))},
         )
     middle = ("structure", PARTS[1])
     calls: dict[str, Callable[[], object]] = {"dense": call}
@@ -135,7 +135,7 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     if gpu or side <= 1024:
         calls[f"detail {PARTS[1]}/32, MLP"] = lambda: merged(ready["detail", PARTS[1]], ONE, details["detail", PARTS[1]])
         calls[f"structure {PARTS[1]}/32, unweighted"] = lambda: unweighed(ready[middle], BOTH, details[middle])
-    tokens, hidden = MergedTokens(ready[middle].images[0].merge), make(streams, grid.count, WIDTH)
+    tokens, hidden = MergedTokens(ready[middle]), make(streams, grid.count, WIDTH)
     few, own = tokens.merge(hidden), tokens.detail(hidden)
     small: dict[str, Callable] = {f"matching, {stage}": matches[stage, PARTS[1]] for stage in ("structure", "detail")}
     small["merge"], small["unmerge"] = lambda: tokens.merge(hidden), lambda: tokens.unmerge(few)
