@@ -44,12 +44,10 @@ class WeighingTap(AttentionTap):
             yield
 
     def attend(self, place, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-        layout = self.layout(q, k)
-        if layout is None or not (layout.before + layout.after or self.merged):
+        layout, counts = self.layout(q, k), self.merged and self.proportional
+        if layout is None or not (counts or self.prompt and layout.before + layout.after):
             return function(q, k, v, heads, *args, **kwargs)
-        image = q.new_zeros(self.image_tokens)
-        if self.merged and self.proportional:
-            image = self.merge.sizes.to(q.dtype).log()
+        image = self.merge.sizes.to(q.dtype).log() if counts else q.new_zeros(self.image_tokens)
         bias = torch.cat([q.new_full((layout.before,), self.prompt), image, q.new_full((layout.after,), self.prompt)])[None]
         mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
         if mask is not None:
