@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .merging import Merge
-from .tokens import AttentionTap, Function
+from .tokens import AttentionTap, Function, Layout
 
 
 def prompt_weight(a_p: float, progress: float) -> float:
@@ -35,6 +35,7 @@ class WeighingTap(AttentionTap):
     ):  # fmt: skip
         super().__init__(count, text_first, trailing, previous)
         self.whole, self.merge, self.spared, self.prompt, self.proportional = count, merge, spared, prompt, proportional
+        self.biases: dict[tuple[bool, Layout], Tensor] = {}
 
     @contextmanager
     def within(self, block: int) -> Iterator[None]:
@@ -43,12 +44,18 @@ class WeighingTap(AttentionTap):
         with super().within(block):
             yield
 
+    def _bias(self, counts: bool, layout: Layout, q: Tensor) -> Tensor:
+        """Log weights of all keys (1, tokens)."""
+        image = self.merge.sizes.to(q.dtype).log() if counts else q.new_zeros(self.image_tokens)
+        return torch.cat([q.new_full((layout.before,), self.prompt), image, q.new_full((layout.after,), self.prompt)])[None]
+
     def attend(self, place, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
         layout, counts = self.layout(q, k), self.merged and self.proportional
         if layout is None or not (counts or self.prompt and layout.before + layout.after):
             return function(q, k, v, heads, *args, **kwargs)
-        image = self.merge.sizes.to(q.dtype).log() if counts else q.new_zeros(self.image_tokens)
-        bias = torch.cat([q.new_full((layout.before,), self.prompt), image, q.new_full((layout.after,), self.prompt)])[None]
+        if (counts, layout) not in self.biases:
+            self.biases[counts, layout] = self._bias(counts, layout, q)
+        bias = self.biases[counts, layout]
         mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask + bias
