@@ -35,7 +35,7 @@ class WeighingTap(AttentionTap):
     ):  # fmt: skip
         super().__init__(count, text_first, trailing, previous)
         self.whole, self.merge, self.spared, self.prompt, self.proportional = count, merge, spared, prompt, proportional
-        self.biases: dict[tuple[bool, Layout], Tensor] = {}
+        self.biases: dict[tuple[int, bool, Layout], Tensor] = {}
 
     @contextmanager
     def within(self, block: int) -> Iterator[None]:
@@ -53,9 +53,10 @@ class WeighingTap(AttentionTap):
         layout, counts = self.layout(q, k), self.merged and self.proportional
         if layout is None or not (counts or self.prompt and layout.before + layout.after):
             return function(q, k, v, heads, *args, **kwargs)
-        if (counts, layout) not in self.biases:
-            self.biases[counts, layout] = self._bias(counts, layout, q)
-        bias = self.biases[counts, layout]
+        key = self.image_tokens, counts, layout
+        if key not in self.biases:
+            self.biases[key] = self._bias(counts, layout, q)
+        bias = self.biases[key]
         mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask + bias
