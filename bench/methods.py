@@ -125,7 +125,7 @@ def _merging(name: str, setting: str, pace: float = 0.0, **settings: Any) -> Met
     return Method(name, setting, attached, adapts=bool(pace))
 
 
-MERGED = ((0.1, 2), (0.2, 3), (0.3, 3), (0.4, 4), (0.5, 4), (0.6, 5), (0.6, 6))  # r and protect_steps
+MERGED = ((0.1, 2), (0.2, 3), (0.3, 3), (0.4, 4), (0.5, 4), (0.6, 5), (0.6, 6), (0.7, 12))  # r and protect_steps
 TOGETHER = ((2.5, 2, 0.4), (3.5, 2, 0.3), (3.5, 2, 0.5), (3.5, 3, 0.5), (5.0, 2, 0.3), (5.0, 2, 0.5))  # pace, protect_steps, r
 PIECES: dict[str, dict[str, Any]] = {
     "structure stage alone": {"switch": 1.0},
@@ -148,7 +148,7 @@ def sdtm() -> Iterator[Method]:
     for r, protect in MERGED:
         setting = f"r={r:g} protect={protect}{presets.get((r, protect), '')}"
         yield _merging("SDTM", setting, r=r, protect_steps=protect)
-    for r in (0.1, 0.2, 0.3, 0.4):
+    for r in (0.1, 0.2, 0.3, 0.4, 0.6):
         yield _merging("SDTM, merging alone", f"r={r:g}", r=r, mcw=1.0, protect_steps=0)
     yield _merging("SDTM, merging alone", "r=0.2 matched anew each time", r=0.2, mcw=1.0, protect_steps=0, reuse=1)
     for setting, changed in PIECES.items():
