@@ -1,7 +1,7 @@
 """What merged evaluations cost at SD3 medium's true shape: a part of `python run.py shapes`.
 
-Dense evaluations, whole ones that record detail, and merged ones of several shares are timed in turn through one of the 24
-blocks on a CPU, all of them on a GPU, and so are the matching, the gathers and the reweighting. Medians are summed over the
+Dense evaluations and merged ones of several shares are timed in turn through one of the 24
+blocks on a CPU, all of them on a GPU, and so are the matching, the gathers and the recording of detail. Medians are summed over the
 schedule as each preset plans it, for merging alone and beside Highlight Diffusion.
 """
 
@@ -19,7 +19,7 @@ from ..engine.recording import Kept
 from ..engine.reweight import WeighingTap
 from ..engine.run import HighlightRun
 from ..engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
-from ..engine.stations import ATTENTION, MLP, Details, MergedTokens, merging, recording_details
+from ..engine.stations import ATTENTION, MLP, Details, MergedTokens, merging
 from ..engine.tokens import TokenGrid
 from ..engine.trace import Evaluation, Run
 from .shapes import STREAMS, build_sd3, timed
@@ -114,11 +114,6 @@ def measure_merging(side: int, repeats: int) -> list[str]:
         with tapped(FAMILY, network, tap):
             unweighed(merge, kinds, details, {OVERRIDE: tap})
 
-    def recording(merge: Merge, details: Details) -> None:
-        tokens = MergedTokens(merge)
-        with recording_details(blocks, FAMILY.stations, tokens, details, keys, BOTH):
-            call()
-
     matches = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
     ready = {key: match().images[0].merge for key, match in matches.items()}
     details = {key: Details(1.0) for key in ready}
@@ -129,7 +124,6 @@ def measure_merging(side: int, repeats: int) -> list[str]:
         )
     middle = ("structure", PARTS[1])
     calls: dict[str, Callable[[], object]] = {"dense": call}
-    calls["whole, recording"] = lambda: recording(ready[middle], Details(1.0))
     for stage, n in ready if gpu or side <= 1024 else [("structure", n) for n in PARTS]:
         calls[f"{stage} {n}/32"] = lambda key=(stage, n): merged(ready[key], BOTH, details[key])
     if gpu or side <= 1024:
@@ -140,7 +134,8 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     small: dict[str, Callable] = {f"matching, {stage}": matches[stage, PARTS[1]] for stage in ("structure", "detail")}
     small["merge"], small["unmerge"] = lambda: tokens.merge(hidden), lambda: tokens.unmerge(few)
     small["unmerge with detail"] = lambda: tokens.unmerge(few, own)
-    seconds = {**timed(small, 5, device), **timed(calls, repeats, device)}
+    small["detail"] = lambda: tokens.detail(hidden)
+    seconds = {**timed(small, 5, device), **timed(calls, repeats, device, warm=gpu or side <= 1024)}
     return _table(side, streams, count, grid.count, seconds, list(calls), str(dtype).removeprefix("torch."), device.type)
 
 
@@ -154,6 +149,7 @@ def _costs(name: str, count: int) -> float:
 def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype: str, device: str) -> list[str]:
     dense, whole = seconds["dense"], seconds["dense"] * BLOCKS / blocks
     ratio = {name: seconds[name] / dense for name in names}
+    recording = {"whole": 1 + 2 * BLOCKS * seconds["detail"] / whole}
     measured = f"{blocks} of {BLOCKS} blocks, {streams} of 2 streams"
     lines = [f"### SDTM on SD3 medium, {side}x{side}, {dtype}, {device}, {measured}", "",
              "| evaluation | MACs / dense | seconds / dense |", "|---|---|---|"]  # fmt: skip
@@ -161,7 +157,7 @@ def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype
     lines += ["", "| part | ms | share of a dense evaluation of 24 blocks |", "|---|---|---|"]
     for name in ("matching, structure", "matching, detail"):
         lines.append(f"| {name}, once a matching | {seconds[name] * 1e3:.1f} | {seconds[name] / whole:.2%} |")
-    for name in ("merge", "unmerge", "unmerge with detail"):
+    for name in ("merge", "unmerge", "unmerge with detail", "detail"):
         lines.append(f"| {name}, at 48 stations | {48 * seconds[name] * 1e3:.0f} | {48 * seconds[name] / whole:.2%} |")
     matching = seconds["matching, structure"] / 4
     overhead = (matching + 48 * (seconds["merge"] + seconds["unmerge with detail"])) / whole / ratio[f"structure {PARTS[1]}/32"]
@@ -173,7 +169,8 @@ def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype
     for preset, pace in plans:
         for steps in SCHEDULES:
             plan = planned(preset, steps, pace)
-            times = _mean(plan, ratio, matching / whole), _mean(plan, {name: _costs(name, tokens) for name in names}, 0.0)
+            costs = {name: _costs(name, tokens) for name in names}
+            times = _mean(plan, ratio | recording, matching / whole), _mean(plan, costs, 0.0)
             kinds = [what for what, _, _ in plan]
             name = " + ".join([f"SDTM {preset}"] * bool(preset) + [f"Highlight {pace}"] * bool(pace))
             lines.append(f"| {name} | {steps} | {kinds.count('dense') + kinds.count('whole')}, {kinds.count('merged')}, "
@@ -193,5 +190,5 @@ def _mean(plan: list, costs: dict[str, float], matching: float) -> float:
             at, values = [0, *known], [1.0, *known.values()]
             total += float(np.polyval(np.polyfit(at, values, len(known)), saved)) + matching
         elif what != "skipped":
-            total += costs["whole, recording" if what == "whole" else "dense"]
+            total += costs.get(what, 1.0)
     return total / len(plan)

@@ -66,10 +66,10 @@ def square(area: float, side: int, align: int) -> tuple[int, int, int, int]:
     return start, start + edge, start, start + edge
 
 
-def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each call, all in turn."""
+def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device, warm: bool = True) -> dict[str, float]:
+    """Median seconds of each call, all in turn; with `warm` after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + warm):
         for name, call in calls.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -77,7 +77,7 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.de
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if turn:
+            if turn or not warm:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
