@@ -1,8 +1,8 @@
 """What merged evaluations cost at SD3 medium's true shape: a part of `python run.py shapes`.
 
-Dense evaluations and merged ones of several shares are timed in turn through one of the 24
-blocks on a CPU, all of them on a GPU, and so are the matching, the gathers and the recording of detail. Medians are summed over the
-schedule as each preset plans it, for merging alone and beside Highlight Diffusion.
+Dense evaluations and merged ones of several shares are timed in turn through one of the 24 blocks on a CPU, all of them on a
+GPU, and so are the matching, the gathers and the recording of detail. Medians are summed over the schedule as each preset plans
+it, for merging alone and beside Highlight Diffusion.
 """
 
 from __future__ import annotations

@@ -179,10 +179,10 @@ class HighlightRun:
         merging = self.merging
         merging.attended = self.trace.highlight if self.config.active else None
         merging.heat = self.heatmap
-        whole = "records the highlight's surroundings" if windows else None
+        blocked, whole = self.dense_reason or self.no_windows, "records the highlight's surroundings" if windows else None
         if self.accumulator is not None and not self.heard and evaluation.index <= LISTENED:
-            whole = "looks for the highlight first"
-        merging.begin(evaluation, self.dense_reason or self.no_windows, whole)
+            blocked = blocked or "the highlight is looked for first"
+        merging.begin(evaluation, blocked, whole)
         if merging.kinds:
             self.accumulator = None  # what is merged cannot be listened to
         elif not self.dense_reason and merging.wants_heat(evaluation):
