@@ -170,7 +170,7 @@ def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype
         for steps in SCHEDULES:
             plan = planned(preset, steps, pace)
             costs = {name: _costs(name, tokens) for name in names}
-            times = _mean(plan, ratio | recording, matching / whole), _mean(plan, costs, 0.0)
+            times = _mean(plan, ratio | recording, tokens, matching / whole), _mean(plan, costs, tokens, 0.0)
             kinds = [what for what, _, _ in plan]
             name = " + ".join([f"SDTM {preset}"] * bool(preset) + [f"Highlight {pace}"] * bool(pace))
             lines.append(f"| {name} | {steps} | {kinds.count('dense') + kinds.count('whole')}, {kinds.count('merged')}, "
@@ -178,17 +178,17 @@ def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype
     return [*lines, "", f"Dense, {blocks} blocks: {dense:.2f} s.", ""]
 
 
-def _mean(plan: list, costs: dict[str, float], matching: float) -> float:
-    """Mean cost of a plan's evaluations over dense, on the parabola through the measured shares; `matching` is added to each
-    merged one."""
+def _mean(plan: list, costs: dict[str, float], tokens: int, matching: float) -> float:
+    """Mean cost of a plan's evaluations over dense. Between the measured shares, and beyond the last, how far seconds depart
+    from MACs is interpolated; `matching` is added to each merged evaluation."""
     total = 0.0
     for what, saved, kinds in plan:
         if what == "merged":
-            stage = "structure" if ATTENTION in kinds else "detail"
-            end = "" if ATTENTION in kinds else ", MLP"
-            known = {n: costs[f"{stage} {n}/32{end}"] for n in PARTS if f"{stage} {n}/32{end}" in costs}
-            at, values = [0, *known], [1.0, *known.values()]
-            total += float(np.polyval(np.polyfit(at, values, len(known)), saved)) + matching
+            stage, end = ("structure", "") if ATTENTION in kinds else ("detail", ", MLP")
+            counted = block_macs(tokens, saved, kinds) / block_macs(tokens)
+            known = {n: f"{stage} {n}/32{end}" for n in PARTS if f"{stage} {n}/32{end}" in costs}
+            factors = [1.0, *(costs[name] / _costs(name, tokens) for name in known.values())]
+            total += counted * float(np.interp(saved, [0, *known], factors)) + matching
         elif what != "skipped":
             total += costs.get(what, 1.0)
     return total / len(plan)
