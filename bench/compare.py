@@ -126,7 +126,7 @@ class Comparison:
             latents.append(self.subject.sample(attached.model, prompt.text, SEED, attached.sampling)[0])
 
         key = (method.label, sampling)
-        if attached.trace is not None:
+        if attached.trace is not None and method.adapts:
             sample()
             run = attached.trace.last
             executed = self.tally.of(run, sampling)
@@ -137,7 +137,8 @@ class Comparison:
             self.costs[key] = macs(sample)
         else:
             sample()
-        return self.subject.decode(latents[0]), self.costs[key], None
+        run = attached.trace.last if attached.trace is not None else None
+        return self.subject.decode(latents[0]), self.costs[key], run
 
     def _dense(self, index: int, sampling: Sampling) -> tuple[np.ndarray, int]:
         """The dense picture and its MACs, made once and kept."""
@@ -147,8 +148,9 @@ class Comparison:
             image, executed, _ = self._picture(self.methods[0], self.asked[index], sampling)
             np.savez(path, image=image, macs=executed)
         data = np.load(path)
-        self.tally.known[sampling.cfg, "dense", False] = int(data["macs"]) / sampling.steps  # the samplers of one call a step
-        return data["image"], int(data["macs"])
+        executed = int(data["macs"])
+        self.tally.known[sampling.cfg, "dense", False, ""] = executed / sampling.steps  # the samplers of one call a step
+        return data["image"], executed
 
     def _judge(self, index: int, reference: np.ndarray, image: np.ndarray) -> dict[str, Any]:
         scene = self.asked[index].scene
@@ -229,7 +231,8 @@ class Tally:
         pieces: Counter = Counter()
         for e in run.evaluations:
             if e.kind == "dense":
-                pieces[sampling.cfg, "dense", e.heatmap is not None] += 1
+                merged = e.reason.rpartition("; ")[2] if e.merged is not None else ""
+                pieces[sampling.cfg, "dense", e.heatmap is not None, merged] += 1
             for y0, y1, x0, x1 in (box for own in e.windows for box in own):
                 edges = (y0 == 0, y1 == run.shape[2], x0 == 0, x1 == run.shape[3])
                 pieces[sampling.cfg, "window", y1 - y0, x1 - x0, edges, run.depth] += 1

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..engine.config import ADAPTIVE, PACES, HighlightConfig
 from ..engine.schedule import CORRECTED_PACE
+from ..engine.sdtm import PRESETS, SDTMConfig
 from ..engine.trace import Trace
 from .host import Sampling, installed, node
 
@@ -79,7 +80,7 @@ def _unet_peers() -> Iterator[Method]:
 
 
 def _transformer_peers() -> Iterator[Method]:
-    from .peers import accelaes, first_block, ras, teacache
+    from .peers import accelaes, first_block, ras, sdtm_official, teacache, todo, tome_dit
 
     for threshold in (0.05, 0.08, 0.12, 0.2):
         yield Method("First-Block Cache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
@@ -91,6 +92,14 @@ def _transformer_peers() -> Iterator[Method]:
         yield Method("RAS", f"ratio={ratio:g}", lambda m, s, ratio=ratio: Attached(ras.apply(m, s.steps, ratio), s))
     for every in (2, 3):
         yield Method("AccelAes", f"every={every}", lambda m, s, n=every: Attached(accelaes.apply(m, n), s))
+    for ratio in (0.25, 0.5, 0.7):
+        yield Method("ToMe on DiT", f"ratio={ratio:g}", lambda m, s, ratio=ratio: Attached(tome_dit.apply(m, ratio), s))
+    for factor, share in ((2, 0.5), (2, 1.0), (4, 1.0)):
+        yield Method("ToDo", f"factor={factor} blocks={share:.0%}", lambda m, s, f=factor, b=share: Attached(
+            todo.apply(m, f, b), s))  # fmt: skip
+    for r, protect in ((0.3, 3), (0.5, 3), (0.3, 0), (0.5, 0)):
+        yield Method("SDTM as released", f"r={r:g} protect={protect}", lambda m, s, r=r, n=protect: Attached(
+            sdtm_official.apply(m, s.steps, r, protect=n), s))  # fmt: skip
 
 
 def _highlight(name: str, setting: str, **settings: Any) -> Method:
@@ -101,6 +110,52 @@ def _highlight(name: str, setting: str, **settings: Any) -> Method:
         return Attached(attach(model, HighlightConfig(**settings), trace), sampling, trace)
 
     return Method(name, setting, attached, adapts=True)
+
+
+def _merging(name: str, setting: str, pace: float = 0.0, **settings: Any) -> Method:
+    """Token merging, beside Highlight Diffusion where a pace is given."""
+    from ..host.attach import attach, attach_merging
+
+    def attached(model: Any, sampling: Sampling) -> Attached:
+        trace = Trace()
+        if pace:
+            model = attach(model, HighlightConfig(pace=pace), Trace())
+        return Attached(attach_merging(model, SDTMConfig(**settings), trace), sampling, trace)
+
+    return Method(name, setting, attached, adapts=bool(pace))
+
+
+MERGED = ((0.1, 2), (0.2, 3), (0.3, 3), (0.4, 4), (0.5, 4), (0.6, 5), (0.6, 6), (0.7, 12))  # r and protect_steps
+TOGETHER = ((2.5, 2, 0.4), (3.5, 2, 0.3), (3.5, 2, 0.5), (3.5, 3, 0.5), (5.0, 2, 0.3), (5.0, 2, 0.5))  # pace, protect_steps, r
+PIECES: dict[str, dict[str, Any]] = {
+    "structure stage alone": {"switch": 1.0},
+    "detail stage alone": {"switch": 0.0},
+    "detail in the MLP alone": {"detail_attention": False},
+    "no fairness": {"a_s": 0.0, "a_d": 0.0},
+    "fairness reversed": {"a_s": -0.05, "a_d": -0.05},
+    "no rotation": {"rotate": False},
+    "nothing remembered": {"mcw": 1.0},
+    "half remembered": {"mcw": 0.5},
+    "the prompt heavier, then lighter": {"a_p": 0.3},
+    "the prompt lighter, then heavier": {"a_p": -0.3},
+    "merged tokens weigh one": {"proportional": False},
+}
+
+
+def sdtm() -> Iterator[Method]:
+    """Our token merging at several strengths, with Highlight Diffusion, alone without memory, and its ablations."""
+    presets = {(own["r"], own["protect_steps"]): f" ({name})" for name, own in PRESETS.items()}
+    for r, protect in MERGED:
+        setting = f"r={r:g} protect={protect}{presets.get((r, protect), '')}"
+        yield _merging("SDTM", setting, r=r, protect_steps=protect)
+    for r in (0.1, 0.2, 0.3, 0.4, 0.6):
+        yield _merging("SDTM, merging alone", f"r={r:g}", r=r, mcw=1.0, protect_steps=0)
+    yield _merging("SDTM, merging alone", "r=0.2 matched anew each time", r=0.2, mcw=1.0, protect_steps=0, reuse=1)
+    for setting, changed in PIECES.items():
+        yield _merging("SDTM ablated", setting, **{**PRESETS["balanced"], **changed})
+    for pace, protect, r in TOGETHER:
+        setting = f"pace={pace:g} r={r:g} protect={protect}"
+        yield _merging("Highlight and SDTM", setting, pace, r=r, protect_steps=protect)
 
 
 SWEEP = (2.0, 2.5, 3.5, 5.0, 8.0, 11.0)  # paces
@@ -134,4 +189,5 @@ def methods(transformer: bool = False) -> list[Method]:
         *(m for cache in caches for m in by_node(cache, cache, "reuse_threshold", (0.02, 0.05, 0.1, 0.2), **window)),
         *(_transformer_peers() if transformer else _unet_peers()),
         *ours(),
+        *(sdtm() if transformer else ()),
     ]

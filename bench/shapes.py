@@ -66,10 +66,10 @@ def square(area: float, side: int, align: int) -> tuple[int, int, int, int]:
     return start, start + edge, start, start + edge
 
 
-def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each call, all in turn."""
+def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device, warm: bool = True) -> dict[str, float]:
+    """Median seconds of each call, all in turn; with `warm` after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + warm):
         for name, call in calls.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -77,7 +77,7 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.de
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if turn:
+            if turn or not warm:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -151,17 +151,12 @@ def subset(share: float, grid: TokenGrid) -> TokenSubset:
     return TokenSubset([(start, start + rows, 0, width)], grid)
 
 
-@torch.no_grad()
-def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
-    """The table of SD3 medium at 1024x1024: `blocks` of its 24 blocks, all alike, at true width."""
+def build_sd3(blocks: int, device: torch.device, dtype: torch.dtype) -> Any:
+    """SD3 medium at true width with `blocks` of its 24 blocks, all alike, weights random."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
-    from ..host.dit import OVERRIDE, tapped
-    from ..host.families.sd3 import FAMILY
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, width = torch.bfloat16 if device.type == "cuda" else torch.float32, 64 * 24
+    width = 64 * 24
     network = OpenAISignatureMMDITWrapper(
         in_channels=16, depth=24, num_blocks=blocks, adm_in_channels=2048, pos_embed_scaling_factor=None, dtype=dtype,
         device=device, operations=comfy.ops.disable_weight_init,
@@ -170,6 +165,18 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
     generator = torch.Generator(device).manual_seed(0)
     for parameter in network.parameters():
         parameter.normal_(0, max(1, parameter[0].numel()) ** -0.5, generator=generator)
+    return network
+
+
+@torch.no_grad()
+def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
+    """The table of SD3 medium at 1024x1024: `blocks` of its 24 blocks, all alike, at true width."""
+    from ..host.dit import OVERRIDE, tapped
+    from ..host.families.sd3 import FAMILY
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    network = build_sd3(blocks, device, dtype)
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     x, context, pooled = make(2, 16, 128, 128), make(2, 154, 4096), make(2, 2048)
     timesteps, grid = torch.full((2,), 500.0, device=device), TokenGrid((128, 128))
@@ -219,15 +226,20 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
-    parser.add_argument("--families", default="SD15,SDXL,SD3")
+    parser.add_argument("--families", default="SD15,SDXL,SD3,SDTM-1024,SDTM-2048")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--levels", type=int, default=HighlightConfig.levels, help="of the UNet that windows compute; 0: all")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
+    from .merge_shapes import measure_merging
+
     for family in args.families.split(","):
-        table = measure_sd3(args.repeats) if family == "SD3" else measure(family, args.repeats, args.levels)
+        if family.startswith("SDTM-"):
+            table = measure_merging(int(family.removeprefix("SDTM-")), args.repeats)
+        else:
+            table = measure_sd3(args.repeats) if family == "SD3" else measure(family, args.repeats, args.levels)
         report = "\n".join(table)
         say(report)
         (args.out / f"shapes-{family}.md").write_text(report)

@@ -126,7 +126,7 @@ class JointBlock(nn.Module):
         image, image_rest = self.x_block.begin(x, vec)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image, strict=True))
         attended = self.attend(q, k, v).transpose(1, 2).flatten(2)
-        told, seen = attended.split([context.shape[1], x.shape[1]], dim=1)
+        told, seen = attended[:, : context.shape[1]], attended[:, context.shape[1] :]
         context = None if self.context_block.pre_only else self.context_block.end(context, told, text_rest)
         return context, self.x_block.end(x, seen, image_rest)
 

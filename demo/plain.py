@@ -19,6 +19,7 @@ from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
 from ..engine.response import impulse_response
 from ..engine.run import HighlightRun
 from ..engine.schedule import forecast_space
+from ..engine.sdtm import SDTMConfig
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, fit, recording, swapped, windows_of
 from .diffusion import normal_sigmas, timestep_of
@@ -130,11 +131,12 @@ def euler(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Sequenc
 
 
 def sample(
-    model: Any, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call | None = None
-) -> tuple[Tensor, Run]:
+    model: Any, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call | None = None,
+    merging: SDTMConfig | None = None,
+) -> tuple[Tensor, Run]:  # fmt: skip
     """Euler over `steps` of a model's own schedule, from noise (B, 4, H, W); returns the latent and the trace's run.
 
-    model: a `PlainModel`, or a `PlainFlow`. partial: another way to compute partial evaluations.
+    model: a `PlainModel`, or a `PlainFlow`. partial: another way to compute partial evaluations. merging: for a `PlainFlow`.
     """
     sigmas = model.sigmas(steps)
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
@@ -143,6 +145,8 @@ def sample(
     space = forecast_space("euler", config.forecast, model.axis)
     response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
     state = HighlightRun(config, run, frame, align, surround=surround, response=response, axis=model.axis)
+    if merging is not None:
+        state.merging = model.merging(merging, noise.shape, sigmas)
 
     def computed(x: Tensor, evaluation: Evaluation, windows: Sequence[Any]) -> list[Tensor]:
         if partial is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 from ..engine.axis import log_ratio
 from ..engine.heatmap import token_maps
+from ..engine.reweight import WeighingTap
 from ..engine.run import HighlightRun
+from ..engine.sdtm import MergingRun, SDTMConfig
+from ..engine.stations import ATTENTION, MergedTokens, Station, attention, merging, mlp, recording_details
 from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
 from ..engine.trace import Evaluation
 from .diffusion import STEPS, flow_sigmas
@@ -25,13 +28,20 @@ def _enter(block: JointBlock, args: list, kwargs: dict, pick: Pick):
     return [context, pick.tokens(x), vec], kwargs
 
 
+def stations(block: JointBlock) -> Iterator[Station]:
+    """Where a block's image tokens are merged and given back."""
+    image = block.x_block
+    yield attention(image.attn.qkv, image.attn.proj)
+    yield mlp(image.mlp)
+
+
 @contextmanager
 def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
     """While this holds, joint attention passes the tap, and only what is picked runs through the blocks."""
     own, heads = JointBlock.attend, mmdit.config.heads
     try:
         for block in mmdit.joint_blocks:
-            block.attend = lambda q, k, v: tap(lambda q, k, v, heads: own(q, k, v), q, k, v, heads)
+            block.attend = lambda q, k, v: tap(lambda q, k, v, heads, mask=None: own(q, k, v, mask), q, k, v, heads)
         with passing(mmdit.joint_blocks, mmdit.final_layer, _enter, tap, pick):
             yield
     finally:
@@ -63,6 +73,11 @@ class PlainFlow:
         """What windows are snapped to, what is recorded for them, and their depth."""
         return self.mmdit.config.patch_size, subsets_of(TokenGrid(frame, self.mmdit.config.patch_size), self.axis), None
 
+    def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
+        """The state of merging for latents of a shape."""
+        grid = TokenGrid(tuple(shape[-2:]), self.mmdit.config.patch_size)
+        return MergingRun(config, sigmas, grid, shape[0], len(self.mmdit.joint_blocks))
+
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         batch = len(x)
         context = torch.cat([self.positive.expand(batch, -1, -1), self.negative.expand(batch, -1, -1)])
@@ -72,7 +87,10 @@ class PlainFlow:
         return [x - sigma * part for part in velocity.chunk(2)]
 
     def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
-        """A full evaluation that also records for `subsets` and listens for the heatmap, where that is wanted."""
+        """A full evaluation that also records for `subsets` and listens for the heatmap, where that is wanted, or one with
+        merged tokens."""
+        if state.merging is not None and state.merging.kinds:
+            return self._merged(state.merging, x, evaluation.sigma)
         grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
 
         def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
@@ -80,8 +98,31 @@ class PlainFlow:
                 state.accumulator.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
 
         tap = RecordingTap(subsets, STREAMS, grid.count, hear=hear if state.accumulator is not None else None)
-        with tapped(self.mmdit, tap):
+        with ExitStack() as stack:
+            stack.enter_context(tapped(self.mmdit, tap))
+            recording = state.merging.images if state.merging is not None and state.merging.recording else ()
+            for image in (image for image in recording if image.merge is not None):
+                stack.enter_context(recording_details(
+                    self.mmdit.joint_blocks, stations, MergedTokens(image.merge), image.details, STREAMS,
+                    state.merging.kinds_of_stage, state.merging.spared,
+                ))  # fmt: skip
             return self(x, evaluation.sigma)
+
+    def _merged(self, state: MergingRun, x: Tensor, sigma: float) -> list[Tensor]:
+        """Every image by itself, with its own merge."""
+        parts, count, blocks = [], state.grid.count, self.mmdit.joint_blocks
+        for i, image in enumerate(state.images):
+            own, merge = slice(i, i + 1), image.merge
+            with ExitStack() as stack:
+                if state.weighs:
+                    seen = merge if ATTENTION in state.kinds else None
+                    tap = WeighingTap(count, seen, state.spared, state.prompt_weight, state.config.proportional)
+                    stack.enter_context(tapped(self.mmdit, tap))
+                if merge is not None:
+                    details, tokens = image.details if state.remembers else None, MergedTokens(merge)
+                    stack.enter_context(merging(blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS))
+                parts.append(self.of(own)(x[own], sigma))
+        return [torch.cat(stream) for stream in zip(*parts, strict=True)]
 
     def partial(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
         """The subsets alone, in tensors of full size."""

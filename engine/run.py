@@ -20,6 +20,7 @@ from .highlight import Given, Region, find_region
 from .recording import Surroundings
 from .response import Response
 from .schedule import CORRECTED_GAP, PlannedStep, adds_noise, correction_pays, forecast_space, make_plan, step_of
+from .sdtm import MergingRun
 from .stopwatch import Stopwatch
 from .trace import Box, Boxes, Evaluation, Kind, Run, inside
 from .window import windows_of
@@ -38,14 +39,16 @@ class HighlightRun:
     surround: makes what is recorded for the regions of a batch, as its executor needs it.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
     response: the sampler's, by which a computed evaluation makes up for the forecasts before it; None to let them stand.
-    axis: along what predictions are smooth.
+    axis: along what predictions are smooth. merging: merges tokens in computed evaluations, where a host can.
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
         given: Given | None = None, response: Response | None = None, axis: Axis = log_sigma,
+        merging: MergingRun | None = None,
     ):  # fmt: skip
+        self.merging = merging
         self.config, self.trace, self.frame, self.align = config, trace, frame, align
         self.surround, self.axis = surround or windows_of(frame), axis
         self.given = given or Given()
@@ -142,6 +145,8 @@ class HighlightRun:
         self.corrected = ()
         for window in self.windows:
             window.recordings.clear()
+        if self.merging is not None:
+            self.merging.forget()
 
     # -- during a dense evaluation -------------------------------------------------------------------------------
 
@@ -151,7 +156,7 @@ class HighlightRun:
             self._move(self.coming)
         self.accumulator = None
         if self.wants_heatmap(evaluation):
-            self.accumulator = HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2))
+            self.accumulator = HeatmapAccumulator(*self._heatmap_size)
         wanted = evaluation.step in self.recorded and self.config.active and not self.no_windows and not self.dense_reason
         if not wanted:
             return ()
@@ -159,6 +164,10 @@ class HighlightRun:
         for window in self.windows:
             window.begin(evaluation.sigma)
         return self.windows
+
+    @property
+    def _heatmap_size(self) -> tuple[int, int]:
+        return max(1, self.frame[0] // 2), max(1, self.frame[1] // 2)
 
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
         """True where cross-attention is worth capturing: from the second step on, while a highlight is still to be
@@ -168,6 +177,20 @@ class HighlightRun:
         left = self.plan[evaluation.step :]
         used = any(p.kind == "partial" for p in left) or bool(self.gaps and self.corrects)
         return any(p.kind != "dense" for p in left) and (used or self.heard < LISTENED)
+
+    def _plan_merging(self, evaluation: Evaluation, windows: Sequence[Surroundings]) -> None:
+        """What is attended is computed as it is, and what is recorded needs every token; the rest may be merged."""
+        merging = self.merging
+        merging.attended = self.trace.highlight if self.config.active else None
+        merging.heat = self.heatmap
+        blocked, whole = self.dense_reason or self.no_windows, "records the highlight's surroundings" if windows else None
+        if self.accumulator is not None and not self.heard and evaluation.index <= LISTENED:
+            blocked = blocked or "the highlight is looked for first"
+        merging.begin(evaluation, blocked, whole)
+        if merging.kinds:
+            self.accumulator = None  # what is merged cannot be listened to
+        elif not self.dense_reason and merging.wants_heat(evaluation):
+            self.accumulator = self.accumulator or HeatmapAccumulator(*self._heatmap_size)
 
     def end_dense(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Take up a dense evaluation: denoised tensors, one a branch (positive, negative ...), all at x.
@@ -182,7 +205,8 @@ class HighlightRun:
                 errors.append(self.forecasts[i].error(x, denoised, evaluation.sigma))
             forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response, self.axis))
             answers.append(forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected))
-        self.trace.cache_bytes = max(self.trace.cache_bytes, sum(window.bytes for window in self.windows))
+        held = sum(window.bytes for window in self.windows) + (self.merging.bytes if self.merging is not None else 0)
+        self.trace.cache_bytes = max(self.trace.cache_bytes, held)
         self._measure(evaluation, errors)
         return answers
 
@@ -208,7 +232,8 @@ class HighlightRun:
                 rest = told[self.heatmap.numel() :][: len(words) * self.heatmap.numel()]
                 evaluation.words = rest.reshape(len(words), -1, *self.heatmap.shape[-2:]).transpose(0, 1)
                 self.trace.words = tuple(words)
-            self._aim(evaluation.heatmap)
+            if self.config.active:
+                self._aim(evaluation.heatmap)
 
     def _aim(self, heatmap: Tensor) -> None:
         """Find the highlight of each image, and move the windows where they miss it or are much too large."""
@@ -280,7 +305,12 @@ class HighlightRun:
         watch = Stopwatch(x.device)
         evaluation = self.decide(sigma, signature)
         if evaluation.kind == "dense":
-            outputs = dense(evaluation, self.begin_dense(evaluation))
+            windows = self.begin_dense(evaluation)
+            if self.merging is not None and self.merging.active:
+                self._plan_merging(evaluation, windows)
+            outputs = dense(evaluation, windows)
+            if self.merging is not None:
+                self.merging.learn(outputs[0])
             outputs = self.end_dense(evaluation, x, outputs)
         else:
             outputs = self.forecast(evaluation, x)

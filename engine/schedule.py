@@ -19,6 +19,7 @@ MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradi
 CORRECTED_GAP, CORRECTED_PACE = 3, 3.0  # shorter gaps and slower paces are forecast well enough
 FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to another picture
 FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
+OFF = "off"  # the reason of evaluations that are computed because Highlight Diffusion is switched off
 NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
 FLOW_SHARE = 0.1  # the same for flows, whose schedulers space their steps by themselves
@@ -133,7 +134,7 @@ def make_plan(
     steps = len(sigmas)
     last = steps - 1 if last is None else last
     if not config.active:
-        return [PlannedStep("dense", "off" if not config.enabled else "interval 1")] * steps
+        return [PlannedStep("dense", OFF if not config.enabled else "interval 1")] * steps
     plan = [PlannedStep("dense", "outside start and end percent")] * steps
     position = min(first + warm_up(config, axis) - 1, last)
     for i in range(first, position + 1):

@@ -41,13 +41,14 @@ class Evaluation:
     boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
     empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
+    merged: float (B, h, w) on the token grid, on the CPU: how much of each token was computed together with others, 1 where
+    attention and MLP of every block were, 0.5 where the MLP alone. None where nothing was.
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
     seconds: wall clock of the evaluation, control nets included; on a GPU its time there, known when the run has ended.
     planned: what the plan wanted, before anything got in the way. recording: whether it also recorded surroundings.
-    words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. merged: float (B, h, w) in 0..1 on the token
-    grid, how much of each token was computed together with others; None where nothing was. picture: the denoised latent,
-    see `rough.pictures`.
+    words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. picture: the denoised latent, see
+    `rough.pictures`.
     """
 
     index: int
@@ -59,12 +60,12 @@ class Evaluation:
     boxes: Boxes = ()
     windows: Boxes = ()
     heatmap: Tensor | None = None
+    merged: Tensor | None = None
     forecast_error: float | None = None
     seconds: float = 0.0
     planned: Kind | None = None
     recording: bool = False
     words: Tensor | None = None
-    merged: Tensor | None = None
     picture: Tensor | None = None
 
 
@@ -112,6 +113,8 @@ class Run:
     def summary(self) -> str:
         total = len(self.evaluations)
         parts = ", ".join(f"{self.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        merged = sum(e.merged is not None for e in self.evaluations)
+        parts += f"; {merged} with merged tokens" if merged else ""
         state = "" if self.completed else " (interrupted)"
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
 

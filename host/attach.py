@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
@@ -15,6 +16,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from ..engine.config import HighlightConfig
 from ..engine.highlight import Given
 from ..engine.report import as_line
+from ..engine.sdtm import SDTMConfig
 from ..engine.trace import Run, Trace
 from .dit import DiTRun
 from .families import FAMILIES, family_of
@@ -23,6 +25,21 @@ from .run import KEY, ModelRun
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
+WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the pack's nodes ask of one MODEL: each of the two methods at most once, with the trace it hands out."""
+
+    highlight: HighlightConfig = HighlightConfig(enabled=False)
+    given: Given = Given()
+    merging: SDTMConfig | None = None
+    traces: tuple[tuple[str, Trace, str], ...] = ()  # method, trace, node id
+
+    def by(self, method: str, trace: Trace, node_id: str) -> tuple[tuple[str, Trace, str], ...]:
+        """The traces once this method's node hands out this one."""
+        return (*(own for own in self.traces if own[0] != method), (method, trace, node_id))
 
 
 def attach(
@@ -33,11 +50,35 @@ def attach(
     `given` holds a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that
     is not supported.
     """
-    executor = executor_of(model)
+    executor, asked = executor_of(model), asked_of(model)
+    traces = asked.by("highlight", trace, node_id)
+    return _attached(model, executor, replace(asked, highlight=config, given=given or Given(), traces=traces))
+
+
+def attach_merging(model: ModelPatcher, config: SDTMConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
+    """A clone of `model` that samples with merged tokens and writes every run into `trace`; with Highlight Diffusion on the
+    same model, in either order, they are one run. Raises ValueError for a model that is not supported.
+    """
+    if is_unet(model):
+        raise ValueError(
+            "SDTM Token Merging is for diffusion transformers, and this is a UNet; ComfyUI's own node TomePatchModel merges "
+            "tokens of UNets, and Highlight Diffusion supports them"
+        )
+    executor, asked = executor_of(model), asked_of(model)
+    return _attached(model, executor, replace(asked, merging=config, traces=asked.by("merging", trace, node_id)))
+
+
+def asked_of(model: ModelPatcher) -> Asked:
+    """What nodes of the pack asked of this MODEL before."""
+    found = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    return found[-1].asked if found else Asked()
+
+
+def _attached(model: ModelPatcher, executor: type[ModelRun], asked: Asked) -> ModelPatcher:
     clone = model.clone()
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+    for kind in WRAPPED:
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor, config, trace, node_id, given or Given()))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor, asked))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
@@ -60,18 +101,22 @@ def executor_of(model: ModelPatcher) -> type[ModelRun]:
 class _OuterSample:
     """Creates the state of a run around the whole sampling call."""
 
-    def __init__(self, executor: type[ModelRun], config: HighlightConfig, trace: Trace, node_id: str, given: Given):
-        self.executor, self.config, self.trace, self.node_id, self.given = executor, config, trace, node_id, given
+    def __init__(self, executor: type[ModelRun], asked: Asked):
+        self.executor, self.asked = executor, asked
 
     def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         function = getattr(sampler, "sampler_function", None)
         name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
         colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
-        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), (self.node_id,), colours)
+        asked = self.asked
+        nodes = tuple(node for _, _, node in asked.traces)
+        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), nodes, colours)
         options = guider.model_options.setdefault("transformer_options", {})
-        state = options[KEY] = self.executor(self.config, run, guider, self.given, sampler, sigmas)
-        self.trace.runs.append(run)
+        merging = {"merging": asked.merging} if asked.merging is not None else {}
+        state = options[KEY] = self.executor(asked.highlight, run, guider, asked.given, sampler, sigmas, **merging)
+        for _, trace, _ in asked.traces:
+            trace.runs.append(run)
         started = time.perf_counter()
         try:
             state.live = watch(run)

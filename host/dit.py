@@ -17,6 +17,10 @@ from ..engine.axis import log_ratio, log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import token_maps
 from ..engine.highlight import Given
+from ..engine.merging import Merge
+from ..engine.reweight import WeighingTap
+from ..engine.sdtm import MergingRun, SDTMConfig
+from ..engine.stations import ATTENTION, MergedTokens, merging, recording_details
 from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
 from ..engine.trace import Run
 from .families import family_of
@@ -30,17 +34,25 @@ LAYERS = 4  # blocks listened to
 class DiTRun(ModelRun):
     """One sampling run on a transformer."""
 
-    def __init__(self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor):
+    def __init__(
+        self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor,
+        merging: SDTMConfig | None = None,
+    ):  # fmt: skip
         model = guider.model_patcher
         check_latent(run.shape, model)
         self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
         patch, frames = self.family.patch(self.network), run.shape[2] if len(run.shape) == 5 else 1
         self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
         self.trailing = self.family.trailing(self.network, self.grid.count)
-        self.listened = set(chosen(list(self.family.blocks(self.network)), LAYERS))
-        flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+        self.blocks = list(self.family.blocks(self.network))
+        self.listened = set(chosen(self.blocks, LAYERS))
+        sampling = model.get_model_object("model_sampling")
+        flow = isinstance(sampling, comfy.model_sampling.CONST)
         axis = log_ratio if flow else log_sigma
         super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid, axis), axis)
+        if merging is not None:
+            ends = sampling.percent_to_sigma(merging.start_percent), sampling.percent_to_sigma(merging.end_percent)
+            self.engine.merging = MergingRun(merging, run.sigmas, self.grid, run.shape[0], len(self.blocks), *ends)
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
         arguments = t, c_concat, c_crossattn, control
@@ -49,6 +61,17 @@ class DiTRun(ModelRun):
         keys = list(zip(options["uuids"], options["cond_or_uncond"], strict=True))
         if self.computed:
             return self._subsets(executor, keys, x, arguments, options, **kwargs)
+        state = self.engine.merging
+        if state is not None and state.kinds:
+            return self._merged(executor, keys, x, arguments, options, **kwargs)
+        with ExitStack() as stack:
+            if state is not None and state.recording:
+                self._record_details(stack, keys)
+            return self._whole(executor, keys, x, arguments, options, **kwargs)
+
+    def _whole(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
+        """A dense evaluation, tapped where something records or listens."""
+        t = arguments[0]
         accumulator, rows = self.engine.accumulator, self.positive_rows(options)
         hear = self._hear(accumulator, rows, len(keys)) if accumulator is not None and rows else None
         if not self.recorded and hear is None:
@@ -87,6 +110,54 @@ class DiTRun(ModelRun):
                 accumulator.add(maps, self.grid.size, prompt, weights)
 
         return hear
+
+    def _merge_tokens(self, merge: Merge) -> MergedTokens:
+        return MergedTokens(merge, self.family.text_first, self.trailing)
+
+    def _record_details(self, stack: ExitStack, keys) -> None:
+        """While the stack is open, what a coming merge will lack is recorded for every image."""
+        state = self.engine.merging
+        for image in state.images:
+            if image.merge is not None:
+                stack.enter_context(recording_details(
+                    self.blocks, self.family.stations, self._merge_tokens(image.merge), image.details, keys,
+                    state.kinds_of_stage, state.spared,
+                ))  # fmt: skip
+
+    def _merged(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
+        """Every image by itself, since each has its own merge: one call for a single one."""
+        state, parts = self.engine.merging, []
+        t, c_concat, c_crossattn, control = arguments
+        for image in state.images:
+
+            def own(value, image=image):
+                whole = isinstance(value, Tensor) and len(value) == len(x) and len(state.images) > 1
+                return image.details.rows(value).contiguous() if whole else value
+
+            given = options
+            with ExitStack() as stack:
+                if state.weighs:
+                    tap = self._weighing(image.merge, options)
+                    stack.enter_context(tapped(self.family, self.network, tap))
+                    given = {**options, OVERRIDE: tap}
+                if image.merge is not None:
+                    details = image.details if state.remembers else None
+                    stack.enter_context(merging(
+                        self.blocks, self.family.stations, self.family.enter, self._merge_tokens(image.merge), state.kinds,
+                        state.spared, details, keys,
+                    ))  # fmt: skip
+                parts.append(executor(
+                    own(x), own(t), own(c_concat), own(c_crossattn), _own_control(control, own), given,
+                    **{name: own(value) for name, value in kwargs.items()},
+                ))  # fmt: skip
+        return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
+
+    def _weighing(self, merge: Merge | None, options: dict) -> WeighingTap:
+        state = self.engine.merging
+        return WeighingTap(
+            self.grid.count, merge if ATTENTION in state.kinds else None, state.spared, state.prompt_weight,
+            state.config.proportional, self.family.text_first, self.trailing, options.get(OVERRIDE),
+        )  # fmt: skip
 
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         full = torch.zeros_like(x)
@@ -128,6 +199,13 @@ def _tapped_function(module: ModuleType, tap: AttentionTap) -> Iterator[None]:
         yield
     finally:
         module.optimized_attention = function
+
+
+def _own_control(control: dict | None, own: Callable[[Any], Any]) -> dict | None:
+    """A control net's residuals for one image of a batch."""
+    if control is None:
+        return None
+    return {name: [own(v) for v in values] if isinstance(values, list) else values for name, values in control.items()}
 
 
 def _pick_control(control: dict | None, pick: Pick, own: Callable[[Any], Any]) -> dict | None:

@@ -6,9 +6,12 @@ from .demo import HighlightDemoModel
 from .highlight import HighlightDiffusion
 from .preview import HighlightMaskPreview
 from .report import HighlightReport
+from .sdtm import HighlightSDTM
 from .words import HighlightWords
 
 
 class HighlightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [HighlightDiffusion, HighlightWords, HighlightMaskPreview, HighlightReport, HighlightDemoModel]
+        return [
+            HighlightDiffusion, HighlightSDTM, HighlightWords, HighlightMaskPreview, HighlightReport, HighlightDemoModel,
+        ]  # fmt: skip

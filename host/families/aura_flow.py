@@ -1,5 +1,6 @@
 """AuraFlow: blocks with text and image apart, then blocks on [text, image]; positions are added at the input."""
 
+from ...engine.stations import attention, mlp
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -10,10 +11,20 @@ def enter(block, args, kwargs, pick: Pick):
     return args, kwargs
 
 
+def stations(block):
+    if hasattr(block, "mlpX"):
+        yield attention(block.attn, takes=1, gives=1)
+        yield mlp(block.mlpX)
+    else:
+        yield attention(block.attn)
+        yield mlp(block.mlp)
+
+
 FAMILY = Family(
     title="AuraFlow",
     network=("comfy.ldm.aura.mmdit.MMDiT",),
     blocks=lambda network: (*network.double_layers, *network.single_layers),
     enter=enter,
+    stations=stations,
     leave=lambda network: network.final_linear,
 )

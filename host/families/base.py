@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ...engine.stations import Stations
 from ...engine.tokens import Enter
 
 
@@ -18,6 +19,7 @@ class Family:
     title: for people. network: the class of its diffusion models, with its module.
     blocks: the modules that tokens run through, in order. enter: takes the subset out of a block's arguments. leave: the
     module that wants all tokens again, as its first argument; stops: blocks after which a model wants them in between.
+    stations: where in a block attention and MLP are, for merging image tokens around them.
     text_first: False where the image's tokens come before all others. trailing: how many tokens follow the image's where
     text comes first. functions: modules whose `optimized_attention` is not told the transformer_options, so that it has
     to be replaced by name for the length of a call.
@@ -27,6 +29,7 @@ class Family:
     network: tuple[str, ...]
     blocks: Callable[[nn.Module], Iterable[nn.Module]]
     enter: Enter
+    stations: Stations
     leave: Callable[[nn.Module], nn.Module]
     patch: Callable[[nn.Module], int] = lambda network: network.patch_size
     text_first: bool = True

@@ -1,5 +1,6 @@
 """Flux.1, Flux.2 and Chroma: blocks with text and image apart, then blocks on [text, image]; rotary positions."""
 
+from ...engine.stations import attention, mlp, parallel
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -13,6 +14,14 @@ def enter(block, args, kwargs, pick: Pick):
     return args, kwargs
 
 
+def stations(block):
+    if hasattr(block, "img_attn"):
+        yield attention(block.img_attn.qkv, block.img_attn.proj)
+        yield mlp(block.img_mlp)
+    else:
+        yield parallel(block.linear1, block.linear2)
+
+
 def blocks(network):
     return (*network.double_blocks, *network.single_blocks)
 
@@ -22,5 +31,6 @@ FAMILY = Family(
     network=("comfy.ldm.flux.model.Flux", "comfy.ldm.chroma.model.Chroma"),
     blocks=blocks,
     enter=enter,
+    stations=stations,
     leave=lambda network: network.final_layer,
 )

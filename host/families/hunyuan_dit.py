@@ -1,5 +1,6 @@
 """HunyuanDiT: self-attention of the image, cross-attention to text, long skips; rotary positions (cosines, sines)."""
 
+from ...engine.stations import attention, mlp
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -9,11 +10,18 @@ def enter(block, args, kwargs, pick: Pick):
     return [pick.tokens(x), vector, text, tuple(pick.positions(table, 0) for table in positions), *skip], kwargs
 
 
+def stations(block):
+    yield attention(block.attn1, gives=0)
+    yield attention(block.attn2, gives=0)
+    yield mlp(block.mlp)
+
+
 FAMILY = Family(
     title="HunyuanDiT",
     network=("comfy.ldm.hydit.models.HunYuanDiT", "comfy.ldm.hydit.models.HunYuanDiTModel"),
     blocks=lambda network: network.blocks,
     enter=enter,
+    stations=stations,
     leave=lambda network: network.final_layer,
     functions=("comfy.ldm.hydit.attn_layers",),
 )

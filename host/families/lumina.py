@@ -1,5 +1,6 @@
 """Lumina 2 and Z-Image: image tokens are refined alone, then run in one sequence [text, image, padding]; rotary positions."""
 
+from ...engine.stations import attention, mlp
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -7,6 +8,11 @@ from .base import Family
 def enter(block, args, kwargs, pick: Pick):
     x, mask, positions, *rest = args
     return [pick.tokens(x), mask, pick.positions(positions, 1), *rest], kwargs
+
+
+def stations(block):
+    yield attention(block.attention)
+    yield mlp(block.feed_forward)
 
 
 def trailing(network, count: int) -> int:
@@ -18,6 +24,7 @@ FAMILY = Family(
     network=("comfy.ldm.lumina.model.NextDiT",),
     blocks=lambda network: (*network.noise_refiner, *network.layers),
     enter=enter,
+    stations=stations,
     leave=lambda network: network.final_layer,
     trailing=trailing,
     stops=lambda network: network.noise_refiner[-1:],

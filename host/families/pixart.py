@@ -1,5 +1,6 @@
 """PixArt alpha and sigma: self-attention of the image, cross-attention to text; positions are added at the input."""
 
+from ...engine.stations import attention, mlp
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -9,11 +10,18 @@ def enter(block, args, kwargs, pick: Pick):
     return args, kwargs
 
 
+def stations(block):
+    yield attention(block.attn)
+    yield attention(block.cross_attn)
+    yield mlp(block.mlp)
+
+
 FAMILY = Family(
     title="PixArt",
     network=("comfy.ldm.pixart.pixartms.PixArtMS",),
     blocks=lambda network: network.blocks,
     enter=enter,
+    stations=stations,
     leave=lambda network: network.final_layer,
     functions=("comfy.ldm.pixart.blocks",),
 )

@@ -1,5 +1,6 @@
 """Qwen-Image: text and image apart in every block, rotary positions of [text, image]."""
 
+from ...engine.stations import attention, mlp
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -10,10 +11,16 @@ def enter(block, args, kwargs, pick: Pick):
     return args, kwargs
 
 
+def stations(block):
+    yield attention(block.attn, takes="hidden_states", gives=0)
+    yield mlp(block.img_mlp)
+
+
 FAMILY = Family(
     title="Qwen-Image",
     network=("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",),
     blocks=lambda network: network.transformer_blocks,
     enter=enter,
+    stations=stations,
     leave=lambda network: network.norm_out,
 )

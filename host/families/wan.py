@@ -1,5 +1,6 @@
 """Wan 2.1 text to video: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
 
+from ...engine.stations import attention, mlp
 from ...engine.tokens import Pick
 from .base import Family
 
@@ -10,11 +11,18 @@ def enter(block, args, kwargs, pick: Pick):
     return args, kwargs
 
 
+def stations(block):
+    yield attention(block.self_attn)
+    yield attention(block.cross_attn)
+    yield mlp(block.ffn)
+
+
 FAMILY = Family(
     title="Wan 2.1",
     network=("comfy.ldm.wan.model.WanModel",),
     blocks=lambda network: network.blocks,
     enter=enter,
+    stations=stations,
     leave=lambda network: network.head,
     patch=lambda network: network.patch_size[-1],
 )

@@ -16,7 +16,9 @@ import nodes as comfy_nodes
 
 from . import tiny
 
-IDS = {"HighlightDiffusion", "HighlightWords", "HighlightMaskPreview", "HighlightReport", "HighlightDemoModel"}
+IDS = {
+    "HighlightDiffusion", "HighlightSDTM", "HighlightWords", "HighlightMaskPreview", "HighlightReport", "HighlightDemoModel",
+}  # fmt: skip
 DEFAULTS = {
     "enabled": True, "preset": "balanced", "correct": "auto", "interval": "auto", "pace": 0.0, "warmup": 0,
     "start_percent": 0.0, "end_percent": 1.0, "threshold": 0.6, "halo": 2, "levels": 2, "max_area": 0.6, "forecast": "auto",

@@ -57,6 +57,9 @@ STRONGEST = {
     },
     "mmdit": {
         **BOTH, "First-Block Cache": "threshold=0.2", "TeaCache": "threshold=0.5", "RAS": "ratio=0.5", "AccelAes": "every=2",
+        "ToMe on DiT": "ratio=0.5", "ToDo": "factor=2 blocks=100%", "SDTM as released": "r=0.5 protect=3",
+        "SDTM": "r=0.5 protect=4 (balanced)", "SDTM, merging alone": "r=0.4", "SDTM ablated": "nothing remembered",
+        "Highlight and SDTM": "pace=5 r=0.5 protect=2",
     },
 }  # fmt: skip
 
@@ -90,15 +93,18 @@ def test_a_peer_that_skips_nothing_is_dense(subject, dense, name):
     assert (latent - dense[0]).abs().max() <= 1e-5 * dense[0].abs().max()
 
 
-@pytest.mark.parametrize("name", ["First-Block Cache", "TeaCache", "RAS"])
+@pytest.mark.parametrize("name", ["First-Block Cache", "TeaCache", "RAS", "ToMe on DiT", "ToDo", "SDTM as released"])
 def test_a_peer_of_transformers_that_skips_nothing_is_dense(subjects, denses, name):
-    from highlight_diffusion.bench.peers import first_block, ras, teacache
+    from highlight_diffusion.bench.peers import first_block, ras, sdtm_official, teacache, todo, tome_dit
 
     subject = subjects["mmdit"]
     model = {
         "First-Block Cache": lambda: first_block.apply(subject.model, 0.0),
         "TeaCache": lambda: teacache.apply(subject.model, 0.0),
         "RAS": lambda: ras.apply(subject.model, SAMPLING.steps, 1.0),
+        "ToMe on DiT": lambda: tome_dit.apply(subject.model, 0.0),
+        "ToDo": lambda: todo.apply(subject.model, 1),
+        "SDTM as released": lambda: sdtm_official.apply(subject.model, SAMPLING.steps, 0.0, 0.0, protect=0),
     }[name]()
     latent, _ = subject.sample(model, PROMPT, 0, SAMPLING)
     assert (latent - denses["mmdit"][0]).abs().max() <= 1e-5 * latent.abs().max()
@@ -106,7 +112,8 @@ def test_a_peer_of_transformers_that_skips_nothing_is_dense(subjects, denses, na
 
 @pytest.mark.parametrize("kind, label", [
     ("unet", "DeepCache N=3"), ("mmdit", "First-Block Cache threshold=0.2"), ("mmdit", "TeaCache threshold=0.5"),
-    ("mmdit", "RAS ratio=0.5"), ("mmdit", "AccelAes every=2"),
+    ("mmdit", "RAS ratio=0.5"), ("mmdit", "AccelAes every=2"), ("mmdit", "ToMe on DiT ratio=0.5"),
+    ("mmdit", "SDTM as released r=0.5 protect=3"),
 ])  # fmt: skip
 def test_a_second_run_of_a_peer_is_the_first(subjects, kind, label):
     """Peers keep state between steps; a new run must not see the last one's."""

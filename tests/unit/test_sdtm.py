@@ -1,0 +1,246 @@
+"""The plan of merging over a run, and its laws on the bundled transformer in plain torch."""
+
+import math
+
+import pytest
+import torch
+from highlight_diffusion.demo.load import encode_prompt, load_plain
+from highlight_diffusion.demo.plain import sample
+from highlight_diffusion.demo.plain_flow import PlainFlow
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig, parse_blocks, patches, progress_of
+from highlight_diffusion.engine.stations import ATTENTION, MLP
+from highlight_diffusion.engine.tokens import TokenGrid
+from highlight_diffusion.engine.trace import Evaluation
+
+OFF = HighlightConfig(enabled=False)
+PURE = SDTMConfig(mcw=1, protect_steps=0)
+STEPS = 10
+SIGMAS = tuple(1 - i / STEPS for i in range(STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    mmdit, text, _ = load_plain("mmdit")
+    prompts = ["a large red circle at the left on a plain navy background", "a small blue star on a plain gray background"]
+    return PlainFlow(mmdit, torch.cat([encode_prompt(text, prompt) for prompt in prompts]), encode_prompt(text, ""))
+
+
+def run(model, merging, config=OFF, size=(16, 16), batch: int = 1, seed: int = 0):
+    noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
+    return sample(model.of(slice(0, batch)), noise, STEPS, 3.0, config, merging=merging)
+
+
+def state(config: SDTMConfig, size=(16, 16), images: int = 1) -> MergingRun:
+    return MergingRun(config, SIGMAS, TokenGrid(size), images, depth=4)
+
+
+def step(merging: MergingRun, index: int, **kwargs) -> Evaluation:
+    evaluation = Evaluation(index, index, SIGMAS[index], "dense", "off", 1.0)
+    merging.begin(evaluation, **kwargs)
+    frame = merging.grid.frame
+    merging.learn(torch.randn(len(merging.images), 4, *frame, generator=torch.Generator().manual_seed(1)))
+    for image in merging.images:  # as an executor does
+        if merging.recording and image.merge is not None:
+            image.details.keep((0, 0), ("positive",), torch.zeros(1))
+    return evaluation
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_ratio_falls_by_a_cosine():
+    config = SDTMConfig(r=0.3, delta=0.2)
+    assert config.ratio(0) == pytest.approx(0.5) and config.ratio(1) == pytest.approx(0.1)
+    assert config.ratio(0.5) == pytest.approx(0.1 + 0.4 * math.cos(math.pi / 4))
+    assert SDTMConfig(r=0.9, delta=0.5).ratio(0) == 0.75  # all windows of four
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 1.5}, "r is 1.5"), ({"delta": -0.1}, "delta is -0.1"), ({"switch": 2}, "switch is 2"),
+        ({"window": 1}, "window is 1"), ({"reuse": 0}, "reuse is 0"), ({"protect_steps": 1}, "protect_steps is 1"),
+        ({"mcw": 0.5, "protect_steps": 0}, "set mcw to 1 or protect_steps to 2"), ({"threshold": 3}, "threshold is 3"),
+        ({"memory": "disk"}, 'memory is "disk"; choose device, 8 bit, offload'),
+        ({"start_percent": 0.9, "end_percent": 0.1}, "start_percent 0.9 is not below"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_clear_errors(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SDTMConfig(**settings)
+
+
+def test_blocks_are_counted_from_either_end():
+    assert SDTMConfig(protect_blocks=parse_blocks("0, 1,-1,99")).spared_blocks(24) == {0, 1, 23}
+    with pytest.raises(ValueError, match='protect_blocks is "first"'):
+        parse_blocks("first")
+
+
+def test_presets_are_valid_and_save_ever_more():
+    ratios = [SDTMConfig(**PRESETS[name]).r for name in ("quality", "balanced", "fast")]
+    assert ratios == sorted(set(ratios))
+
+
+def test_progress_goes_by_sigma():
+    assert progress_of(1.0, SIGMAS) == 0 and progress_of(SIGMAS[STEPS - 1], SIGMAS) == 1
+    assert progress_of(SIGMAS[3], SIGMAS) == pytest.approx(3 / 9)
+    assert progress_of((SIGMAS[3] + SIGMAS[4]) / 2, SIGMAS) == pytest.approx(3.5 / 9)
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_stages_follow_each_other_and_every_evaluation_has_its_reason():
+    merging = state(SDTMConfig(r=0.5, delta=0.25, mcw=1, protect_steps=0, detail_attention=False, switch=0.4))
+    reasons = [step(merging, i).reason for i in range(STEPS)]
+    assert reasons[0] == "whole: no prediction yet to match tokens by"
+    assert all("structure" in r and "attention and MLP" in r for r in reasons[1:4])
+    assert all("detail" in r and r.endswith("in MLP") for r in reasons[4:])
+
+
+def test_detail_is_recorded_before_anything_is_merged():
+    merging = state(SDTMConfig(protect_steps=3))
+    kinds = []
+    for i in range(8):
+        step(merging, i)
+        kinds.append("records" if merging.recording else "merges" if merging.kinds else "whole")
+    assert kinds == ["whole", "records", "merges", "merges", "records", "merges", "merges", "records"]
+
+
+def test_a_matching_serves_several_evaluations_and_then_moves():
+    merging = state(SDTMConfig(r=0.5, delta=0, mcw=1, protect_steps=0, reuse=3, switch=1))
+    step(merging, 0)
+    made = []
+    for i in range(1, 7):
+        step(merging, i)
+        made.append(merging.images[0].merge)
+    assert made[0] is made[1] is made[2] and made[3] is made[4] is made[5] and made[0] is not made[3]
+    assert not torch.equal(made[0].groups[0], made[3].groups[0])
+
+
+def test_merged_counts_come_in_buckets():
+    merging = state(SDTMConfig(r=0.5, delta=0.4, mcw=1, protect_steps=0, reuse=1), size=(64, 64))
+    counts = set()
+    for i in range(STEPS):
+        step(merging, i)
+        if merging.kinds:
+            counts.add(1024 - merging.images[0].merge.merged_count)
+    assert len(counts) > 3 and all(abs(n * BUCKETS / 1024 - round(n * BUCKETS / 1024)) < 0.1 for n in counts)
+
+
+def test_what_is_attended_is_never_merged():
+    merging = state(SDTMConfig(r=0.75, delta=0, mcw=1, protect_steps=0, reuse=1))
+    merging.attended = torch.zeros(1, 8, 8, dtype=torch.bool)
+    merging.attended[:, 2:5, 3:6] = True
+    for i in range(STEPS):
+        step(merging, i)
+        if merging.kinds:
+            assert not merging.images[0].merge.shared().view(8, 8)[2:5, 3:6].any()
+            assert merging.images[0].merge.shared().any()
+
+
+def test_a_threshold_leaves_unlike_tokens_alone():
+    features = torch.randn(1, 4, 16, 16)
+    merging = state(SDTMConfig(r=0.5, delta=0, mcw=1, protect_steps=0, threshold=0.9))
+    merging.learn(features)
+    merging.begin(Evaluation(0, 1, SIGMAS[1], "dense", "off", 1.0))
+    assert not merging.kinds
+    flat = features.clone()
+    flat[..., :8] = 0.5
+    merging.learn(flat)
+    merging.forget()
+    merging.begin(Evaluation(0, 2, SIGMAS[2], "dense", "off", 1.0))
+    shared = merging.images[0].merge.shared().view(8, 8)
+    assert shared[:, :4].any() and not shared[:, 4:].any()
+
+
+def test_fairness_spares_what_was_merged_last():
+    """The released code has the sign the other way round and merges the same tokens again and again."""
+
+    def again(a: float) -> float:
+        merging = state(SDTMConfig(r=0.375, delta=0, mcw=1, protect_steps=0, reuse=1, a_s=a, switch=1, rotate=False))
+        merged = []
+        for i in range(STEPS):
+            step(merging, i)
+            if merging.kinds:
+                merged.append(merging.images[0].merge.shared())
+        return float(torch.stack(merged).float().mean(0).max())
+
+    assert again(-1.0) == again(0.0) == 1.0 and again(10.0) <= 0.6
+
+
+def test_patches_of_a_frame_that_does_not_divide():
+    x = torch.arange(2 * 5 * 3.0).view(2, 5, 3)
+    own = patches(x, TokenGrid((5, 3)))
+    assert own.shape == (6, 8) and own[0].tolist() == [0, 1, 3, 4, 15, 16, 18, 19]
+    assert own[5].tolist() == [14] * 4 + [29] * 4
+
+
+# -- the laws ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"enabled": False}, {"r": 0, "delta": 0}, {"protect_blocks": tuple(range(8))}])
+def test_off_is_off(model, settings):
+    dense, _ = run(model, None)
+    latent, _ = run(model, SDTMConfig(**settings))
+    assert torch.equal(latent, dense)
+
+
+def test_tokens_are_merged_and_the_trace_says_which(model):
+    dense, _ = run(model, None)
+    for config in (SDTMConfig(), PURE):
+        latent, trace = run(model, config)
+        merged = [e for e in trace.evaluations if e.merged is not None]
+        assert merged and torch.isfinite(latent).all() and not torch.equal(latent, dense)
+        assert all(e.active < 1 and e.merged.shape == (1, 8, 8) and 0 < e.merged.mean() < 1 for e in merged)
+        assert (trace.cache_bytes > 0) == (config is not PURE)
+    assert all(e.reason for e in trace.evaluations)
+
+
+def test_detail_makes_the_next_evaluation_exact_where_nothing_moved(model):
+    """At the state the detail was recorded at, what merged tokens get differs by the merging of what enters alone."""
+    dense, _ = run(model, None)
+    errors = [float((run(model, config)[0] - dense).abs().mean()) for config in (SDTMConfig(r=0.5), SDTMConfig(r=0.5, mcw=1))]
+    assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("size", [(16, 24), (18, 14), (10, 2)])
+def test_any_grid(model, size):
+    latent, trace = run(model, SDTMConfig(r=0.6), size=size)
+    assert torch.isfinite(latent).all() and trace.evaluations[-1].reason
+
+
+def test_images_of_a_batch_are_merged_apart(model):
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    both, _ = sample(model, noise, STEPS, 3.0, OFF, merging=SDTMConfig())
+    second, _ = sample(model.of(slice(1, 2)), noise[1:], STEPS, 3.0, OFF, merging=SDTMConfig())
+    assert torch.allclose(both[1:], second, atol=2e-4)
+
+
+def test_a_second_run_equals_the_first(model):
+    assert torch.equal(run(model, SDTMConfig())[0], run(model, SDTMConfig())[0])
+
+
+def test_with_the_highlight_what_it_covers_is_spared(model):
+    """A matching knows the highlight of the evaluation before it; where the heatmap moves it, it moves one matching later."""
+    _, trace = run(model, SDTMConfig(r=0.5, protect_steps=2), HighlightConfig(interval=(2,), warmup=4))
+    merged = [e for e in trace.evaluations if e.merged is not None]
+    assert merged and trace.count("skipped") and trace.highlight is not None
+    inside, outside = (torch.stack([e.merged[area].mean() for e in merged]) for area in (trace.highlight, ~trace.highlight))
+    assert inside.mean() < 0.3 * outside.mean()
+
+
+def test_only_what_a_stage_merges_is_recorded():
+    assert state(SDTMConfig(detail_attention=False)).kinds_of_stage == {MLP}
+    merging = state(SDTMConfig())
+    merging.stage = "structure"
+    assert merging.kinds_of_stage == {ATTENTION, MLP}
+
+
+def test_what_is_remembered_can_be_kept_smaller_or_elsewhere(model):
+    (plain, full), (coded, small), (moved, _) = (
+        run(model, SDTMConfig(memory=memory)) for memory in ("device", "8 bit", "offload")
+    )
+    assert small.cache_bytes < 0.4 * full.cache_bytes and torch.equal(moved, plain)
+    assert 0 < (coded - plain).abs().max() < 0.1 * plain.abs().max()
