@@ -82,15 +82,16 @@ def _width(stage: Stage) -> int:
 
 
 def controlled(unet: UNet, x: Tensor, timesteps: Tensor, context: Tensor, residuals: list[Tensor]) -> Tensor:
-    """`UNet.forward` with a ControlNet's residuals added."""
-    *skips, middle = residuals
+    """`UNet.forward` with a ControlNet's residuals added, through which alone gradients flow back."""
+    *added, middle = residuals
     embedding = unet.time_embed(timestep_embedding(timesteps, unet.config.model_channels).to(x.dtype))
+    skips = []
     with torch.no_grad():
-        for i, stage in enumerate(unet.input_blocks):
+        for stage in unet.input_blocks:
             x = stage(x, embedding, context)
-            skips[i] = skips[i] + x
+            skips.append(x)
         x = unet.middle_block(x, embedding, context)
     x = x + middle
     for stage in unet.output_blocks:
-        x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context)
+        x = stage(torch.cat([x, skips.pop() + added.pop()], dim=1), embedding, context)
     return unet.out(x)

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 Kind = Literal["dense", "partial", "skipped"]
+ControlUse = Literal["", "computed", "reused"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
 Boxes = tuple[tuple[Box, ...], ...]  # those of each image of a batch
 
@@ -33,6 +34,7 @@ class Evaluation:
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
+    control: what was done about control nets: computed, reused from dense evaluations, or nothing.
     seconds: wall clock of the evaluation, control nets included.
     """
 
@@ -46,6 +48,7 @@ class Evaluation:
     windows: Boxes = ()
     heatmap: Tensor | None = None
     forecast_error: float | None = None
+    control: ControlUse = ""
     seconds: float = 0.0
 
 
@@ -86,8 +89,11 @@ class Run:
     def summary(self) -> str:
         total = len(self.evaluations)
         parts = ", ".join(f"{self.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        controls = [e.control for e in self.evaluations]
+        nets = f"; control nets ran in {controls.count('computed')}" if any(controls) else ""
+        nets += f", reused in {controls.count('reused')}" if "reused" in controls else ""
         state = "" if self.completed else " (interrupted)"
-        return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
+        return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}{nets}; {self.seconds:.2f} s{state}"
 
     def as_dict(self) -> dict:
         """The run without its tensors, for JSON; of a heatmap only whether one was captured."""
