@@ -21,6 +21,7 @@ from ..engine.recording import Key, Surroundings
 from ..engine.run import HighlightRun, Surround
 from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
+from . import ip_adapter
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .sampler import sampler_response
 from .words import WORDS
@@ -84,8 +85,9 @@ class ModelRun:
             finally:
                 self.current, self.recorded, self.computed = None, (), ()
 
+        adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return self.engine.evaluate(
-            x_in, sigma, _signature(conds, x_in, sigma),
+            x_in, sigma, (_signature(conds, x_in, sigma), adapters),
             dense=lambda evaluation, windows: compute(evaluation, windows, ()),
             partial=lambda evaluation, windows: compute(evaluation, (), windows),
         )  # fmt: skip
@@ -160,7 +162,7 @@ def foreign(conds, model_options: dict) -> str | None:
         return "another node wraps the model's function"
     options = model_options.get("transformer_options", {})
     for name in ("patches", "patches_replace"):
-        used = [key for key, value in options.get(name, {}).items() if value]
+        used = [key for key, value in options.get(name, {}).items() if value and not _known(key, value)]
         if used:
             return f"another node patches {', '.join(used)}"
     for kind in ("apply_model", "diffusion_model"):
@@ -168,6 +170,11 @@ def foreign(conds, model_options: dict) -> str | None:
         if keys:
             return f"another node wraps {kind} ({', '.join(str(key) for key in keys)})"
     return None
+
+
+def _known(key: str, patches: Any) -> bool:
+    """Whether patches are of a kind that parts are computed beside."""
+    return key == "attn2" and isinstance(patches, dict) and all(ip_adapter.is_ip_adapter(p) for p in patches.values())
 
 
 def _signature(conds, x: Tensor, sigma: float) -> tuple:

@@ -17,6 +17,7 @@ from ..engine.trace import Run
 from ..engine.window import Window, computing, fit, recording, windows_of
 from .attention import HeatmapTap, cross_attention_sites
 from .control import Residuals, mapped
+from .ip_adapter import in_window
 from .run import ModelRun, check_latent
 
 
@@ -72,7 +73,7 @@ class UNetRun(ModelRun):
 
             concat = window.crop(own(c_concat)) if c_concat is not None else None
             residuals = self.control_in(window, keys, control, partial(_crop_control, window, unet, len(x)))
-            arguments = own(t), concat, own(c_crossattn), residuals, options
+            arguments = own(t), concat, own(c_crossattn), residuals, in_window(options, window)
             with computing(unet, window, keys, self.current.sigma):
                 out = executor(window.crop(own(x)), *arguments, **{name: own(value) for name, value in kwargs.items()})
             window.paste(full, out)

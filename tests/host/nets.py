@@ -101,7 +101,9 @@ def t2i_adapter(model: tiny.Tiny) -> comfy.controlnet.T2IAdapter:
 
 
 def sd3(model: tiny.Tiny) -> comfy.controlnet.ControlNet:
-    config = {k: v for k, v in model.patcher.model.model_config.unet_config.items() if k not in ("num_blocks", "image_model", "dtype")}
+    config = {
+        k: v for k, v in model.patcher.model.model_config.unet_config.items() if k not in ("num_blocks", "image_model", "dtype")
+    }
     net = comfy.cldm.mmdit.ControlNet(
         num_blocks=1, control_latent_channels=16, dtype=torch.float32, device=DEVICE, operations=OPERATIONS, **config
     )
