@@ -91,7 +91,7 @@ def set_up() -> Path | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "judge", "bench", "shapes", "ablate"])
+    parser.add_argument("command", choices=["demo", "test", "judge", "bench", "shapes", "ablate", "control"])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()

@@ -219,7 +219,7 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
-    parser.add_argument("--families", default="SD15,SDXL,SD3")
+    parser.add_argument("--families", default="SD15,SD15+ControlNet,SDXL,SD3")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--levels", type=int, default=HighlightConfig.levels, help="of the UNet that windows compute; 0: all")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
@@ -227,7 +227,14 @@ def main() -> int:
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
     for family in args.families.split(","):
-        table = measure_sd3(args.repeats) if family == "SD3" else measure(family, args.repeats, args.levels)
+        if family == "SD3":
+            table = measure_sd3(args.repeats)
+        elif family == "SD15+ControlNet":
+            from .shapes_control import measure_control
+
+            table = measure_control(args.repeats, args.levels)
+        else:
+            table = measure(family, args.repeats, args.levels)
         report = "\n".join(table)
         say(report)
         (args.out / f"shapes-{family}.md").write_text(report)

@@ -6,15 +6,35 @@ sees a picture beside the latent and adds, through convolutions that start at ze
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .scenes import Scene, grid, signed_distance
+from .scenes import POSITIONS, SIZES, Scene, Thing, apart, grid, signed_distance
 from .unet import ResBlock, SpatialTransformer, Stage, UNet, UNetConfig, timestep_embedding
 
+WEIGHTS = "controlnet/highlight_demo_outline"  # a folder of its own, which ComfyUI's loader is shown
+RADII = (0.10, 0.19)  # of objects that are placed freely
 LINE = 1 / 128  # width of an outline, of the frame
 HINT_WIDTHS = ((16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2))  # channels and stride, to 1/8 of the side
+
+
+def moved(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its objects anywhere in the frame, in any size, and called by the nearest place and size."""
+    things: list[Thing] = []
+    for thing in scene.things:
+        while True:
+            radius = float(rng.uniform(*RADII))
+            centre = tuple(float(c) for c in rng.uniform(radius + 0.03, 0.97 - radius, 2))
+            place = min(POSITIONS, key=lambda name: np.hypot(*np.subtract(POSITIONS[name], centre)))
+            size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
+            thing = replace(thing, size=size, position=place, radius=radius, centre=centre)
+            if all(apart(thing, other) for other in things):
+                things.append(thing)
+                break
+    return replace(scene, things=tuple(things))
 
 
 def outline(scene: Scene, size: int) -> np.ndarray:

@@ -12,17 +12,16 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .control import ControlNet, controlled, outline
+from .control import ControlNet, controlled, moved, outline
 from .diffusion import corrupt_by_schedule
 from .load import load_plain
-from .scenes import POSITIONS, SIZES, Scene, Thing, _apart, held_out, object_masks, render, sample_scene
+from .scenes import held_out, object_masks, render, sample_scene
 from .text import tokenize
 from .train import EMA, OBJECT_WEIGHT, RENDER_SIZE, Masters, attend_explicitly, learning_rate
 from .unet import CrossAttention
@@ -30,23 +29,6 @@ from .vae import ideal_latent
 
 log = logging.getLogger("demo.train_control")
 DROP_PROMPT = 0.2
-RADII = (0.10, 0.19)
-
-
-def moved(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with its objects anywhere in the frame, in any size, and called by the nearest place and size."""
-    things: list[Thing] = []
-    for thing in scene.things:
-        while True:
-            radius = float(rng.uniform(*RADII))
-            centre = tuple(float(c) for c in rng.uniform(radius + 0.03, 0.97 - radius, 2))
-            place = min(POSITIONS, key=lambda name: np.hypot(*np.subtract(POSITIONS[name], centre)))
-            size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
-            thing = replace(thing, size=size, position=place, radius=radius, centre=centre)
-            if all(_apart(thing, other) for other in things):
-                things.append(thing)
-                break
-    return replace(scene, things=tuple(things))
 
 
 def make_examples(seed: int, count: int) -> dict[str, np.ndarray]:
