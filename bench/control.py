@@ -135,7 +135,7 @@ def compare(asked: list[Scene], sampling: Sampling, names: list[str], out: Path)
         Image.fromarray((strip * 255).round().astype(np.uint8)).save(out / f"control-{sampling.sampler}-{seed}.jpg", quality=90)
     return [
         f"### Demo ControlNet, {len(asked)} scenes, {sampling.sampler}, {sampling.steps} steps", "",
-        "| method | speed-up | PSNR mean / worst | worst SSIM | IoU of objects and outlines | dense / partial / skipped | nets |",
+        "| method | speed-up | PSNR mean / worst | worst SSIM | objects in outlines, IoU | dense / partial / skipped | nets |",
         "|---|---|---|---|---|---|---|",
         *(row.line(name, rows["dense"]) for name, row in rows.items()), "",
         f"Without the control net the objects' IoU with the outlines is {np.mean(left_alone):.3f}.", "",
