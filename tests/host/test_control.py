@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+import comfy.controlnet
 import comfy.patcher_extension
 import pytest
 import torch
@@ -71,8 +72,7 @@ class Runs:
         self.count = 0
         caplog.set_level(logging.WARNING)
         self.caplog = caplog
-        kinds = {type(net) for net in ()} | {nets.comfy.controlnet.ControlNet, nets.comfy.controlnet.T2IAdapter}
-        for kind in kinds:
+        for kind in (comfy.controlnet.ControlNet, comfy.controlnet.T2IAdapter):
             original = kind.get_control
 
             def counted(this, *args, original=original):
@@ -144,7 +144,8 @@ def test_a_part_equals_dense_where_it_was_recorded(kind, model, control, batch, 
     patcher = attach(model.patcher, HighlightConfig(enabled=False), Trace())
     patcher.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "again", again)
     tiny.sample(model, patcher, size=SIZE, steps=3, batch=batch, **control())
-    assert len(errors) >= 3 and max(errors) < 2e-5 and max(without) > 1e-2 and min(without) > 1e-4, (errors, without)
+    assert len(errors) >= 3 and max(errors) < 2e-5 and max(without) > 1e-2, (errors, without)
+    assert all(lacking > 20 * error for lacking, error in zip(without, errors, strict=True)), (errors, without)
 
 
 def copied(control):
@@ -168,8 +169,8 @@ def test_two_nets_in_a_row_and_nothing_leaks(kind, model, control, runs):
 
 
 def test_a_net_that_ends_voids_the_forecast_and_costs_nothing_after(model, control, runs):
-    _, run = sample(model, CONFIG, steps=16, **control(end=0.4))
-    assert "the conditioning changed" in {e.reason for e in run.evaluations if e.kind == "dense"}
+    _, run = sample(model, replace(CONFIG, interval=(7,)), steps=20, **control(end=0.4))  # it ends within a gap
+    assert {"the conditioning changed", "no forecast yet"} <= {e.reason for e in run.evaluations if e.kind == "dense"}
     last = max(e.index for e in run.evaluations if e.control)
-    assert last < 10 and all(e.control == "" for e in run.evaluations[last + 1 :])
+    assert last < 12 and all(e.control == "" for e in run.evaluations[last + 1 :])
     assert run.count("skipped")

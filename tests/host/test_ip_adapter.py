@@ -1,5 +1,7 @@
 """IPAdapter_plus, unmodified, beside ours: weights of the true file layout at tiny widths, its own loader and nodes."""
 
+from dataclasses import replace
+
 import comfy.clip_vision
 import comfy.patcher_extension
 import comfy.supported_models as supported
@@ -20,8 +22,9 @@ NODES = packs.load("ComfyUI_IPAdapter_plus")
 CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 SIZE, BOX = (16, 24), (4, 12, 8, 16)
 VISION = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_channels": 3,
-    "image_size": 224, "patch_size": 32, "projection_dim": 24, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "num_channels": 3, "image_size": 224, "patch_size": 32, "projection_dim": 24,
+    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
 }  # fmt: skip
 
 
@@ -222,7 +225,7 @@ def test_each_image_of_a_batch_has_its_own(model, adapted):
 
 def test_an_adapter_that_ends_voids_the_forecast(model, adapted):
     patcher = adapted(model.patcher, start_at=0.0, end_at=0.5)
-    _, run = sample(model, patcher, CONFIG, steps=16)
+    _, run = sample(model, patcher, replace(CONFIG, interval=(7,)), steps=20)  # it ends within a gap
     changed = [e for e in run.evaluations if e.reason == "the conditioning changed"]
     assert len(changed) == 1 and changed[0].kind == "dense" and run.count("skipped")
     ended = float(model.patcher.get_model_object("model_sampling").percent_to_sigma(0.5))
