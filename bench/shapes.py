@@ -66,10 +66,12 @@ def square(area: float, side: int, align: int) -> tuple[int, int, int, int]:
     return start, start + edge, start, start + edge
 
 
-def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each call, all in turn."""
+def timed(
+    calls: dict[str, Callable[[], object]], repeats: int, device: torch.device, warm: bool = False
+) -> dict[str, float]:  # fmt: skip
+    """Median seconds of each call, all in turn, after one turn that is not counted unless they are warm already."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
+    for turn in range(int(warm), repeats + 1):
         for name, call in calls.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()

@@ -68,7 +68,9 @@ def measure_control(repeats: int, levels: int, size: int = 8 * SIDE["SD15"]) -> 
         "UNet": dense, "net": lambda: net(x, hint, timesteps, context), "window": compute,
     }  # fmt: skip
     counted = {name: macs(call) for name, call in calls.items()}
-    return report(timed(calls, repeats, device), counted, size, f"{str(dtype).removeprefix('torch.')}, {device.type}")
+    return report(
+        timed(calls, repeats, device, warm=True), counted, size, f"{str(dtype).removeprefix('torch.')}, {device.type}"
+    )
 
 
 def report(seconds: dict[str, float], counted: dict[str, int], size: int, where: str) -> list[str]:
