@@ -1,5 +1,7 @@
 """The bundled ControlNet with ComfyUI's own loader and nodes: found, the same as in plain torch, followed, accelerated."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from highlight_diffusion.bench.control import overlap, scenes
 from highlight_diffusion.bench.fidelity import psnr
 from highlight_diffusion.demo.control import WEIGHTS, ControlNet, outline
 from highlight_diffusion.demo.load import read_weights
+from highlight_diffusion.demo.scenes import render
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
@@ -49,8 +52,16 @@ def test_it_equals_the_plain_one(net):
         assert (mine - other).abs().max() <= 1e-4 * other.abs().max()
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.caption)
-def test_objects_follow_the_outline_and_sampling_is_accelerated(net, demo, scene):
+def edges(scene) -> torch.Tensor:
+    """What ComfyUI's own edge detector makes of a picture of the scene."""
+    from comfy_extras.nodes_canny import Canny
+
+    drawn = render(replace(scene, texture="plain"), 256)
+    return Canny.execute(torch.from_numpy(drawn)[None], 0.3, 0.6).args[0].float()
+
+
+@pytest.mark.parametrize(("scene", "hint"), list(zip(SCENES, (hint, edges), strict=True)), ids=["outline", "edges"])
+def test_objects_follow_the_lines_and_sampling_is_accelerated(net, demo, scene, hint):
     model, clip, vae = demo
     positive, negative = (comfy_nodes.CLIPTextEncode().encode(clip, text)[0] for text in (scene.caption, ""))
     positive, negative = comfy_nodes.ControlNetApplyAdvanced().apply_controlnet(
