@@ -20,7 +20,7 @@ import torch
 from ..demo.control import WEIGHTS, moved, outline
 from ..demo.detector import colour_map
 from ..demo.scenes import Scene, held_out, object_masks, sample_scene
-from ..engine.config import PACES, WARMUPS, HighlightConfig
+from ..engine.config import PACES, HighlightConfig
 from ..engine.trace import Run, Trace
 from .demo import say
 from .fidelity import psnr, ssim
@@ -103,7 +103,7 @@ def attached(model: Any, settings: dict | None, trace: Trace) -> Any:
 
     settings = dict(settings)
     preset = settings.pop("preset")
-    return attach(model, HighlightConfig(pace=PACES[preset], warmup=WARMUPS[preset], **settings), trace)
+    return attach(model, HighlightConfig(pace=PACES[preset], **settings), trace)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ..demo.diffusion import normal_sigmas
-from ..engine.config import PACES, WARMUPS, HighlightConfig
+from ..engine.config import PACES, HighlightConfig
 from ..engine.schedule import make_plan
 from ..engine.window import Window, computing, fit, recording
 from .cost import macs
@@ -37,7 +37,7 @@ def build_net(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
 
 def plan(sampler: str, preset: str, correct: str) -> Counter:
     """How many evaluations of each kind a preset plans over SD1.5's schedule."""
-    config = HighlightConfig(pace=PACES[preset], warmup=WARMUPS[preset], correct=correct)
+    config = HighlightConfig(pace=PACES[preset], correct=correct)
     sigmas = normal_sigmas(STEPS)[:-1].tolist()
     return Counter(step.kind for step in make_plan(sigmas, config, sampler=sampler))
 
