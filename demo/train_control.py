@@ -98,7 +98,8 @@ def train(args: argparse.Namespace) -> None:
         masters.load(saved)
         step, before = saved["step"], saved["spent"]
         log.info("resumed at step %d, %.0f s spent", step, before)
-    net.to(torch.bfloat16), unet.to(torch.bfloat16)
+    for module in (net, unet):
+        module.to(torch.bfloat16)
     start, budget = time.process_time(), args.hours * 3600
     spent = saved_at = before
     generator = torch.Generator().manual_seed(step + 1)
