@@ -30,7 +30,10 @@ def _widgets(node: dict, info: dict) -> dict:
         for name, spec in info["input"].get(group, {}).items():
             options = spec[1] if len(spec) > 1 else {}
             if (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput"):
-                inputs[name] = next(values)
+                value = next(values, None)
+                if value is None:  # saved before there was this input: the frontend takes its default
+                    continue
+                inputs[name] = value
                 if options.get("control_after_generate"):
                     next(values)
     return inputs

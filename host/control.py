@@ -99,7 +99,8 @@ class RecordedControl:
                 return None
             if id(value) not in numbers:
                 numbers[id(value)] = len(numbers)
-                region.keep(("control", numbers[id(value)]), keys, value.expand(len(keys), *value.shape[1:]))
+                part = value.expand(len(keys), *value.shape[1:])
+                region.keep(("control", numbers[id(value)]), keys, part, tokens=value.ndim == 3)
             return numbers[id(value)]
 
         places = {name: [number(v) for v in values] for name, values in residuals.items()}
