@@ -112,7 +112,7 @@ def set_up_browser() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "command", choices=["demo", "test", "judge", "bench", "shapes", "ablate", "live", "locales", "screenshots"]
+        "command", choices=["demo", "test", "judge", "bench", "shapes", "ablate", "control", "live", "locales", "screenshots"]
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()

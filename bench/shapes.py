@@ -226,7 +226,7 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
-    parser.add_argument("--families", default="SD15,SDXL,SD3,SDTM-1024,SDTM-2048")
+    parser.add_argument("--families", default="SD15,SD15+ControlNet,SDXL,SD3,SDTM-1024,SDTM-2048")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--levels", type=int, default=HighlightConfig.levels, help="of the UNet that windows compute; 0: all")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
@@ -234,10 +234,13 @@ def main() -> int:
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
     from .merge_shapes import measure_merging
+    from .shapes_control import measure_control
 
     for family in args.families.split(","):
         if family.startswith("SDTM-"):
             table = measure_merging(int(family.removeprefix("SDTM-")), args.repeats)
+        elif family == "SD15+ControlNet":
+            table = measure_control(args.repeats, args.levels)
         else:
             table = measure_sd3(args.repeats) if family == "SD3" else measure(family, args.repeats, args.levels)
         report = "\n".join(table)

@@ -1,4 +1,5 @@
-"""Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt`, or --mmdit, --vae."""
+"""Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt`, or --mmdit, --vae,
+--control."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .control import WEIGHTS as CONTROL
 from .load import WEIGHTS
 
 LIMIT = 24 * 2**20
@@ -15,7 +17,7 @@ LIMIT = 24 * 2**20
 
 def save(part: str, weights: dict[str, torch.Tensor]) -> None:
     path = WEIGHTS / f"{part}.safetensors"
-    WEIGHTS.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.half().contiguous() for name, weight in weights.items()}, path)
     if path.stat().st_size > LIMIT:
         raise SystemExit(f"{path} has {path.stat().st_size} bytes, more than {LIMIT}")
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--unet", type=Path)
     parser.add_argument("--mmdit", type=Path)
     parser.add_argument("--vae", type=Path)
+    parser.add_argument("--control", type=Path)
     args = parser.parse_args()
     if args.unet:
         average = torch.load(args.unet, map_location="cpu")["average"]
@@ -38,6 +41,8 @@ def main() -> None:
             save(part, of(average, part))
     if args.mmdit:
         save("mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
+    if args.control:
+        save(CONTROL, torch.load(args.control, map_location="cpu")["average"])
     if args.vae:
         save("vae", torch.load(args.vae, map_location="cpu")["vae"])
 

@@ -18,7 +18,7 @@ DENOISERS = {"unet": UNet, "mmdit": MMDiT}
 
 
 def read_weights(part: str) -> dict[str, Tensor]:
-    """State dict of "unet", "mmdit", "text" or "vae", in float32.
+    """State dict of "unet", "mmdit", "text", "vae" or the control net, in float32.
 
     Raises FileNotFoundError, saying what to do, when the file is missing.
     """

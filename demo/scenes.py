@@ -95,7 +95,7 @@ def sample_scene(rng: np.random.Generator, count: int | None = None, giant: bool
     things: list[Thing] = []
     while len(things) < count:
         thing = _sample_thing(rng, giant)
-        if all(_apart(thing, other) for other in things):
+        if all(apart(thing, other) for other in things):
             things.append(thing)
     background, texture = rng.choice(list(BACKGROUNDS)), rng.choice(TEXTURES)
     return Scene(tuple(things), str(background), str(texture), int(rng.integers(2**31)))
@@ -110,7 +110,8 @@ def _sample_thing(rng: np.random.Generator, giant: bool) -> Thing:
     return Thing(size, colour, shape, position, SIZES[size] * rng.uniform(0.94, 1.06), (float(y), float(x)))
 
 
-def _apart(a: Thing, b: Thing) -> bool:
+def apart(a: Thing, b: Thing) -> bool:
+    """Whether there is room between two objects."""
     reach = a.radius + b.radius + GAP
     return max(abs(a.centre[0] - b.centre[0]), abs(a.centre[1] - b.centre[1])) > reach
 

@@ -8,6 +8,7 @@ from typing import Literal
 ForecastSpace = Literal["auto", "noise", "denoised"]
 Correct = Literal["auto", "always", "never"]
 Memory = Literal["device", "8 bit", "offload"]
+Control = Literal["auto", "reuse", "compute"]
 AUTO, ADAPTIVE = "auto", "adaptive"
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
@@ -53,6 +54,8 @@ class HighlightConfig:
     forecast: what is extrapolated, "auto" to choose it for the sampler.
     memory: where the tokens outside the highlight are kept: as they are on the model's device, there in 8 bits, or in the
     host's memory.
+    control: whether partial evaluations reuse the residuals of control nets from dense ones or run the nets anew; "auto"
+    reuses those of the host's own nets.
     revise: at each computed evaluation make up for what the forecasts before it got wrong.
     """
 
@@ -68,6 +71,7 @@ class HighlightConfig:
     max_area: float = 0.6
     forecast: ForecastSpace = "auto"
     memory: Memory = "device"
+    control: Control = "auto"
     revise: bool = True
     enabled: bool = True
 
@@ -96,6 +100,8 @@ class HighlightConfig:
             raise ValueError(f'correct is "{self.correct}"; choose auto, always or never')
         if self.memory not in ("device", "8 bit", "offload"):
             raise ValueError(f'memory is "{self.memory}"; choose device, 8 bit or offload')
+        if self.control not in ("auto", "reuse", "compute"):
+            raise ValueError(f'control is "{self.control}"; choose auto, reuse or compute')
         if self.forecast not in ("auto", "noise", "denoised"):
             raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
 

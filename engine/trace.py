@@ -15,6 +15,7 @@ from torch import Tensor
 from .rough import LatentColours
 
 Kind = Literal["dense", "partial", "skipped"]
+ControlUse = Literal["", "computed", "reused"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
 Boxes = tuple[tuple[Box, ...], ...]  # those of each image of a batch
 
@@ -45,6 +46,7 @@ class Evaluation:
     attention and MLP of every block were, 0.5 where the MLP alone. None where nothing was.
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
+    control: what was done about control nets: computed, reused from dense evaluations, or nothing.
     seconds: wall clock of the evaluation, control nets included; on a GPU its time there, known when the run has ended.
     planned: what the plan wanted, before anything got in the way. recording: whether it also recorded surroundings.
     words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. picture: the denoised latent, see
@@ -62,6 +64,7 @@ class Evaluation:
     heatmap: Tensor | None = None
     merged: Tensor | None = None
     forecast_error: float | None = None
+    control: ControlUse = ""
     seconds: float = 0.0
     planned: Kind | None = None
     recording: bool = False
@@ -113,10 +116,13 @@ class Run:
     def summary(self) -> str:
         total = len(self.evaluations)
         parts = ", ".join(f"{self.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        controls = [e.control for e in self.evaluations]
+        nets = f"; control nets ran in {controls.count('computed')}" if any(controls) else ""
+        nets += f", reused in {controls.count('reused')}" if "reused" in controls else ""
         merged = sum(e.merged is not None for e in self.evaluations)
         parts += f"; {merged} with merged tokens" if merged else ""
         state = "" if self.completed else " (interrupted)"
-        return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}; {self.seconds:.2f} s{state}"
+        return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}{nets}; {self.seconds:.2f} s{state}"
 
     def as_dict(self) -> dict:
         """The run without its tensors, for JSON; of heatmaps and merge maps only whether there are any."""

@@ -8,12 +8,14 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import folder_paths
 import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 from comfy.supported_models_base import ClipTarget
 
+from ..demo.control import WEIGHTS as CONTROL
 from ..demo.diffusion import FLOW_SHIFT
-from ..demo.load import read_weights
+from ..demo.load import WEIGHTS, read_weights
 from ..demo.mmdit import MMDiTConfig
 from ..demo.text import TextConfig, full_embedding
 from ..demo.unet import UNetConfig
@@ -122,3 +124,10 @@ def load_vae() -> comfy.sd.VAE:
 def load_demo(kind: str = "unet") -> tuple:
     """MODEL of a kind ("unet" or "mmdit"), CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
     return {"unet": load_unet, "mmdit": load_mmdit}[kind](), load_clip(), load_vae()
+
+
+def show_controlnet() -> None:
+    """Let ComfyUI's own Load ControlNet Model find the demo's net."""
+    folder = str((WEIGHTS / CONTROL).parent)
+    if folder not in folder_paths.get_folder_paths("controlnet"):
+        folder_paths.add_model_folder_path("controlnet", folder)

@@ -21,8 +21,9 @@ from ..engine.merging import Merge
 from ..engine.reweight import WeighingTap
 from ..engine.sdtm import MergingRun, SDTMConfig
 from ..engine.stations import ATTENTION, MergedTokens, merging, recording_details
-from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
+from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
 from ..engine.trace import Run
+from .control import Residuals, mapped
 from .families import family_of
 from .families.base import Family, chosen
 from .run import ModelRun, check_latent
@@ -71,7 +72,7 @@ class DiTRun(ModelRun):
 
     def _whole(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         """A dense evaluation, tapped where something records or listens."""
-        t = arguments[0]
+        t, _, _, control = arguments
         accumulator, rows = self.engine.accumulator, self.positive_rows(options)
         hear = self._hear(accumulator, rows, len(keys)) if accumulator is not None and rows else None
         if not self.recorded and hear is None:
@@ -81,14 +82,27 @@ class DiTRun(ModelRun):
         tap = RecordingTap(
             self.recorded, keys, self.grid.count, self.family.text_first, self.trailing, options.get(OVERRIDE), hear
         )
+        cropped = self.cropped_control(control, lambda subset: partial(_pick_control, self._pick(subset), len(x)))
+        foreign_tokens = control is not None and not self._fits(control)
         with tapped(self.family, self.network, tap):
             output = executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
-        self._judge(tap, t)
+        self.keep_control(keys, cropped)
+        self._judge(tap, t, foreign_tokens)
         return output
 
-    def _judge(self, tap: RecordingTap, t: Tensor) -> None:
+    def _pick(self, subset: TokenSubset) -> Pick:
+        return Pick(subset, self.family.text_first, self.trailing)
+
+    def _fits(self, control: Residuals) -> bool:
+        """Whether a control net's residuals (B, tokens, C) are those of the image's tokens."""
+        tensors = [v for values in control.values() if isinstance(values, list) for v in values if isinstance(v, Tensor)]
+        return all(v.ndim == 3 and v.shape[1] == self.grid.count for v in tensors)
+
+    def _judge(self, tap: RecordingTap, t: Tensor, foreign_tokens: bool) -> None:
         """Note what keeps this graph from being computed in part."""
-        if tap.passed - tap.seen:
+        if foreign_tokens:
+            self.no_parts = "a control net's tokens are not those of the picture"
+        elif tap.passed - tap.seen:
             self.no_parts = "an attention of this model is not to be seen"
         elif t.ndim > 1 and t.shape[1] > 1:
             self.no_parts = "every token has a timestep of its own"
@@ -147,7 +161,7 @@ class DiTRun(ModelRun):
                         state.spared, details, keys,
                     ))  # fmt: skip
                 parts.append(executor(
-                    own(x), own(t), own(c_concat), own(c_crossattn), _own_control(control, own), given,
+                    own(x), own(t), own(c_concat), own(c_crossattn), control and mapped(control, own), given,
                     **{name: own(value) for name, value in kwargs.items()},
                 ))  # fmt: skip
         return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
@@ -167,12 +181,13 @@ class DiTRun(ModelRun):
                 whole = isinstance(value, Tensor) and len(value) == len(x)
                 return subset.rows(value).contiguous() if whole else value  # some models view it
 
-            pick = Pick(subset, self.family.text_first, self.trailing)
-            t, c_concat, c_crossattn, control = arguments
+            pick = self._pick(subset)
+            residuals = self.control_in(subset, keys, arguments[3], partial(_pick_control, pick, len(x)))
+            t, c_concat, c_crossattn, _ = arguments
             tap = SubsetTap(subset, keys, self.current.sigma, self.family.text_first, self.trailing, options.get(OVERRIDE))
             with tapped(self.family, self.network, tap, pick):
                 out = executor(
-                    own(x), own(t), own(c_concat), own(c_crossattn), _pick_control(control, pick, own),
+                    own(x), own(t), own(c_concat), own(c_crossattn), residuals,
                     {**options, OVERRIDE: tap}, **{name: own(value) for name, value in kwargs.items()},
                 )  # fmt: skip
             subset.rows(full)[...] = out
@@ -201,16 +216,6 @@ def _tapped_function(module: ModuleType, tap: AttentionTap) -> Iterator[None]:
         module.optimized_attention = function
 
 
-def _own_control(control: dict | None, own: Callable[[Any], Any]) -> dict | None:
-    """A control net's residuals for one image of a batch."""
-    if control is None:
-        return None
-    return {name: [own(v) for v in values] if isinstance(values, list) else values for name, values in control.items()}
-
-
-def _pick_control(control: dict | None, pick: Pick, own: Callable[[Any], Any]) -> dict | None:
-    """A control net's residuals (B, tokens, C) for the subset."""
-    if control is None:
-        return None
-    crop = lambda v: pick.image(own(v)) if isinstance(v, Tensor) and v.ndim == 3 else v  # noqa: E731
-    return {name: [crop(v) for v in values] if isinstance(values, list) else values for name, values in control.items()}
+def _pick_control(pick: Pick, rows: int, control: Residuals) -> Residuals:
+    """A control net's residuals (B, tokens, C) for the subset, of a call with so many rows."""
+    return mapped(control, lambda value: pick.image(pick.subset.rows(value) if len(value) == rows else value))

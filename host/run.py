@@ -7,7 +7,7 @@ executor of the kind of model: host/unet.py or host/dit.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -17,10 +17,12 @@ from ..engine.axis import Axis, log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import TokenWeights
 from ..engine.highlight import Given
-from ..engine.recording import Surroundings
+from ..engine.recording import Key, Surroundings
 from ..engine.run import HighlightRun, Surround
 from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
+from . import ip_adapter
+from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
 from .sampler import sampler_response
 from .words import WORDS
@@ -55,6 +57,8 @@ class ModelRun:
         self.current: Evaluation | None = None
         self.recorded: Sequence[Surroundings] = ()
         self.computed: Sequence[Surroundings] = ()
+        self.control = RecordedControl()
+        self.reuses_control = False  # in partial evaluations, as far as nets run at the present sigma
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
         raise NotImplementedError
@@ -71,16 +75,21 @@ class ModelRun:
             return executor(model, conds, x_in, timestep, model_options)
         self._look_around(conds, x_in, model_options)
         sigma = float(timestep.flatten()[0])
+        nets = nets_at(conds, sigma)
+        self.reuses_control = bool(nets) and reuses(self.engine.config.control, nets)
 
         def compute(evaluation: Evaluation, recorded: Sequence[Surroundings], computed: Sequence[Surroundings]) -> list[Tensor]:
             self.current, self.recorded, self.computed = evaluation, recorded, computed
+            reused = bool(computed) and self.reuses_control
+            evaluation.control = "" if not nets else "reused" if reused else "computed"
             try:
-                return executor(model, conds, x_in, timestep, model_options)
+                return executor(model, without_nets(conds, sigma) if reused else conds, x_in, timestep, model_options)
             finally:
                 self.current, self.recorded, self.computed = None, (), ()
 
+        adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return self.engine.evaluate(
-            x_in, sigma, _signature(conds, x_in, sigma),
+            x_in, sigma, (_signature(conds, x_in, sigma), adapters),
             dense=lambda evaluation, windows: compute(evaluation, windows, ()),
             partial=lambda evaluation, windows: compute(evaluation, (), windows),
         )  # fmt: skip
@@ -96,6 +105,26 @@ class ModelRun:
             self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
         self.engine.no_windows = self.no_parts or foreign(conds, model_options)
         self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
+
+    # -- control nets --------------------------------------------------------------------------------------------
+
+    def cropped_control(self, control: Residuals | None, crop: Callable[[Surroundings], Crop]) -> list[Residuals]:
+        """Residuals of a dense call for each region that is recorded; none where nothing will use them. Before the call,
+        since a model empties the lists."""
+        return [crop(region)(control) for region in self.recorded] if control and self.reuses_control else []
+
+    def keep_control(self, keys: Sequence[Key], cropped: Sequence[Residuals]) -> None:
+        """Add what `cropped_control` returned to the recordings, after the call."""
+        for region, residuals in zip(self.recorded, cropped, strict=False):
+            self.control.keep(region, tuple(keys), residuals)
+
+    def control_in(self, region: Surroundings, keys: Sequence[Key], control: Residuals | None, crop: Crop) -> Residuals | None:
+        """The residuals of a partial call for a region: as recorded, or `control` cropped where the nets did run."""
+        if control is None:
+            return None
+        return self.control.at(region, tuple(keys), self.current.sigma) if self.reuses_control else crop(control)
+
+    # -- conds ---------------------------------------------------------------------------------------------------
 
     def positive_rows(self, options: dict) -> list[tuple[int, Any, TokenWeights | None]]:
         """(row of the call, cond, its words) for the positive conds of a call."""
@@ -138,7 +167,7 @@ def foreign(conds, model_options: dict) -> str | None:
         return "another node wraps the model's function"
     options = model_options.get("transformer_options", {})
     for name in ("patches", "patches_replace"):
-        used = [key for key, value in options.get(name, {}).items() if value]
+        used = [key for key, value in options.get(name, {}).items() if value and not _known(key, value)]
         if used:
             return f"another node patches {', '.join(used)}"
     for kind in ("apply_model", "diffusion_model"):
@@ -148,22 +177,18 @@ def foreign(conds, model_options: dict) -> str | None:
     return None
 
 
+def _known(key: str, patches: Any) -> bool:
+    """Whether patches are of a kind that parts are computed beside."""
+    return key == "attn2" and isinstance(patches, dict) and all(ip_adapter.is_ip_adapter(p) for p in patches.values())
+
+
 def _signature(conds, x: Tensor, sigma: float) -> tuple:
     """What is being evaluated: the conds and control nets in effect at this sigma, and the latent's shape and dtype."""
 
-    def control_state(control) -> tuple:
-        state = []
-        while control is not None:
-            window = getattr(control, "timestep_range", None)
-            state.append((id(control), window is None or window[1] <= sigma <= window[0]))
-            control = getattr(control, "previous_controlnet", None)
-        return tuple(state)
-
-    def active(cond: dict) -> bool:
-        return sigma <= cond.get("timestep_start", sigma) and sigma >= cond.get("timestep_end", sigma)
+    def nets(cond: dict) -> tuple:
+        return tuple((id(net), active_net(net, sigma)) for net in chain(cond.get("control")))
 
     groups = tuple(
-        None if group is None else tuple((c.get("uuid"), control_state(c.get("control"))) for c in group if active(c))
-        for group in conds
+        None if group is None else tuple((c.get("uuid"), nets(c)) for c in group if active_cond(c, sigma)) for group in conds
     )
     return groups, tuple(x.shape), x.dtype, x.device

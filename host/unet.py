@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -16,6 +16,8 @@ from ..engine.highlight import Given
 from ..engine.trace import Run
 from ..engine.window import Window, computing, fit, recording, windows_of
 from .attention import HeatmapTap, cross_attention_sites
+from .control import Residuals, mapped
+from .ip_adapter import in_window
 from .run import ModelRun, check_latent
 
 
@@ -55,8 +57,12 @@ class UNetRun(ModelRun):
             options = HeatmapTap(accumulator, self.sites, rows, len(keys), self.engine.frame).attached(options)
         if not self.recorded:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        cropped = self.cropped_control(control, lambda window: partial(_crop_control, window, unet, len(x)))
         with recording(unet, self.recorded, keys):
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        # of their own: views would hold those of the whole frame
+        self.keep_control(keys, [mapped(residuals, Tensor.clone) for residuals in cropped])
+        return output
 
     def _windows(self, executor, unet, keys, x: Tensor, t, c_concat, c_crossattn, control, options, **kwargs) -> Tensor:
         full = torch.zeros_like(x)
@@ -66,32 +72,27 @@ class UNetRun(ModelRun):
                 return window.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
 
             concat = window.crop(own(c_concat)) if c_concat is not None else None
-            arguments = own(t), concat, own(c_crossattn), _crop_control(control, window, own, len(unet.output_blocks)), options
+            residuals = self.control_in(window, keys, control, partial(_crop_control, window, unet, len(x)))
+            arguments = own(t), concat, own(c_crossattn), residuals, in_window(options, window)
             with computing(unet, window, keys, self.current.sigma):
                 out = executor(window.crop(own(x)), *arguments, **{name: own(value) for name, value in kwargs.items()})
             window.paste(full, out)
         return full
 
 
-def _crop_control(control: dict | None, window: Window, own: Callable[[Any], Any], blocks: int) -> dict | None:
-    """A control net's residuals for a window: cropped on every level it reaches, none for the blocks within.
+def _crop_control(window: Window, unet: UNetModel, rows: int, control: Residuals) -> Residuals:
+    """A control net's residuals for a window, of a call with so many rows: cropped on every level it reaches, none for the
+    blocks within.
 
-    The UNet pops them from the ends of the lists, block by block, so the lists are copied.
+    The UNet pops them from the ends of the lists, block by block.
     """
-    if control is None:
-        return None
+    blocks = len(unet.output_blocks)
     within = blocks - window.depth if window.depth else 0
-    crop = lambda v: window.crop(own(v)) if isinstance(v, Tensor) and v.ndim == 4 else v  # noqa: E731
-    cropped = {}
-    for name, values in control.items():
-        if not isinstance(values, list):
-            cropped[name] = values
-        elif within and name == "middle":
-            cropped[name] = []
-        elif within and name == "input":
-            cropped[name] = [crop(v) for v in values[-window.depth :]]
-        elif within and name == "output":
-            cropped[name] = [crop(v) for v in values[: max(0, len(values) - within)]] + [None] * within
-        else:
-            cropped[name] = [crop(v) for v in values]
-    return cropped
+    control = dict(control)
+    if within:
+        control["middle"] = []
+        control["input"] = control.get("input", [])[-window.depth :]
+        outputs = control.get("output", [])
+        control["output"] = outputs[: max(0, len(outputs) - within)] + [None] * within
+
+    return mapped(control, lambda value: window.crop(window.rows(value) if len(value) == rows else value))

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..host.demo import show_controlnet
 from .demo import HighlightDemoModel
 from .highlight import HighlightDiffusion
 from .preview import HighlightMaskPreview
@@ -11,6 +12,9 @@ from .words import HighlightWords
 
 
 class HighlightExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        show_controlnet()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             HighlightDiffusion, HighlightSDTM, HighlightWords, HighlightMaskPreview, HighlightReport, HighlightDemoModel,

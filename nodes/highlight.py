@@ -87,6 +87,11 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="Where the tokens outside the highlight are kept: device is exact and fastest, 8 bit takes half "
                     "of that memory or less, offload none of the GPU's.",
                 ),
+                io.Combo.Input(
+                    "control", options=["auto", "reuse", "compute"], default="auto", optional=True, extra_dict=ADVANCED,
+                    tooltip="Control nets where only the highlight is computed: reuse forecasts what they add from evaluations "
+                    "computed in full, compute runs them there too. auto: reuse for ComfyUI's own control nets.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, sampling with Highlight Diffusion."),
@@ -109,11 +114,12 @@ class HighlightDiffusion(io.ComfyNode):
         cls, model: io.Model.Type, enabled: bool, preset: str, correct: str, interval: str, pace: float, warmup: int,
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float, forecast: str,
         mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None, memory: str = "device",
+        control: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
             start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
-            levels=levels, max_area=max_area, forecast=forecast, memory=memory, enabled=enabled,
+            levels=levels, max_area=max_area, forecast=forecast, memory=memory, control=control, enabled=enabled,
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")

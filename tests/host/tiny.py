@@ -47,9 +47,9 @@ def build(config) -> comfy.model_patcher.ModelPatcher:
     return ModelPatcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload)
 
 
-def unet_config(mult=(1, 2), depth=(1, 1), middle=1, adm=None, linear=False, in_channels=4) -> dict:
+def unet_config(mult=(1, 2), depth=(1, 1), middle=1, adm=None, linear=False, in_channels=4, width=32) -> dict:
     return {
-        "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": 32,
+        "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": width,
         "num_res_blocks": [1] * len(mult), "channel_mult": list(mult), "transformer_depth": list(depth),
         "transformer_depth_output": [d for d in depth for _ in range(2)], "transformer_depth_middle": middle,
         "use_linear_in_transformer": linear, "context_dim": 64, "adm_in_channels": adm, "use_spatial_transformer": True,
@@ -59,7 +59,7 @@ def unet_config(mult=(1, 2), depth=(1, 1), middle=1, adm=None, linear=False, in_
 
 
 def sd15(**kwargs) -> Tiny:
-    config = supported.SD15(unet_config(mult=(1, 2, 2), depth=(1, 1, 0), **kwargs))
+    config = supported.SD15(unet_config(**{"mult": (1, 2, 2), "depth": (1, 1, 0), **kwargs}))
     config.unet_config.update(num_heads=2, num_head_channels=-1)
     return Tiny(build(config))
 

@@ -1,0 +1,176 @@
+"""Control nets of every kind, by ComfyUI's own classes and node: their residuals in partial evaluations, and what they cost."""
+
+import logging
+from dataclasses import replace
+
+import comfy.controlnet
+import comfy.patcher_extension
+import pytest
+import torch
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.engine.tokens import TokenSubset
+from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.window import Window, fit
+from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.run import KEY
+from highlight_diffusion.host.unet import UNetRun, affine
+
+from . import nets, tiny
+
+WRAPPERS = comfy.patcher_extension.WrappersMP
+CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
+SIZE = (16, 24)
+BOX = (4, 12, 8, 16)
+
+
+@pytest.fixture(scope="module", params=nets.NETS)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind) -> tiny.Tiny:
+    return nets.NETS[kind].model()
+
+
+@pytest.fixture(scope="module")
+def net(kind, model):
+    return nets.NETS[kind].make(model)
+
+
+@pytest.fixture
+def control(kind, model, net):
+    """Conditionings with the net, and a count of its runs."""
+
+    def made(of=net, size=SIZE, **kwargs) -> dict:
+        image = nets.picture(size)
+        positive, negative = nets.applied(
+            of, tiny.cond(model, 1), tiny.cond(model, 2), image, vae=nets.NETS[kind].vae, **kwargs
+        )
+        return {"positive": positive, "negative": negative}
+
+    return made
+
+
+def given() -> Given:
+    mask = torch.zeros(1, *SIZE)
+    mask[:, BOX[0] : BOX[1], BOX[2] : BOX[3]] = 1
+    return Given(mask)
+
+
+def sample(model, config=None, **kwargs):
+    trace = Trace()
+    patcher = attach(model.patcher, config, trace, given=given()) if config else model.patcher
+    return tiny.sample(model, patcher, **{"size": SIZE, "steps": 12, **kwargs}), trace.last
+
+
+class Runs:
+    """Counts how often a net's own model runs, and whether ComfyUI could use all that came of it."""
+
+    def __init__(self, monkeypatch, caplog):
+        self.count = 0
+        caplog.set_level(logging.WARNING)
+        self.caplog = caplog
+        for kind in (comfy.controlnet.ControlNet, comfy.controlnet.T2IAdapter):
+            original = kind.get_control
+
+            def counted(this, *args, original=original):
+                self.count += 1
+                return original(this, *args)
+
+            monkeypatch.setattr(kind, "get_control", counted)
+
+
+@pytest.fixture
+def runs(monkeypatch, caplog) -> Runs:
+    return Runs(monkeypatch, caplog)
+
+
+def test_off_is_off_and_the_net_does_something(model, control):
+    plain, _ = sample(model, steps=4)
+    vanilla, _ = sample(model, steps=4, **control())
+    off, _ = sample(model, HighlightConfig(enabled=False), steps=4, **control())
+    assert not torch.equal(plain, vanilla) and torch.equal(off, vanilla)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "reuse", "compute"])
+def test_a_net_runs_where_it_is_wanted_and_the_trace_says_so(model, control, runs, wanted):
+    latent, run = sample(model, replace(CONFIG, control=wanted), **control())
+    dense, partial = run.count("dense"), run.count("partial")
+    assert partial and run.count("skipped") and torch.isfinite(latent).all()
+    batches = runs.count / (dense + (partial if wanted == "compute" else 0))
+    assert batches in (1, 2), "once an evaluation, or twice where ComfyUI runs the conds apart"
+    expected = {"dense": "computed", "skipped": "", "partial": "computed" if wanted == "compute" else "reused"}
+    assert all(e.control == expected[e.kind] for e in run.evaluations)
+    assert f"control nets ran in {dense + (partial if wanted == 'compute' else 0)}" in run.summary()
+    assert "could not be applied" not in runs.caplog.text
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("wanted", ["reuse", "compute"])
+def test_a_part_equals_dense_where_it_was_recorded(kind, model, control, batch, wanted):
+    """Every dense evaluation is followed by a partial one of the last image at the same x and sigma; without the net's
+    residuals, the negative control, that would be another picture."""
+    errors, without = [], []
+
+    def again(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        args = lambda: (x, t, c_concat, c_crossattn, copied(control), transformer_options)  # noqa: E731
+        dense = executor(*args(), **kwargs)
+        state, image = transformer_options[KEY], (batch - 1, batch)
+        if isinstance(state, UNetRun):
+            region = Window(BOX, SIZE, affine, image, fit(model.patcher.model.diffusion_model, SIZE, 2)[0])
+        else:
+            region = TokenSubset([BOX], state.grid, image)
+        region.begin(1.0)
+        state.current = state.engine.trace.evaluations[-1]
+        state.current.sigma, sigma = 1.0, state.current.sigma
+        state.reuses_control = wanted == "reuse"
+        state.recorded, accumulator, state.engine.accumulator = [region], state.engine.accumulator, None
+        assert torch.equal(state.apply_model(executor, *args(), **kwargs), dense)
+        state.recorded, state.computed = (), [region]
+        y0, y1, x0, x1 = BOX
+        expected = region.rows(dense)[..., y0:y1, x0:x1]
+
+        def error(given) -> float:
+            part = state.apply_model(executor, *args()[:4], given, transformer_options, **kwargs)
+            return float((region.rows(part)[..., y0:y1, x0:x1] - expected).abs().max() / expected.abs().max())
+
+        errors.append(error({} if wanted == "reuse" else copied(control)))
+        without.append(error(None))
+        state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
+        return dense
+
+    patcher = attach(model.patcher, HighlightConfig(enabled=False), Trace())
+    patcher.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "again", again)
+    tiny.sample(model, patcher, size=SIZE, steps=3, batch=batch, **control())
+    assert len(errors) >= 3 and max(errors) < 2e-5 and max(without) > 1e-2, (errors, without)
+    assert all(lacking > 20 * error for lacking, error in zip(without, errors, strict=True)), (errors, without)
+
+
+def copied(control):
+    return control and {name: list(values) for name, values in control.items()}
+
+
+def test_two_nets_in_a_row_and_nothing_leaks(kind, model, control, runs):
+    first = control(strength=0.7)
+    other = nets.NETS[kind].make(model)
+    image = nets.picture(SIZE, seed=9)
+    positive, negative = nets.applied(other, first["positive"], first["negative"], image, 0.5, vae=nets.NETS[kind].vae)
+    both = {"positive": positive, "negative": negative}
+    trace = Trace()
+    used = attach(model.patcher, CONFIG, trace, given=given())
+    latents = [tiny.sample(model, used, size=SIZE, steps=12, **both) for _ in range(2)]
+    run = trace.last
+    fresh, _ = sample(model, CONFIG, **both)
+    alone, _ = sample(model, CONFIG, **first)
+    assert torch.equal(*latents) and torch.equal(latents[0], fresh) and not torch.equal(fresh, alone)
+    assert run.count("partial") and "could not be applied" not in runs.caplog.text
+
+
+def test_a_net_that_ends_voids_the_forecast_and_costs_nothing_after(model, control, runs):
+    _, run = sample(model, replace(CONFIG, interval=(7,)), steps=20, **control(end=0.4))  # it ends within a gap
+    assert {"the conditioning changed", "no forecast yet"} <= {e.reason for e in run.evaluations if e.kind == "dense"}
+    last = max(e.index for e in run.evaluations if e.control)
+    assert last < 12 and all(e.control == "" for e in run.evaluations[last + 1 :])
+    assert run.count("skipped")
