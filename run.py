@@ -21,9 +21,8 @@ DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
 PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
     "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
-    "ruff==0.17.5",
+    "ruff==0.17.5", "comfy-cli==1.23.0",
 ]  # fmt: skip
-COMFY_CLI = "comfy-cli==1.23.0"
 NO_COMFYUI = (
     "No ComfyUI was found at COMFYUI_PATH, in the folder above custom_nodes, or at ~/comfy/ComfyUI, and comfy-cli could "
     "not install one; set COMFYUI_PATH to yours."
@@ -57,7 +56,6 @@ def _install(*arguments: str) -> None:
 def _install_comfyui() -> Path | None:
     """Install ComfyUI with comfy-cli at its default place; None when its source cannot be reached."""
     say("installing ComfyUI with comfy-cli ...")
-    _install(COMFY_CLI)
     comfy = _python().with_name("comfy.exe" if os.name == "nt" else "comfy")
     command = [comfy, "--skip-prompt", "--workspace", DEFAULT_COMFYUI, "install", "--cpu", "--skip-manager"]
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "DO_NOT_TRACK": "1"}
@@ -68,6 +66,12 @@ def _install_comfyui() -> Path | None:
     return find_comfyui()
 
 
+def _requirements(comfyui: Path | None) -> list[Path]:
+    """ComfyUI's own, and those of the ComfyUI-Manager it pins, which the tests install the pack with."""
+    names = ("requirements.txt", "manager_requirements.txt")
+    return [comfyui / name for name in names if (comfyui / name).exists()] if comfyui else []
+
+
 def set_up() -> Path | None:
     """Make the environment, or bring it up to date; returns the ComfyUI to use, None where none can be had."""
     if not _python().exists():
@@ -75,7 +79,7 @@ def set_up() -> Path | None:
         venv.create(VENV, with_pip=True)
         subprocess.run([_python(), "-m", "pip", "install", "-q", "uv"], check=True)
     comfyui = find_comfyui()
-    wanted = [*PINNED, str(comfyui), (comfyui / "requirements.txt").read_text() if comfyui else ""]
+    wanted = [*PINNED, str(comfyui), *(path.read_text() for path in _requirements(comfyui))]
     stamp, digest = VENV / "installed", hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     if not stamp.exists() or stamp.read_text() != digest:
         say("installing pinned packages ...")
@@ -83,7 +87,7 @@ def set_up() -> Path | None:
         if comfyui is None:
             comfyui = _install_comfyui()
         if comfyui is not None:
-            _install("-r", str(comfyui / "requirements.txt"), *PINNED)
+            _install(*(f"-r{path}" for path in _requirements(comfyui)), *PINNED)
         stamp.write_text(digest)
     say(f"ComfyUI: {comfyui}" if comfyui else NO_COMFYUI)
     return comfyui

@@ -26,6 +26,10 @@ if COMFYUI:
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-schema", action="store_true", help="write the nodes' schema as the one to be kept")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if COMFYUI is None and PACK / "tests" / "host" in [collection_path, *collection_path.parents] else None
 

@@ -1,4 +1,4 @@
-"""The demo workflow on a real headless ComfyUI."""
+"""The demo workflow on a real headless ComfyUI, in a fresh folder, with the pack as the registry hands it out."""
 
 import copy
 import json
@@ -11,8 +11,8 @@ from PIL import Image
 
 
 @pytest.fixture(scope="module")
-def server(comfyui):
-    with Server(comfyui) as running:
+def server(comfyui, packed):
+    with Server(comfyui, packed) as running:
         yield running
 
 
@@ -82,6 +82,14 @@ def test_reversed_percentages_fail_the_node_and_the_next_prompt_works(server, pr
     assert last_run(server.run(prompt))["completed"]
 
 
+def test_the_template_browser_has_the_workflows_with_their_pictures(server, pack):
+    listed = server.get("/api/workflow_templates")["highlight-diffusion"]
+    assert set(listed) == {path.stem for path in (pack / "workflows").glob("*.json")}
+    for name in listed:
+        json.loads(server.open(f"/api/workflow_templates/highlight-diffusion/{name}.json"))
+        assert server.open(f"/api/workflow_templates/highlight-diffusion/{name}.jpg").startswith(b"\xff\xd8")
+
+
 def test_node_help_is_served(server):
     for name in ("HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"):
-        assert server._open(f"/extensions/highlight-diffusion/docs/{name}.md").startswith(b"# ")
+        assert server.open(f"/extensions/highlight-diffusion/docs/{name}.md").startswith(b"# ")
