@@ -3,10 +3,10 @@
 import json
 import re
 import sys
-import tomllib
 
 import pytest
 import yaml
+from comfy_config.config_parser import load_pyproject_settings
 from highlight_diffusion.bench.server import Server
 
 from . import release, schema
@@ -36,8 +36,8 @@ def test_weights_are_safetensors_alone(packed):
 
 
 def test_the_version_is_in_the_changelog(pack):
-    project = tomllib.loads((pack / "pyproject.toml").read_text())
-    assert f"## {project['project']['version']}\n" in (pack / "CHANGELOG.md").read_text()
+    version = load_pyproject_settings(pack / "pyproject.toml").project["version"]
+    assert f"## {version}\n" in (pack / "CHANGELOG.md").read_text()
 
 
 def test_nothing_is_published_before_the_tests_passed(pack):
@@ -47,8 +47,8 @@ def test_nothing_is_published_before_the_tests_passed(pack):
     assert publish["needs"] == "test" and jobs["test"] == {"uses": "./.github/workflows/test.yml"}
     (tests,) = yaml.safe_load((folder / "test.yml").read_text())["jobs"].values()
     assert any(step.get("run") == "python run.py test" for step in tests["steps"])
-    oldest = tomllib.loads((pack / "pyproject.toml").read_text())["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
-    assert f"v{oldest}" in tests["strategy"]["matrix"]["comfyui"]
+    required = load_pyproject_settings(pack / "pyproject.toml").tool["comfy"]["requires-comfyui"]
+    assert f"v{required.removeprefix('>=')}" in tests["strategy"]["matrix"]["comfyui"]
 
 
 def test_saved_workflows_find_the_nodes_and_inputs_they_were_saved_with(pack, request):

@@ -146,7 +146,7 @@ def hunyuan_video() -> Tiny:
 def chroma() -> Tiny:
     config = {name: value for name, value in FLUX.items() if name not in ("yak_mlp", "txt_norm", "guidance_embed")}
     config.update(image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=64, hidden_dim=64, n_layers=2)
-    return Tiny(build(supported.Chroma({**config, "vec_in_dim": None})), channels=16)
+    return Tiny(build(supported.Chroma({**config, "vec_in_dim": None})), pooled=32, channels=16)  # 0.8 asks for it
 
 
 def qwen_image() -> Tiny:
