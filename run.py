@@ -95,7 +95,8 @@ def set_up() -> Path | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "judge", "bench", "shapes", "ablate"])
+    commands = ["demo", "test", "fuzz", "workflows", "workflows-full", "judge", "bench", "shapes", "ablate"]
+    parser.add_argument("command", choices=commands)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()
@@ -104,6 +105,10 @@ def main() -> int:
         environment["COMFYUI_PATH"] = str(comfyui)
     if arguments.command == "test":
         program = ["-m", "pytest", "tests"]
+    elif arguments.command == "fuzz":
+        program = ["-m", "pytest", "tests/host/test_fuzz.py", "--cases", "5000"]
+    elif arguments.command == "workflows-full":
+        program = ["-m", "pytest", "tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"]
     else:
         programs = {"bench": "compare"}
         program = [str(PACK / "bench" / "start.py"), programs.get(arguments.command, arguments.command)]

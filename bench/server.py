@@ -100,7 +100,11 @@ class Server:
 
     def run(self, prompt: dict, timeout: float = 300.0) -> dict:
         """Queue an API prompt and wait for it: node id -> its outputs. Raises ServerError when it fails."""
-        prompt_id, end = self.post(prompt), time.monotonic() + timeout
+        return self.result(self.post(prompt), timeout)
+
+    def result(self, prompt_id: str, timeout: float = 300.0) -> dict:
+        """Wait for a queued prompt: node id -> its outputs. Raises ServerError when it fails."""
+        end = time.monotonic() + timeout
         while time.monotonic() < end:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:

@@ -93,6 +93,8 @@ class ModelRun:
             self.engine.dense_reason = "context windows are in use"
         elif tuple(x_in.shape[-2:]) != self.engine.frame:
             self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
+        elif len(x_in) != self.engine.trace.shape[0]:
+            self.engine.dense_reason = f"{len(x_in)} of {self.engine.trace.shape[0]} pictures are computed at a time"
         self.engine.no_windows = self.no_parts or foreign(conds, model_options)
         self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
 

@@ -5,15 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from highlight_diffusion.bench.server import Server, ServerError
+from highlight_diffusion.bench.server import ServerError
 from highlight_diffusion.bench.workflow import of_type, to_prompt
 from PIL import Image
-
-
-@pytest.fixture(scope="module")
-def server(comfyui, packed):
-    with Server(comfyui, packed) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +74,19 @@ def test_reversed_percentages_fail_the_node_and_the_next_prompt_works(server, pr
     with pytest.raises(ServerError, match=r"start_percent 0.8 is not below end_percent 0.3"):
         server.run(bad)
     assert last_run(server.run(prompt))["completed"]
+
+
+def test_two_prompts_queued_at_once_are_as_each_alone(server, prompt):
+    prompts = [copy.deepcopy(prompt) for _ in range(2)]
+    for variant, (seed, preset) in zip(prompts, [(11, "balanced"), (12, "fast")], strict=True):
+        of_type(variant, "KSampler").update(seed=seed, steps=12)
+        of_type(variant, "HighlightDiffusion")["preset"] = preset
+    together = [server.result(prompt_id) for prompt_id in [server.post(variant) for variant in prompts]]
+    pictures = [picture(server, outputs) for outputs in together]
+    assert not np.array_equal(*pictures)
+    for variant, expected in zip(prompts, pictures, strict=True):
+        of_type(variant, "HighlightDiffusion")["threshold"] = 0.6000001  # nothing from the cache
+        assert np.array_equal(picture(server, server.run(variant)), expected)
 
 
 def test_the_template_browser_has_the_workflows_with_their_pictures(server, pack):

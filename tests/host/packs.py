@@ -1,0 +1,48 @@
+"""Unmodified packs of others beside ours: looked for in the folder HIGHLIGHT_PACKS names, or in ~/comfy/packs."""
+
+import asyncio
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+IP_ADAPTER = "ComfyUI_IPAdapter_plus"
+SOURCES = {
+    IP_ADAPTER: "https://github.com/cubiq/ComfyUI_IPAdapter_plus",
+    "ComfyUI-Advanced-ControlNet": "https://github.com/Kosinkadink/ComfyUI-Advanced-ControlNet",
+    "ComfyUI-AnimateDiff-Evolved": "https://github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved",
+    "ComfyUI-GGUF": "https://github.com/city96/ComfyUI-GGUF",
+    "ComfyUI-Impact-Pack": "https://github.com/ltdrdata/ComfyUI-Impact-Pack",
+    "ComfyUI-KJNodes": "https://github.com/kijai/ComfyUI-KJNodes",
+    "ComfyUI-TiledDiffusion": "https://github.com/shiimizu/ComfyUI-TiledDiffusion",
+    "ComfyUI_UltimateSDUpscale": "https://github.com/ssitu/ComfyUI_UltimateSDUpscale",
+}
+
+
+def folder(name: str) -> Path:
+    """Where a pack is; skips the test where it is not there."""
+    found = Path(os.environ.get("HIGHLIGHT_PACKS", "~/comfy/packs")).expanduser() / name
+    if not found.is_dir():
+        pytest.skip(f"{name} is not there: git clone {SOURCES[name]} {found}", allow_module_level=True)
+    return found
+
+
+def load(name: str) -> dict:
+    """ComfyUI's node classes, those of this pack among them; skips the test where the pack is not there."""
+    import nodes
+
+    path = folder(name)
+    if not any(getattr(module, "__file__", None) == str(path / "__init__.py") for module in list(sys.modules.values())):
+        assert asyncio.run(nodes.load_custom_node(str(path))), f"{name} does not import in this ComfyUI"
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def part(name: str, inside: str, module: str) -> ModuleType:
+    """One module of a pack whose whole would need more than is here, imported from the folder `inside` as the pack does."""
+    path = str(folder(name) / inside)
+    if path not in sys.path:
+        sys.path.append(path)
+    return importlib.import_module(module)
