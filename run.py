@@ -95,7 +95,12 @@ def set_up() -> Path | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = ["demo", "test", "fuzz", "workflows", "workflows-full", "judge", "bench", "shapes", "ablate"]
+    tests = {
+        "test": ["tests"], "fuzz": ["tests/host/test_fuzz.py", "--cases", "5000"],
+        "compatibility": ["tests", "-m", "compatibility", "--write-compatibility"],
+        "workflows-full": ["tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"],
+    }  # fmt: skip
+    commands = ["demo", *tests, "workflows", "judge", "bench", "shapes", "ablate"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
@@ -103,12 +108,8 @@ def main() -> int:
     environment = dict(os.environ)
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
-    if arguments.command == "test":
-        program = ["-m", "pytest", "tests"]
-    elif arguments.command == "fuzz":
-        program = ["-m", "pytest", "tests/host/test_fuzz.py", "--cases", "5000"]
-    elif arguments.command == "workflows-full":
-        program = ["-m", "pytest", "tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"]
+    if arguments.command in tests:
+        program = ["-m", "pytest", *tests[arguments.command]]
     else:
         programs = {"bench": "compare"}
         program = [str(PACK / "bench" / "start.py"), programs.get(arguments.command, arguments.command)]

@@ -157,7 +157,7 @@ def _prompts(g: Graph, clip: Link, column: int, negative: str = NEGATIVE) -> tup
 
 def _sample(g: Graph, column: int, model, trace, positive, negative, latent, vae, name: str, **sampling: Any) -> None:
     """Sampler, decoder, the picture and the preview."""
-    settings = {"seed": 1, "steps": 30, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", **sampling}
+    settings = {"seed": 1, "steps": 25, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", **sampling}
     (samples,) = g.add(
         "KSampler", column, model=model, positive=positive, negative=negative, latent_image=latent, **settings
     )  # fmt: skip

@@ -33,7 +33,7 @@ not run or says something else.
 
 In each of these the second run equals the first, and the model without the node gives the picture it gave before.
 """
-COMMAND = "`python run.py test --write-compatibility`"
+COMMAND = "`python run.py compatibility`"
 KINDS = ("UNets", "transformers")
 Row = tuple[str, str, str]  # group, name, kind of model
 
@@ -129,7 +129,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     last = ("test_packs", "test_compatibility")
     items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
     table = config.stash[KEY]
-    table.whole = not (config.option.keyword or config.option.markexpr) and all(Path(arg).is_dir() for arg in config.args)
+    chosen = config.option.keyword or config.option.markexpr not in ("", "compatibility")
+    table.whole = not chosen and all(Path(arg).is_dir() for arg in config.args)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table, if every row was run."""
+    table = session.config.stash[KEY]
+    if session.config.getoption("--write-compatibility"):
+        if not table.whole or table.missing:
+            raise pytest.UsageError(f"not written: {table.missing or 'not all rows were asked for'}")
+        TABLE.write_text(table.text())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,7 +26,7 @@ def folder(name: str) -> Path:
     """Where a pack is; skips the test where it is not there."""
     found = Path(os.environ.get("HIGHLIGHT_PACKS", "~/comfy/packs")).expanduser() / name
     if not found.is_dir():
-        pytest.skip(f"{name} is not there: git clone {SOURCES[name]} {found}", allow_module_level=True)
+        pytest.skip(f"{name} is not there: git clone --recursive {SOURCES[name]} {found}", allow_module_level=True)
     return found
 
 

@@ -11,11 +11,8 @@ def test_the_compatibility_table_says_what_happened(request):
         pytest.skip("no row of the compatibility table was run in this session")
     not_run = {row: why for row, why in table.missing.items() if not why.startswith("skipped")}
     assert not not_run, f"rows that were not run: {not_run}"
-    if request.config.getoption("--write-compatibility"):
-        assert table.whole and not table.missing, f"the table is written from a whole run; missing: {table.missing}"
-        compatibility.TABLE.write_text(table.text())
     written, text = compatibility.TABLE.read_text(), table.text()
     stale = [line for line in text.splitlines() if line.startswith("| ") and line not in written.splitlines()]
-    assert not stale, f"out of date (python run.py test --write-compatibility): {stale}"
+    assert not stale, f"out of date (python run.py compatibility): {stale}"
     if table.whole and not table.missing:
-        assert written == text, "it has rows that no test runs (python run.py test --write-compatibility)"
+        assert written == text, "it has rows that no test runs (python run.py compatibility)"
