@@ -2,7 +2,12 @@
 
 import asyncio
 
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.ops
 import comfy.sample
+import comfy.supported_models as supported
 import gguf
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from highlight_diffusion.engine.highlight import Given
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach
+from safetensors.torch import save_file
 
 from . import packs, tiny
 from .sampling import SIZE, guided, reasons
@@ -208,6 +214,62 @@ def test_animatediff_contexts(observe, sd15, first):
         assert torch.equal(latent, tiny.sample(sd15, evolve(sd15.patcher), **settings))
     observe(trace.last)
     assert reasons(trace.last)
+
+
+def motion_file(loader, path) -> None:
+    """A motion module of SDXL's layout, the smallest there is; the pack holds its widths to the published ones."""
+    inside = loader.load_motion_model.__globals__["load_motion_module_gen2"].__globals__
+    place = "down_blocks.2.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
+    state, info = inside["normalize_ad_state_dict"]({place: torch.zeros(1, 32, 1280)}, "tiny")
+    module = inside["AnimateDiffModel"](mm_state_dict=state, mm_info=info)
+    weights = {n: torch.empty(w.shape).normal_(std=0.02).half() for n, w in module.state_dict().items()}
+    save_file(weights, path)
+
+
+@pytest.mark.compatibility("Other packs", "AnimateDiff-Evolved: motion module")
+def test_animatediff_motion_module(check, tmp_path):
+    """All frames at once; where they are computed in part, a motion module would lack the others."""
+    import folder_paths
+
+    classes = packs.load("ComfyUI-AnimateDiff-Evolved")
+    motion_file(classes["ADE_LoadAnimateDiffModel"], tmp_path / "tiny.safetensors")
+    folder_paths.add_model_folder_path("animatediff_models", str(tmp_path))
+    config = tiny.unet_config(mult=(1, 2, 4), depth=(0,) * 6, middle=-1, adm=2816, linear=True)
+    config.update(model_channels=320, num_res_blocks=[2] * 3, transformer_depth_output=[0] * 9)
+    config = supported.SDXL(config)
+    config.unet_config.update(num_heads=-1, num_head_channels=64)
+    model = tiny.Tiny(tiny.build(config), pooled=1280)
+    (motion,) = classes["ADE_LoadAnimateDiffModel"]().load_motion_model("tiny.safetensors")
+    (motions,) = classes["ADE_ApplyAnimateDiffModelSimple"]().apply_motion_model(motion)
+    (evolved,) = classes["ADE_UseEvolvedSampling"]().use_evolved_sampling(model.patcher, "use existing", m_models=motions)
+    settings = {"size": (8, 8), "batch": 4, "steps": 8}
+    run = check(model, evolved, config=CONFIG, given=upper_left(8, 8), **settings)
+    assert run.count("skipped") and not run.count("partial")
+
+
+# -- Advanced-ControlNet ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+@pytest.mark.compatibility("Other packs", "Advanced-ControlNet: ACN_AdvancedControlNetApply_v2")
+def test_advanced_controlnet(check_masked, sd15, strength):
+    node = packs.load("ComfyUI-Advanced-ControlNet")["ACN_AdvancedControlNetApply_v2"]
+    positive, negative = tiny.cond(sd15, 1), tiny.cond(sd15, 2)
+    hint = torch.rand(1, *(8 * side for side in SIZE), 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.linspace(0, 1, SIZE[1]).expand(1, *SIZE)
+    controlled = node.execute(positive, negative, control_net(sd15), hint, strength, 0.0, 0.9, mask_optional=mask).args
+    assert not torch.equal(tiny.sample(sd15, positive=controlled[0], steps=2, size=SIZE), tiny.sample(sd15, steps=2, size=SIZE))
+    check_masked(sd15, positive=controlled[0], negative=controlled[1])
+
+
+def control_net(model: tiny.Tiny) -> comfy.controlnet.ControlNet:
+    config = {k: v for k, v in model.patcher.model.model_config.unet_config.items() if k not in ("out_channels", "dtype")}
+    device, operations = torch.device("cpu"), comfy.ops.disable_weight_init
+    net = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, dims=2, dtype=torch.float32, device=device, operations=operations
+    )
+    tiny.randomise(net, seed=3)
+    return comfy.controlnet.ControlNet(net, load_device=comfy.model_management.get_torch_device())
 
 
 def test_a_vanilla_run_beside_all_these_packs_is_vanilla(sd15):
