@@ -43,12 +43,12 @@ class Graph:
     links: list[list] = field(default_factory=list)
     heights: dict[int, int] = field(default_factory=dict)
 
-    def add(self, kind: str, column: int, title: str = "", **given: Any) -> list[Link]:
+    def add(self, node: str, column: int, title: str = "", **given: Any) -> list[Link]:
         """Add a node; inputs are outputs of others, or widget values, and those left out keep their default.
 
         Returns its outputs. Raises ValueError for an input the node has not, and for one it needs and was not given.
         """
-        info, number = node_info(kind), len(self.nodes) + 1
+        info, number = node_info(node), len(self.nodes) + 1
         inputs, widgets, texts = [], [], 0
         for group in ("required", "optional"):
             for name, spec in info["input"].get(group, {}).items():
@@ -61,13 +61,13 @@ class Graph:
                 else:
                     link = given.pop(name, None)
                     if link is None and group == "required":
-                        raise ValueError(f"{kind} needs {name}")
+                        raise ValueError(f"{node} needs {name}")
                     inputs.append({"name": name, "type": spec[0], "link": self._link(link, number, len(inputs))})
         if given:
-            raise ValueError(f"{kind} has no input {', '.join(given)}")
+            raise ValueError(f"{node} has no input {', '.join(given)}")
         outputs = [{"name": n, "type": t, "links": []} for n, t in zip(info["output_name"], info["output"], strict=True)]
         height = 40 + SLOT * max(len(inputs), len(outputs)) + WIDGET * len(widgets) + TEXT * texts
-        self._place(kind, column, height, title, inputs=inputs, outputs=outputs, widgets_values=widgets)
+        self._place(node, column, height, title, inputs=inputs, outputs=outputs, widgets_values=widgets)
         return [(number, slot, output["type"]) for slot, output in enumerate(outputs)]
 
     def note(self, column: int, text: str) -> None:

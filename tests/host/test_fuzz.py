@@ -37,7 +37,7 @@ def refused(case: fuzz.Case) -> str | None:
         assert case.inputs["interval"].strip() in said or "interval has" in said, said
         return said
     try:
-        case.graph(model(case.model).patcher, ours=True)
+        HighlightDiffusion.execute(model=model(case.model).patcher, **case.inputs, **case.masks)
     except ValueError as error:
         assert any(f"{name} is {case.inputs[name]}" in str(error) for name in case.inputs) or "_percent" in str(error), error
         return str(error)
