@@ -59,6 +59,7 @@ INPUTS = st.fixed_dictionaries({
     "threshold": _or_odd(SHARES, ANY_FLOAT), "halo": _or_odd(st.integers(0, 8), ANY_INT),
     "levels": _or_odd(st.integers(0, 8), ANY_INT), "max_area": _or_odd(SHARES, ANY_FLOAT),
     "forecast": st.sampled_from(["auto", "auto", "noise", "denoised"]),
+    "memory": st.sampled_from(["device", "device", "8 bit", "offload"]),
 })  # fmt: skip
 
 
