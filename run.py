@@ -22,6 +22,9 @@ PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
     "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
     "ruff==0.17.5", "comfy-cli==1.23.0",
+    # what other people's packs, which the tests run beside this one, import
+    "gguf==0.19.0", "opencv-python-headless==5.0.0.93", "scikit-image==0.26.0", "piexif==1.1.3", "segment-anything==1.0",
+    "color-matcher==0.6.0", "mss==10.2.0",
 ]  # fmt: skip
 NO_COMFYUI = (
     "No ComfyUI was found at COMFYUI_PATH, in the folder above custom_nodes, or at ~/comfy/ComfyUI, and comfy-cli could "

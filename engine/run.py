@@ -298,8 +298,8 @@ class HighlightRun:
 
     def _do_without_windows(self, evaluation: Evaluation) -> None:
         """Drop what is recorded for windows, record no more, and make a dense evaluation of the one under way."""
-        doing = "in a partial evaluation" if evaluation.kind == "partial" else "while recording for partial evaluations"
-        self.exhausted = f"memory ran out {doing}"
+        where = "in a partial evaluation" if evaluation.kind == "partial" else "beside what is recorded for partial ones"
+        self.exhausted = f"memory ran out {where}"
         for window in self.windows:
             window.recordings.clear()
         evaluation.kind, evaluation.reason, evaluation.active = "dense", f"{self.exhausted}: computed without", 1.0

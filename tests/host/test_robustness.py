@@ -47,7 +47,7 @@ def run_with_little_memory(model, short_of_memory, error=torch.cuda.OutOfMemoryE
     ("short_of_memory", "words"),
     [
         (lambda state: bool(state.computed), "memory ran out in a partial evaluation"),
-        (lambda state: bool(state.recorded), "memory ran out while recording for partial evaluations"),
+        (lambda state: bool(state.recorded), "memory ran out beside what is recorded for partial ones"),
     ],
     ids=["computing", "recording"],
 )
