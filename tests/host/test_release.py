@@ -12,7 +12,7 @@ from highlight_diffusion.bench.server import Server
 from . import release, schema
 from .test_nodes import IDS
 
-MANAGER_CONFIG = "[default]\nallow_git_url_install = true\nnetwork_mode = offline\n"
+MANAGER_CONFIG = "[default]\nallow_git_url_install = true\nsecurity_level = weak\nnetwork_mode = offline\n"  # weak: before 4.2
 
 
 def test_comfy_cli_finds_nothing_to_complain_about(repository):
