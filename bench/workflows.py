@@ -213,9 +213,9 @@ GRAPHS: list[Callable[[], Graph]] = [
 
 def load_nodes() -> None:
     """All nodes the workflows use: ComfyUI's, this pack's, and IPAdapter_plus' from HIGHLIGHT_PACKS or ~/comfy/packs."""
-    import nodes
-
     boot()
+    import nodes  # ComfyUI's, once it is booted
+
     packs = Path(os.environ.get("HIGHLIGHT_PACKS", "~/comfy/packs")).expanduser()
     for pack in (PACK, packs / "ComfyUI_IPAdapter_plus"):
         asyncio.run(nodes.load_custom_node(str(pack)))
@@ -223,11 +223,12 @@ def load_nodes() -> None:
 
 def main() -> int:
     load_nodes()
+    for name, place in CUTS.items():
+        cut(*place).save(FOLDER / f"{name}.jpg", quality=85)
     for make in GRAPHS:
         graph = make()
         path = FOLDER / f"{graph.name}.json"
         path.write_text(json.dumps(graph.as_json(), indent=1, ensure_ascii=False) + "\n")
-        thumbnail(graph.as_json()).save(path.with_suffix(".jpg"), quality=85)
-    for name, place in CUTS.items():
-        cut(*place).save(FOLDER / f"{name}.jpg", quality=85)
+        if graph.name not in CUTS:
+            thumbnail(graph.as_json()).save(path.with_suffix(".jpg"), quality=85)
     return 0
