@@ -22,9 +22,11 @@ DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
 PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
     "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
-    "ruff==0.17.5", "playwright==1.65.2",
+    "ruff==0.17.5", "playwright==1.65.2", "comfy-cli==1.23.0",
+    # what other people's packs, which the tests run beside this one, import
+    "gguf==0.19.0", "opencv-python-headless==5.0.0.93", "scikit-image==0.26.0", "piexif==1.1.3", "segment-anything==1.0",
+    "color-matcher==0.6.0", "mss==10.2.0",
 ]  # fmt: skip
-COMFY_CLI = "comfy-cli==1.23.0"
 NO_COMFYUI = (
     "No ComfyUI was found at COMFYUI_PATH, in the folder above custom_nodes, or at ~/comfy/ComfyUI, and comfy-cli could "
     "not install one; set COMFYUI_PATH to yours."
@@ -64,7 +66,6 @@ def _install(*arguments: str) -> None:
 def _install_comfyui() -> Path | None:
     """Install ComfyUI with comfy-cli at its default place; None when its source cannot be reached."""
     say("installing ComfyUI with comfy-cli ...")
-    _install(COMFY_CLI)
     comfy = _python().with_name("comfy.exe" if os.name == "nt" else "comfy")
     command = [comfy, "--skip-prompt", "--workspace", DEFAULT_COMFYUI, "install", "--cpu", "--skip-manager"]
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "DO_NOT_TRACK": "1"}
@@ -75,6 +76,12 @@ def _install_comfyui() -> Path | None:
     return find_comfyui()
 
 
+def _requirements(comfyui: Path | None) -> list[Path]:
+    """ComfyUI's own, and those of the ComfyUI-Manager it pins, which the tests install the pack with."""
+    names = ("requirements.txt", "manager_requirements.txt")
+    return [comfyui / name for name in names if (comfyui / name).exists()] if comfyui else []
+
+
 def set_up() -> Path | None:
     """Make the environment, or bring it up to date; returns the ComfyUI to use, None where none can be had."""
     if not _python().exists():
@@ -82,7 +89,7 @@ def set_up() -> Path | None:
         venv.create(VENV, with_pip=True)
         subprocess.run([_python(), "-m", "pip", "install", "-q", "uv"], check=True)
     comfyui = find_comfyui()
-    wanted = [*PINNED, str(comfyui), (comfyui / "requirements.txt").read_text() if comfyui else ""]
+    wanted = [*PINNED, str(comfyui), *(path.read_text() for path in _requirements(comfyui))]
     stamp, digest = VENV / "installed", hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     if not stamp.exists() or stamp.read_text() != digest:
         say("installing pinned packages ...")
@@ -90,7 +97,7 @@ def set_up() -> Path | None:
         if comfyui is None:
             comfyui = _install_comfyui()
         if comfyui is not None:
-            _install("-r", str(comfyui / "requirements.txt"), *PINNED)
+            _install(*(f"-r{path}" for path in _requirements(comfyui)), *PINNED)
         stamp.write_text(digest)
     say(f"ComfyUI: {comfyui}" if comfyui else NO_COMFYUI)
     return comfyui
@@ -111,20 +118,24 @@ def set_up_browser() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "command", choices=["demo", "test", "judge", "bench", "shapes", "ablate", "control", "live", "locales", "screenshots"]
-    )
+    tests = {
+        "test": ["tests"], "fuzz": ["tests/host/test_fuzz.py", "--cases", "5000"],
+        "compatibility": ["tests", "-m", "compatibility", "--write-compatibility"],
+        "workflows-full": ["tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"],
+    }  # fmt: skip
+    commands = ["demo", *tests, "workflows", "judge", "bench", "shapes", "ablate", "control", "live", "locales", "screenshots"]
+    parser.add_argument("command", choices=commands)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()
     environment = dict(os.environ)
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
-    if arguments.command in ("test", "screenshots"):
+    if arguments.command in (*tests, "screenshots"):
         set_up_browser()
         environment["CHROMIUM_PATH"] = find_chromium() or ""
-    if arguments.command == "test":
-        program = ["-m", "pytest", "tests"]
+    if arguments.command in tests:
+        program = ["-m", "pytest", *tests[arguments.command]]
     else:
         programs = {"bench": "compare"}
         program = [str(PACK / "bench" / "start.py"), programs.get(arguments.command, arguments.command)]

@@ -1,4 +1,4 @@
-"""A headless ComfyUI of our own: isolated folders, a free port, this pack and no other."""
+"""A headless ComfyUI of our own: isolated folders, a free port, this pack and none that was not asked for."""
 
 from __future__ import annotations
 
@@ -24,16 +24,21 @@ class ServerError(RuntimeError):
 
 
 class Server:
-    """Context manager: starts ComfyUI on the CPU with its own folders, stops it on exit."""
+    """Context manager: starts ComfyUI on the CPU with its own folders, stops it on exit.
 
-    def __init__(self, comfyui: Path, pack: Path = PACK, options: Sequence[str] = ()):
-        self.comfyui, self.pack, self.options = comfyui, pack, options
+    pack: what is linked into custom_nodes, None for nothing. base: a folder to use as ComfyUI's, which stays; else one is
+    made and removed.
+    """
+
+    def __init__(self, comfyui: Path, pack: Path | None = PACK, options: Sequence[str] = (), base: Path | None = None):
+        self.comfyui, self.pack, self.options, self._kept = comfyui, pack, options, base
 
     def __enter__(self) -> Server:
         self._folder = tempfile.TemporaryDirectory(prefix="highlight-comfyui-")
-        self.base = Path(self._folder.name)
-        (self.base / "custom_nodes").mkdir()
-        (self.base / "custom_nodes" / "highlight-diffusion").symlink_to(self.pack, target_is_directory=True)
+        self.base = self._kept or Path(self._folder.name)
+        (self.base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+        if self.pack is not None:
+            (self.base / "custom_nodes" / "highlight-diffusion").symlink_to(self.pack, target_is_directory=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -75,27 +80,32 @@ class Server:
     def tail(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def _open(self, path: str, data: bytes | None = None) -> bytes:
+    def open(self, path: str, data: bytes | None = None) -> bytes:
+        """What the server answers to a GET, or to a POST of `data`. Raises urllib's errors."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would answer for us
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
         with opener.open(request, timeout=60) as response:
             return response.read()
 
     def get(self, path: str) -> Any:
-        return json.loads(self._open(path))
+        return json.loads(self.open(path))
 
     def post(self, prompt: dict, client: str = "") -> str:
         """Queue an API prompt, for a client by its id; returns the prompt's id. Raises ServerError, with the
         server's words, when it is refused."""
         try:
             body = json.dumps({"prompt": prompt, "client_id": client or uuid.uuid4().hex}).encode()
-            return json.loads(self._open("/prompt", body))["prompt_id"]
+            return json.loads(self.open("/prompt", body))["prompt_id"]
         except urllib.error.HTTPError as error:
             raise ServerError(error.read().decode()) from None
 
     def run(self, prompt: dict, timeout: float = 300.0, client: str = "") -> dict:
         """Queue an API prompt and wait for it: node id -> its outputs. Raises ServerError when it fails."""
-        prompt_id, end = self.post(prompt, client), time.monotonic() + timeout
+        return self.result(self.post(prompt, client), timeout)
+
+    def result(self, prompt_id: str, timeout: float = 300.0) -> dict:
+        """Wait for a queued prompt: node id -> its outputs. Raises ServerError when it fails."""
+        end = time.monotonic() + timeout
         while time.monotonic() < end:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:

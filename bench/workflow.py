@@ -24,16 +24,22 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
 
 
 def _widgets(node: dict, info: dict) -> dict:
-    """Widget values by input name, defaults for widgets that came after the workflow was saved; a seed's "control after
-    generate" is the frontend's own and left out."""
-    values, inputs = iter(node.get("widgets_values", [])), {}
+    """Widget values by input name; a seed's "control after generate" is the frontend's own and left out.
+
+    A widget that came after the workflow was saved keeps its default.
+    """
+    values, inputs = list(node.get("widgets_values") or []), {}
     for group in ("required", "optional"):
         for name, spec in info["input"].get(group, {}).items():
             options = spec[1] if len(spec) > 1 else {}
             if (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput"):
-                inputs[name] = next(values, options.get("default"))
-                if options.get("control_after_generate"):
-                    next(values, None)
+                if not values:
+                    if "default" in options:
+                        inputs[name] = options["default"]
+                    continue
+                inputs[name] = values.pop(0)
+                if values and options.get("control_after_generate"):
+                    values.pop(0)
     return inputs
 
 

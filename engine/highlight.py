@@ -130,7 +130,7 @@ def find_region(
         highlight = mask if protect is None else mask | protect
         return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
     highlight = refine(heatmap, config.threshold)
-    spread = float(heatmap.std())
+    spread = float(heatmap.std()) if heatmap.numel() > 1 else 0.0
     if spread < FLAT and not highlight.all():
         region = Region((), (), frame, f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {FLAT})")
     else:

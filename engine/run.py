@@ -74,6 +74,7 @@ class HighlightRun:
         self.dense_reason: str | None = None
         self.no_windows: str | None = None
         self.watches: list[tuple[Evaluation, Stopwatch]] = []
+        self.exhausted: str | None = None  # how memory ran out, once it did
 
     def _corrects(self, steps: int) -> bool:
         """Whether longer gaps are to have a partial evaluation: as wanted, with a mask, or where it pays."""
@@ -131,8 +132,8 @@ class HighlightRun:
             return "dense", "sigma went up"
         if self.regions and all(region.everything for region in self.regions):
             return "dense", self.regions[0].reason
-        if kind == "partial" and self.no_windows:
-            return "skipped", f"forecast only: {self.no_windows}"
+        if kind == "partial" and (self.exhausted or self.no_windows):
+            return "skipped", f"forecast only: {self.exhausted or self.no_windows}"
         if kind == "partial" and not any(region.outer for region in self.regions):
             return "skipped", f"forecast only: {self.regions[0].reason if self.regions else 'no highlight was found yet'}"
         if kind == "partial" and not all(window.recordings for window in self.windows):
@@ -157,8 +158,8 @@ class HighlightRun:
         self.accumulator = None
         if self.wants_heatmap(evaluation):
             self.accumulator = HeatmapAccumulator(*self._heatmap_size)
-        wanted = evaluation.step in self.recorded and self.config.active and not self.no_windows and not self.dense_reason
-        if not wanted:
+        ruled_out = self.no_windows or self.exhausted or self.dense_reason
+        if evaluation.step not in self.recorded or not self.config.active or ruled_out:
             return ()
         evaluation.recording = bool(self.windows)
         for window in self.windows:
@@ -300,22 +301,24 @@ class HighlightRun:
         self, x: Tensor, sigma: float, signature: object,
         dense: Callable[[Evaluation, Sequence[Surroundings]], list[Tensor]],
         partial: Callable[[Evaluation, Sequence[Surroundings]], list[Tensor]],
+        ran_out: Callable[[RuntimeError], bool] = lambda error: False,
     ) -> list[Tensor]:  # fmt: skip
-        """One evaluation from decision to result; `dense` and `partial` are the host's ways to compute."""
+        """One evaluation from decision to result; `dense` and `partial` are the host's ways to compute.
+
+        Where memory runs out (`ran_out` tells by the error) beside what is recorded for windows, that is dropped, the
+        evaluation is computed densely, and the rest of the run goes without windows.
+        """
         watch = Stopwatch(x.device)
         evaluation = self.decide(sigma, signature)
-        if evaluation.kind == "dense":
-            windows = self.begin_dense(evaluation)
-            if self.merging is not None and self.merging.active:
-                self._plan_merging(evaluation, windows)
-            outputs = dense(evaluation, windows)
-            if self.merging is not None:
-                self.merging.learn(outputs[0])
-            outputs = self.end_dense(evaluation, x, outputs)
-        else:
-            outputs = self.forecast(evaluation, x)
-            if evaluation.kind == "partial":
-                outputs = self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
+        outputs = None
+        try:
+            outputs = self._computed(evaluation, x, dense, partial)
+        except RuntimeError as error:
+            if self.exhausted or not any(window.recordings for window in self.windows) or not ran_out(error):
+                raise
+        if outputs is None:  # not in the handler above: the error's traceback keeps the tensors of the attempt
+            self._do_without_windows(evaluation)
+            outputs = self._computed(evaluation, x, dense, partial)
         watch.stop()
         self.watches.append((evaluation, watch))
         if watch.done:
@@ -327,6 +330,29 @@ class HighlightRun:
         for evaluation, watch in self.watches:
             evaluation.seconds = watch.seconds
         self.watches.clear()
+
+    def _computed(self, evaluation: Evaluation, x: Tensor, dense, partial) -> list[Tensor]:
+        if evaluation.kind == "dense":
+            windows = self.begin_dense(evaluation)
+            if self.merging is not None and self.merging.active:
+                self._plan_merging(evaluation, windows)
+            outputs = dense(evaluation, windows)
+            if self.merging is not None:
+                self.merging.learn(outputs[0])
+            return self.end_dense(evaluation, x, outputs)
+        outputs = self.forecast(evaluation, x)
+        if evaluation.kind == "partial":
+            outputs = self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
+        return outputs
+
+    def _do_without_windows(self, evaluation: Evaluation) -> None:
+        """Drop what is recorded for windows, record no more, and make a dense evaluation of the one under way."""
+        where = "in a partial evaluation" if evaluation.kind == "partial" else "beside what is recorded for partial ones"
+        self.exhausted = f"memory ran out {where}"
+        for window in self.windows:
+            window.recordings.clear()
+        evaluation.kind, evaluation.reason, evaluation.active = "dense", f"{self.exhausted}: computed without", 1.0
+        evaluation.boxes = evaluation.windows = ()
 
 
 def _recorded_steps(plan: list[PlannedStep]) -> set[int]:

@@ -74,7 +74,7 @@ class DiTRun(ModelRun):
         """A dense evaluation, tapped where something records or listens."""
         t, _, _, control = arguments
         accumulator, rows = self.engine.accumulator, self.positive_rows(options)
-        hear = self._hear(accumulator, rows, len(keys)) if accumulator is not None and rows else None
+        hear = self._hear(accumulator, rows, len(keys), len(x)) if accumulator is not None and rows else None
         if not self.recorded and hear is None:
             return executor(x, *arguments, options, **kwargs)
         for subset in self.recorded:
@@ -107,11 +107,14 @@ class DiTRun(ModelRun):
         elif t.ndim > 1 and t.shape[1] > 1:
             self.no_parts = "every token has a timestep of its own"
 
-    def _hear(self, accumulator, rows, streams: int) -> Callable[[int, Tensor, Tensor, int], None]:
-        """Adds how much the image's tokens look at the text's, in the blocks that are listened to."""
+    def _hear(self, accumulator, rows, streams: int, batch: int) -> Callable[[int, Tensor, Tensor, int], None]:
+        """Adds how much the image's tokens look at the text's, in the blocks that are listened to.
+
+        Where another node attends with a part of the batch, as normalised attention guidance does, it is not heard.
+        """
 
         def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
-            if block not in self.listened:
+            if block not in self.listened or len(q) != batch or len(k) != batch:
                 return
             groups = q.shape[-1] // k.shape[-1]  # of queries that share a key
             if groups > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -91,7 +92,7 @@ class ModelRun:
         return self.engine.evaluate(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters),
             dense=lambda evaluation, windows: compute(evaluation, windows, ()),
-            partial=lambda evaluation, windows: compute(evaluation, (), windows),
+            partial=lambda evaluation, windows: compute(evaluation, (), windows), ran_out=ran_out,
         )  # fmt: skip
 
     def _look_around(self, conds, x_in: Tensor, model_options: dict) -> None:
@@ -103,6 +104,8 @@ class ModelRun:
             self.engine.dense_reason = "context windows are in use"
         elif tuple(x_in.shape[-2:]) != self.engine.frame:
             self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
+        elif len(x_in) != self.engine.trace.shape[0]:
+            self.engine.dense_reason = f"{len(x_in)} of {self.engine.trace.shape[0]} pictures are computed at a time"
         self.engine.no_windows = self.no_parts or foreign(conds, model_options)
         self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
 
@@ -135,6 +138,12 @@ class ModelRun:
         """Whether a cond is a positive one: by the guider's own name for it, else by the order of CFGGuider."""
         named = getattr(self.guider, "conds", {}).get("positive")
         return any(c.get("uuid") == uuid for c in named) if named else index == 0
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether the device's memory ran out, by ComfyUI's own judgement (its `is_oom` came after 0.8)."""
+    judge = getattr(comfy.model_management, "is_oom", None)
+    return judge(error) if judge else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["compatibility"]
 PACK = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK]
 
@@ -25,6 +26,12 @@ COMFYUI, CHROMIUM = programs.find_comfyui(), programs.find_chromium()
 if COMFYUI:
     sys.path.insert(0, str(COMFYUI))
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-schema", action="store_true", help="write the nodes' schema as the one to be kept")
+    parser.addoption("--full-size", action="store_true", help="run the workflows that need encoders of the published size")
+    parser.addoption("--cases", type=int, default=300, help="how many cases the fuzzing tries")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -1,4 +1,4 @@
-"""The demo workflow on a real headless ComfyUI."""
+"""The demo workflow on a real headless ComfyUI, in a fresh folder, with the pack as the registry hands it out."""
 
 import copy
 import json
@@ -79,6 +79,27 @@ def test_reversed_percentages_fail_the_node_and_the_next_prompt_works(server, pr
     assert last_run(server.run(prompt))["completed"]
 
 
+def test_two_prompts_queued_at_once_are_as_each_alone(server, prompt):
+    prompts = [copy.deepcopy(prompt) for _ in range(2)]
+    for variant, (seed, preset) in zip(prompts, [(11, "balanced"), (12, "fast")], strict=True):
+        of_type(variant, "KSampler").update(seed=seed, steps=12)
+        of_type(variant, "HighlightDiffusion")["preset"] = preset
+    together = [server.result(prompt_id) for prompt_id in [server.post(variant) for variant in prompts]]
+    pictures = [picture(server, outputs) for outputs in together]
+    assert not np.array_equal(*pictures)
+    for variant, expected in zip(prompts, pictures, strict=True):
+        of_type(variant, "HighlightDiffusion")["threshold"] = 0.6000001  # nothing from the cache
+        assert np.array_equal(picture(server, server.run(variant)), expected)
+
+
+def test_the_template_browser_has_the_workflows_with_their_pictures(server, pack):
+    listed = server.get("/api/workflow_templates")["highlight-diffusion"]
+    assert set(listed) == {path.stem for path in (pack / "workflows").glob("*.json")}
+    for name in listed:
+        json.loads(server.open(f"/api/workflow_templates/highlight-diffusion/{name}.json"))
+        assert server.open(f"/api/workflow_templates/highlight-diffusion/{name}.jpg").startswith(b"\xff\xd8")
+
+
 def test_node_help_is_served(server):
     for name in ("HighlightDiffusion", "HighlightMaskPreview", "HighlightDemoModel"):
-        assert server._open(f"/extensions/highlight-diffusion/docs/{name}.md").startswith(b"# ")
+        assert server.open(f"/extensions/highlight-diffusion/docs/{name}.md").startswith(b"# ")

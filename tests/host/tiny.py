@@ -96,13 +96,13 @@ def refiner() -> Tiny:
     return Tiny(build(config), pooled=1280)
 
 
-def sd3(dual: bool = False) -> Tiny:
-    """SD3; with `dual` SD3.5 medium, whose first block attends to the image a second time."""
+def sd3(dual: bool = False, blocks: int = 3) -> Tiny:
+    """SD3; with `dual` SD3.5 medium, whose first block attends to the image a second time. Loaders expect two `blocks`."""
     width = 64 * 2
     embedder = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": width}}
     config = supported.SD3(
         dict(
-            in_channels=16, patch_size=2, out_channels=16, depth=2, num_blocks=3, input_size=None, adm_in_channels=64,
+            in_channels=16, patch_size=2, out_channels=16, depth=2, num_blocks=blocks, input_size=None, adm_in_channels=64,
             context_embedder_config=embedder, num_patches=32 * 32, pos_embed_max_size=32, pos_embed_scaling_factor=None,
             qk_norm="rms" if dual else None, x_block_self_attn_layers=[0] if dual else [],
         )
@@ -146,7 +146,7 @@ def hunyuan_video() -> Tiny:
 def chroma() -> Tiny:
     config = {name: value for name, value in FLUX.items() if name not in ("yak_mlp", "txt_norm", "guidance_embed")}
     config.update(image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=64, hidden_dim=64, n_layers=2)
-    return Tiny(build(supported.Chroma({**config, "vec_in_dim": None})), channels=16)
+    return Tiny(build(supported.Chroma({**config, "vec_in_dim": None})), pooled=32, channels=16)  # 0.8 asks for it
 
 
 def qwen_image() -> Tiny:

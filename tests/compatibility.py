@@ -1,0 +1,157 @@
+"""The compatibility table: what happened in the tests, row by row. A pytest plugin, loaded by tests/conftest.py.
+
+A test marked `@pytest.mark.compatibility(group, row)`, or with `on="transformers"`, hands the traces of its runs to the
+fixture `observe`; `{name}` in a row is filled in from the test's parameters. At the end of a session the rows are compared
+with docs/compatibility.md, or written there with `--write-compatibility`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "compatibility.md"
+GROUPS = (
+    "Models", "Samplers and schedules", "Conditioning", "Guidance", "Latents", "Nodes that change the model", "Control nets",
+    "Image prompts", "Other packs", "The host",
+)  # fmt: skip
+WITH_PARTS, FORECAST, DENSE, OFF = "forecast, highlight computed", "forecast", "dense", "refused"
+HEAD = """# Compatibility
+
+Written by the tests from the traces of their runs on a real ComfyUI ({command}); do not edit. A test fails when a row was
+not run or says something else.
+
+- **forecast, highlight computed**: some evaluations are skipped and forecast, and the highlight is computed in some, where
+  `correct` asks for it.
+- **forecast**: some evaluations are skipped and forecast, none is computed in part; the trace gives the reason.
+- **dense**: nothing is saved, the picture is that without the node; the trace gives the reason.
+- **refused**: the node stops with a message.
+
+In each of these the second run equals the first, and the model without the node gives the picture it gave before.
+"""
+COMMAND = "`python run.py compatibility`"
+KINDS = ("UNets", "transformers")
+Row = tuple[str, str, str]  # group, name, kind of model
+
+
+class Table:
+    """Outcomes of a session: row -> outcome -> how often."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Row, Counter] = {}
+        self.missing: dict[Row, str] = {}  # rows whose tests did not pass, with what became of them
+        self.whole = False
+
+    def add(self, row: Row, outcome: str) -> None:
+        self.rows.setdefault(row, Counter())[outcome] += 1
+
+    def text(self) -> str:
+        parts = [HEAD.format(command=COMMAND)]
+        for group in GROUPS:
+            names = sorted({name for of, name, _ in self.rows if of == group}, key=str.lower)
+            if names:
+                parts += [f"\n## {group}\n", f"| with | {' | '.join(KINDS)} |", "|---|---|---|"]
+                cells = {name: [_said(self.rows.get((group, name, kind))) for kind in KINDS] for name in names}
+                parts += [f"| {name} | {' | '.join(said)} |" for name, said in cells.items()]
+        return "\n".join(parts) + "\n"
+
+
+def _said(outcomes: Counter | None) -> str:
+    if outcomes is None:
+        return "-"
+    if len(outcomes) == 1:
+        return next(iter(outcomes))
+    total = outcomes.total()
+    return "; ".join(f"{outcome} ({times} of {total})" for outcome, times in sorted(outcomes.items()))
+
+
+def outcome_of(evaluations: list[tuple[str, str]]) -> str:
+    """What a run came to, from the kind and the reason of its evaluations."""
+    kinds = Counter(kind for kind, _ in evaluations)
+    if kinds["partial"]:
+        return WITH_PARTS
+    why = [reason.removeprefix("forecast only: ") for kind, reason in evaluations if reason.startswith("forecast only: ")]
+    if kinds["skipped"]:
+        return f"{FORECAST}: {Counter(why).most_common(1)[0][0]}" if why else FORECAST
+    return f"{DENSE}: {Counter(reason for _, reason in evaluations).most_common(1)[0][0]}"
+
+
+def rows_of(item: pytest.Item) -> list[Row]:
+    """The rows a test stands for, its parameters filled in."""
+    values = getattr(getattr(item, "callspec", None), "params", {})
+    found = []
+    for mark in item.iter_markers("compatibility"):
+        group, row = mark.args
+        if group not in GROUPS:
+            raise pytest.UsageError(f"{item.nodeid}: the table has no group {group}; it has {', '.join(GROUPS)}")
+        found.append((group, row.format(**values), mark.kwargs.get("on", KINDS[0])))
+    return found
+
+
+@pytest.fixture
+def observe(request: pytest.FixtureRequest) -> Callable[[Any], None]:
+    """Hand over what happened: a Run, a run's dictionary from the preview's `highlight_runs`, or a refusal in words."""
+
+    def taken(what: Any) -> None:
+        if isinstance(what, str):
+            outcome = f"{OFF}: {what}"
+        elif isinstance(what, dict):
+            outcome = outcome_of([(e["kind"], e["reason"]) for e in what["evaluations"]])
+        else:
+            outcome = outcome_of([(e.kind, e.reason) for e in what.evaluations])
+        request.node.stash.setdefault(OUTCOMES, []).append(outcome)
+
+    return taken
+
+
+OUTCOMES = pytest.StashKey[list[str]]()
+KEY = pytest.StashKey[Table]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-compatibility", action="store_true", help="write docs/compatibility.md from this session")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[KEY] = Table()
+    config.addinivalue_line("markers", "compatibility(group, row, on): a row of docs/compatibility.md that this test runs")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put other people's packs at the end, since some patch ComfyUI when they are imported, and the comparison behind them.
+
+    Notes whether this is a whole session."""
+    last = ("test_packs", "test_compatibility")
+    items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
+    table = config.stash[KEY]
+    chosen = config.option.keyword or config.option.markexpr not in ("", "compatibility")
+    table.whole = not chosen and all(Path(arg).is_dir() for arg in config.args)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table, if every row was run."""
+    table = session.config.stash[KEY]
+    if session.config.getoption("--write-compatibility"):
+        if not table.whole or table.missing:
+            raise pytest.UsageError(f"not written: {table.missing or 'not all rows were asked for'}")
+        TABLE.write_text(table.text())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    table, outcomes = item.config.stash[KEY], item.stash.get(OUTCOMES, [])
+    for row in rows_of(item):
+        if report.outcome != "passed":
+            table.missing[row] = f"{report.outcome}: {item.nodeid}"
+        elif report.when == "call" and not outcomes:
+            table.missing[row] = f"nothing was observed by {item.nodeid}"
+        elif report.when == "call":
+            for outcome in outcomes:
+                table.add(row, outcome)
+    return report

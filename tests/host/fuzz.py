@@ -1,0 +1,134 @@
+"""Cases a user could make: node inputs, sizes, schedules and graphs, drawn by hypothesis, on tiny real models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy_extras.nodes_cfg import CFGZeroStar
+from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_freelunch import FreeU_V2
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_model_advanced import RescaleCFG
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_sag import SelfAttentionGuidance
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+from comfy_extras.nodes_tomesd import TomePatchModel
+from highlight_diffusion.nodes.highlight import HighlightDiffusion
+from hypothesis import strategies as st
+
+from . import tiny
+
+MODELS = {
+    "sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "sd3": tiny.sd3, "flux": tiny.flux, "lumina2": tiny.lumina2,
+    "qwen_image": tiny.qwen_image, "wan": tiny.wan,
+}  # fmt: skip
+SLOW = {"dpm_adaptive"}  # takes as many evaluations as it likes; it has its own row in test_sampling
+SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name not in SLOW]
+NODES: dict[str, Callable[[Any], Any]] = {
+    "FreeU": lambda model: FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2).args[0],
+    "ToMe": lambda model: TomePatchModel.execute(model, 0.4).args[0],
+    "HyperTile": lambda model: HyperTile.execute(model, 64, 2, 0, False)[0],
+    "PAG": lambda model: PerturbedAttentionGuidance.execute(model, 3.0).args[0],
+    "SAG": lambda model: SelfAttentionGuidance.execute(model, 0.5, 2.0).args[0],
+    "SLG": lambda model: SkipLayerGuidanceDiT.execute(model, 3.0, 0.01, 0.6, "1", "1").args[0],
+    "RescaleCFG": lambda model: getattr(RescaleCFG(), RescaleCFG.FUNCTION)(model, 0.7)[0],
+    "CFGZeroStar": lambda model: CFGZeroStar.execute(model).args[0],
+    "EasyCache": lambda model: EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0],
+}
+
+
+def _or_odd(usual: st.SearchStrategy, odd: st.SearchStrategy) -> st.SearchStrategy:
+    """Mostly what the widgets allow, now and then anything of the type."""
+    return st.integers(0, 79).flatmap(lambda n: odd if n == 41 else usual)
+
+
+SHARES = st.floats(0.0, 1.0)
+ANY_FLOAT, ANY_INT = st.floats(), st.integers(-(2**31), 2**31)
+INTERVALS = st.sampled_from(["auto", "adaptive", "1", "2", "3", "7", "1,3,5,7,9", "9,7,5,3,1", " 4 ", "100"])
+INPUTS = st.fixed_dictionaries({
+    "enabled": st.integers(0, 9).map(bool), "preset": st.sampled_from(["quality", "balanced", "fast"]),
+    "correct": st.sampled_from(["auto", "always", "always", "never"]), "interval": _or_odd(INTERVALS, st.text(max_size=12)),
+    "pace": _or_odd(st.sampled_from([0.0, 1.0, 2.0, 5.0, 8.0, 100.0]), ANY_FLOAT),
+    "warmup": _or_odd(st.sampled_from([0, 0, 2, 3, 5, 100]), ANY_INT),
+    "start_percent": _or_odd(st.sampled_from([0.0, 0.0, 0.2]), ANY_FLOAT),
+    "end_percent": _or_odd(st.sampled_from([1.0, 1.0, 0.8]), ANY_FLOAT),
+    "threshold": _or_odd(SHARES, ANY_FLOAT), "halo": _or_odd(st.integers(0, 8), ANY_INT),
+    "levels": _or_odd(st.integers(0, 8), ANY_INT), "max_area": _or_odd(SHARES, ANY_FLOAT),
+    "forecast": st.sampled_from(["auto", "auto", "noise", "denoised"]),
+    "memory": st.sampled_from(["device", "device", "8 bit", "offload"]),
+})  # fmt: skip
+
+
+@st.composite
+def masks(draw) -> torch.Tensor | None:
+    """No mask, or one of any size: none of it, all of it, a box, or noise."""
+    if draw(st.integers(0, 2)):
+        return None
+    height, width = draw(st.integers(1, 200)), draw(st.integers(1, 200))
+    mask = torch.zeros(draw(st.integers(1, 2)), height, width)
+    kind = draw(st.sampled_from(["none", "all", "box", "box", "noise"]))
+    if kind == "all":
+        mask.fill_(1.0)
+    elif kind == "box":
+        mask[:, height // 4 : height // 4 + max(1, height // 3), : max(1, width // 3)] = 1.0
+    elif kind == "noise":
+        mask = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
+    return mask
+
+
+@dataclass(frozen=True)
+class Case:
+    """One graph and how it is sampled."""
+
+    model: str
+    inputs: dict
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    positive: str
+    tokens: int
+    sampling: dict
+    masks: dict = field(repr=False)
+
+    def graph(self, model: Any, ours: bool) -> Any:
+        """The MODEL as its chain of nodes leaves it, with or without our node in it."""
+        for name in self.before:
+            model = NODES[name](model)
+        if ours:
+            model, _ = HighlightDiffusion.execute(model=model, **self.inputs, **self.masks).result
+        for name in self.after:
+            model = NODES[name](model)
+        return model
+
+    def conditioning(self, model: tiny.Tiny) -> list:
+        height, width = self.sampling["size"]
+        first, second = tiny.cond(model, 1, self.tokens), tiny.cond(model, 3)
+        if self.positive == "area":
+            second[0][1].update(area=(max(1, height // 2), max(1, width // 2), 0, 0), strength=1.0)
+        elif self.positive == "mask":
+            second[0][1].update(mask=torch.ones(1, height, width), mask_strength=0.7)
+        elif self.positive == "range":
+            first[0][1].update(start_percent=0.0, end_percent=0.4)
+            second[0][1].update(start_percent=0.4, end_percent=1.0)
+        return first if self.positive == "one" else first + second
+
+
+@st.composite
+def cases(draw) -> Case:
+    chain = st.lists(st.sampled_from(sorted(NODES)), max_size=2, unique=True).map(tuple)
+    sides = st.one_of(st.sampled_from([8, 16, 24]), st.integers(1, 24))
+    sampling = {
+        "size": (draw(sides), draw(sides)), "batch": draw(st.sampled_from([1, 1, 2, 3])), "steps": draw(st.integers(1, 14)),
+        "cfg": draw(st.sampled_from([4.0, 4.0, 1.0, 0.0])), "sampler": draw(st.sampled_from(SAMPLERS)),
+        "scheduler": draw(st.sampled_from(comfy.samplers.KSampler.SCHEDULERS)),
+        "denoise": draw(st.sampled_from([1.0, 1.0, 0.5])),
+    }  # fmt: skip
+    few = st.integers(0, 3).flatmap(lambda n: chain if n == 0 else st.just(()))
+    return Case(
+        draw(st.sampled_from(sorted(MODELS))), draw(INPUTS), draw(few), draw(few),
+        draw(st.sampled_from(["one", "one", "two", "area", "mask", "range"])), draw(st.sampled_from([77, 77, 1, 40, 154])),
+        sampling, {"mask": draw(masks()), "protect": draw(masks())},
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""What a user installs: the packed zip, and ComfyUI-Manager's clone."""
+
+import json
+import re
+import sys
+
+import pytest
+import yaml
+from comfy_config.config_parser import load_pyproject_settings
+from highlight_diffusion.bench.server import Server
+
+from . import release, schema
+from .test_nodes import IDS
+
+MANAGER_CONFIG = "[default]\nallow_git_url_install = true\nsecurity_level = weak\nnetwork_mode = offline\n"  # weak: before 4.2
+
+
+def test_comfy_cli_finds_nothing_to_complain_about(repository):
+    said = release.comfy_node("validate", repository)
+    assert "All validation checks passed" in said
+    assert not re.search(r"warning|error", said, re.IGNORECASE), said
+
+
+def test_the_zip_holds_the_pack_and_nothing_of_its_workshop(packed, pack):
+    files = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()}
+    assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"} <= files
+    for folder in ("engine", "host", "nodes", "js", "workflows", "demo/weights"):
+        ours = {str(p.relative_to(pack)) for p in (pack / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+        assert ours and ours <= files, f"not in the zip: {sorted(ours - files)}; is it committed?"
+    assert not [name for name in files if name.split("/")[0] in ("tests", "bench", ".ci", ".github", "run.py")]
+
+
+def test_weights_are_safetensors_alone(packed):
+    suspicious = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".npy", ".npz"}
+    assert not [path.name for path in packed.rglob("*") if path.suffix in suspicious]
+
+
+def test_the_version_is_in_the_changelog(pack):
+    version = load_pyproject_settings(pack / "pyproject.toml").project["version"]
+    assert f"## {version}\n" in (pack / "CHANGELOG.md").read_text()
+
+
+def test_nothing_is_published_before_the_tests_passed(pack):
+    folder = pack / ".github" / "workflows"
+    jobs = yaml.safe_load((folder / "publish.yml").read_text())["jobs"]
+    (publish,) = (job for job in jobs.values() if "publish-node-action" in json.dumps(job))
+    assert publish["needs"] == "test" and jobs["test"] == {"uses": "./.github/workflows/test.yml"}
+    (tests,) = yaml.safe_load((folder / "test.yml").read_text())["jobs"].values()
+    assert any(step.get("run") == "python run.py test" for step in tests["steps"])
+    required = load_pyproject_settings(pack / "pyproject.toml").tool["comfy"]["requires-comfyui"]
+    assert f"v{required.removeprefix('>=')}" in tests["strategy"]["matrix"]["comfyui"]
+
+
+def test_saved_workflows_find_the_nodes_and_inputs_they_were_saved_with(pack, request):
+    found = schema.snapshot()
+    path = pack / "tests" / "host" / "schema.json"
+    if request.config.getoption("--update-schema"):
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(path.read_text()), schema.ADVICE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ComfyUI-Manager hands the clone to another process there")
+def test_comfyui_manager_installs_the_pack_and_it_loads_after_a_restart(comfyui, repository, tmp_path):
+    """The Manager that core pins, in a fresh ComfyUI folder, from a git remote on this machine."""
+    options, base = ("--enable-manager", "--enable-manager-legacy-ui"), tmp_path / "ComfyUI"
+    (base / "user" / "__manager").mkdir(parents=True)
+    (base / "user" / "__manager" / "config.ini").write_text(MANAGER_CONFIG)
+    with Server(comfyui, None, options, base) as server:
+        assert not IDS & set(server.get("/object_info"))
+        server.open("/v2/customnode/install/git_url", f"file://localhost{repository}".encode())
+    with Server(comfyui, None, options, base) as server:
+        assert set(server.get("/object_info")) >= IDS
+        assert "IMPORT FAILED" not in server.log.read_text()
+        installed = server.get("/v2/customnode/installed")
+        assert any("highlight-diffusion" in json.dumps(entry) for entry in installed.items())

@@ -1,0 +1,147 @@
+"""Every family of transformers, and on two of them what others attach; the rest is in test_family_sampling.py."""
+
+import pytest
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_perpneg import PerpNegGuider
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.host.families import family_of
+
+from . import tiny
+from .sampling import SIZE, guided, hooked, reasons, two_prompts, with_lora
+
+CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
+ON = "transformers"
+
+
+@pytest.fixture(scope="module")
+def sd3() -> tiny.Tiny:
+    return tiny.sd3()
+
+
+@pytest.fixture(scope="module", params=["sd3", "flux"])
+def model(request, sd3) -> tiny.Tiny:
+    return sd3 if request.param == "sd3" else tiny.flux()
+
+
+@pytest.fixture
+def check_masked(check):
+    """`check`, with the upper left of the frame as the highlight."""
+
+    def checked(model, patched=None, **kwargs):
+        height, width = kwargs.get("size", SIZE)
+        mask = torch.zeros(1, height, width)
+        mask[:, : height // 2, : width // 2] = 1
+        return check(model, patched, **{"config": CONFIG, "given": Given(mask), "steps": 10, "size": SIZE, **kwargs})
+
+    return checked
+
+
+@pytest.mark.parametrize("family", tiny.TRANSFORMERS)
+@pytest.mark.compatibility("Models", "{family}", on=ON)
+def test_every_family_is_accelerated_by_its_prompt_and_by_a_mask(check_masked, family):
+    """Two prompts of different lengths, a batch of two, a size that is not square."""
+    model = tiny.TRANSFORMERS[family]()
+    height, width = model.size
+    length = 77 if family == "hunyuan_dit" else 40  # whose text has a length of its own
+    prompts = tiny.cond(model, 1) + tiny.cond(model, 6, length)
+    run = check_masked(model, size=(height, width + 8), batch=2, positive=prompts, steps=8)
+    assert run.count("partial") and family_of(model.patcher).title
+
+
+@pytest.mark.compatibility("Conditioning", "reference images (Flux Kontext)", on=ON)
+def test_beside_reference_images_it_is_forecast_alone(check_masked):
+    model = tiny.flux()
+    positive, negative = tiny.cond(model, 1), tiny.cond(model, 2)
+    for conditioning in (positive, negative):
+        conditioning[0][1]["reference_latents"] = [torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))]
+    run = check_masked(model, positive=positive, negative=negative)
+    assert not run.count("partial") and run.count("skipped")
+
+
+@pytest.mark.compatibility("Conditioning", "hooks (LoRA on a prompt)", on=ON)
+def test_hooks(check_masked, model):
+    check_masked(model, positive=hooked(model))
+
+
+@pytest.mark.compatibility("Latents", "a batch of different prompts", on=ON)
+def test_a_batch_of_different_prompts_is_accelerated(check_masked, model):
+    check_masked(model, positive=two_prompts(model), batch=2)
+
+
+@pytest.mark.compatibility("Latents", "videos", on=ON)
+def test_a_video(check_masked):
+    run = check_masked(tiny.wan(), size=(8, 12))
+    assert run.count("partial") and len(run.shape) == 5
+
+
+@pytest.mark.parametrize("cfg", [1.0, 0.0])
+@pytest.mark.compatibility("Guidance", "CFG {cfg:g}", on=ON)
+def test_without_guidance(check_masked, sd3, cfg):
+    check_masked(sd3, cfg=cfg)
+
+
+@pytest.mark.parametrize("style", ["regular", "nested"])
+@pytest.mark.compatibility("Guidance", "DualCFGGuider, {style}", on=ON)
+def test_dual_guidance(check_masked, model, style):
+    first, second, negative = (tiny.cond(model, seed) for seed in (1, 3, 2))
+    make = lambda model, patcher: DualCFGGuider.execute(patcher, first, second, negative, 4.0, 2.0, style).args[0]  # noqa: E731
+    check_masked(model, sampled=guided(make))
+
+
+@pytest.mark.compatibility("Guidance", "PerpNegGuider", on=ON)
+def test_perpendicular_negative_guidance(check_masked, model):
+    positive, negative, empty = (tiny.cond(model, seed) for seed in (1, 3, 2))
+    make = lambda model, patcher: PerpNegGuider.execute(patcher, positive, negative, empty, 4.0, 1.0).args[0]  # noqa: E731
+    check_masked(model, sampled=guided(make))
+
+
+def with_block_patch(model):
+    clone = model.patcher.clone()
+    clone.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
+    return clone
+
+
+ATTACHED = {
+    "LoRA": with_lora,
+    "SLG": lambda model: SkipLayerGuidanceDiT.execute(model.patcher, 3.0, 0.01, 0.6, "1", "1").args[0],
+    "a replaced block (patches_replace)": with_block_patch,
+    "EasyCache": lambda model: EasyCacheNode.execute(model.patcher, 0.2, 0.15, 0.95, False).args[0],
+    "LazyCache": lambda model: LazyCacheNode.execute(model.patcher, 0.2, 0.15, 0.95, False).args[0],
+}
+
+
+@pytest.mark.parametrize("name", ATTACHED)
+@pytest.mark.compatibility("Nodes that change the model", "{name}", on=ON)
+def test_beside_other_nodes(check_masked, model, name):
+    check_masked(model, ATTACHED[name](model))
+
+
+@pytest.mark.compatibility("The host", "context windows", on=ON)
+def test_context_windows_run_dense(check_masked):
+    """Two frames of three at a time."""
+    settings = {"context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
+                "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False}  # fmt: skip
+    model = tiny.wan()
+    patched = ContextWindowsManualNode.execute(model.patcher, **settings).args[0]
+    assert reasons(check_masked(model, patched, size=(8, 8), steps=4, saves=False)) == {"context windows are in use"}
+
+
+@pytest.mark.compatibility("The host", "several GPUs (MultiGPU work units)", on=ON)
+def test_several_gpus_run_dense(check_masked, sd3):
+    patched = sd3.patcher.clone()
+    patched.model_options["multigpu_clones"] = {patched.load_device: patched}
+    assert reasons(check_masked(sd3, patched, steps=4, saves=False)) == {"several GPUs share the work"}
+
+
+@pytest.mark.compatibility("The host", "torch.compile (TorchCompileModel)", on=ON)
+def test_a_compiled_model_is_forecast_without_subsets(check_masked, sd3):
+    patched = sd3.patcher.clone()
+    set_torch_compile_wrapper(patched, backend="eager")
+    run = check_masked(sd3, patched)
+    assert run.count("skipped") and not run.count("partial")
