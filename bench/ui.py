@@ -27,7 +27,7 @@ class Ui:
             "Comfy.VueNodes.Enabled": renderer == "vue", "Comfy.TutorialCompleted": True, "Comfy.Locale": locale,
             "Comfy.ColorPalette": theme, "Comfy.Workflow.Persist": False, "Comfy.VueNodes.AutoScaleLayout": False,
         }  # fmt: skip
-        server._open("/settings", json.dumps(settings).encode())
+        server.open("/settings", json.dumps(settings).encode())
         self.complaints: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": 1700, "height": 1050})
         self.page.on("console", self._heard)
