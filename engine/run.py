@@ -184,7 +184,10 @@ class HighlightRun:
         merging = self.merging
         merging.attended = self.trace.highlight if self.config.active else None
         merging.heat = self.heatmap
-        blocked, whole = self.dense_reason or self.no_windows, "records the highlight's surroundings" if windows else None
+        blocked, whole = (
+            self.dense_reason or self.exhausted or self.no_windows,
+            "records the highlight's surroundings" if windows else None,
+        )
         if self.accumulator is not None and not self.heard and evaluation.index <= LISTENED:
             blocked = blocked or "the highlight is looked for first"
         merging.begin(evaluation, blocked, whole)
@@ -305,8 +308,8 @@ class HighlightRun:
     ) -> list[Tensor]:  # fmt: skip
         """One evaluation from decision to result; `dense` and `partial` are the host's ways to compute.
 
-        Where memory runs out (`ran_out` tells by the error) beside what is recorded for windows, that is dropped, the
-        evaluation is computed densely, and the rest of the run goes without windows.
+        Where memory runs out (`ran_out` tells by the error) beside what is recorded for windows, or remembered of merged
+        tokens, that is dropped, the evaluation is computed densely, and the rest of the run goes without either.
         """
         watch = Stopwatch(x.device)
         evaluation = self.decide(sigma, signature)
@@ -314,7 +317,8 @@ class HighlightRun:
         try:
             outputs = self._computed(evaluation, x, dense, partial)
         except RuntimeError as error:
-            if self.exhausted or not any(window.recordings for window in self.windows) or not ran_out(error):
+            held = any(window.recordings for window in self.windows) or bool(self.merging is not None and self.merging.bytes)
+            if self.exhausted or not held or not ran_out(error):
                 raise
         if outputs is None:  # not in the handler above: the error's traceback keeps the tensors of the attempt
             self._do_without_windows(evaluation)
@@ -346,13 +350,16 @@ class HighlightRun:
         return outputs
 
     def _do_without_windows(self, evaluation: Evaluation) -> None:
-        """Drop what is recorded for windows, record no more, and make a dense evaluation of the one under way."""
+        """Drop what is recorded, record no more, and make a dense evaluation of the one under way."""
         where = "in a partial evaluation" if evaluation.kind == "partial" else "beside what is recorded for partial ones"
+        if self.merging is not None and self.merging.bytes:
+            where = "beside what merging remembers"
+            self.merging.forget()
         self.exhausted = f"memory ran out {where}"
         for window in self.windows:
             window.recordings.clear()
         evaluation.kind, evaluation.reason, evaluation.active = "dense", f"{self.exhausted}: computed without", 1.0
-        evaluation.boxes = evaluation.windows = ()
+        evaluation.boxes, evaluation.windows, evaluation.merged = (), (), None
 
 
 def _recorded_steps(plan: list[PlannedStep]) -> set[int]:

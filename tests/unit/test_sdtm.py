@@ -7,11 +7,13 @@ import torch
 from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import sample
 from highlight_diffusion.demo.plain_flow import PlainFlow
+from highlight_diffusion.engine.axis import log_ratio
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig, parse_blocks, patches, progress_of
 from highlight_diffusion.engine.stations import ATTENTION, MLP
 from highlight_diffusion.engine.tokens import TokenGrid
-from highlight_diffusion.engine.trace import Evaluation
+from highlight_diffusion.engine.trace import Evaluation, Run
 
 OFF = HighlightConfig(enabled=False)
 PURE = SDTMConfig(mcw=1, protect_steps=0)
@@ -244,3 +246,22 @@ def test_what_is_remembered_can_be_kept_smaller_or_elsewhere(model):
     )
     assert small.cache_bytes < 0.4 * full.cache_bytes and torch.equal(moved, plain)
     assert 0 < (coded - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+def test_where_memory_runs_out_the_run_goes_on_without_merging():
+    merging = state(SDTMConfig())
+    held = HighlightRun(OFF, Run((1, 4, 16, 16), "euler", SIGMAS), (16, 16), 2, axis=log_ratio, merging=merging)
+
+    def dense(evaluation: Evaluation, _) -> list[torch.Tensor]:
+        if merging.kinds:
+            raise RuntimeError("out of memory")
+        if merging.recording:
+            merging.images[0].details.keep((0, 0), ("positive",), torch.zeros(1))
+        return [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))]
+
+    for sigma in SIGMAS[:-1]:
+        held.evaluate(torch.zeros(1, 4, 16, 16), sigma, "same", dense, dense, lambda error: "memory" in str(error))
+    reasons = [e.reason for e in held.trace.evaluations]
+    assert reasons[2].startswith("memory ran out beside what merging remembers: computed without") and merging.bytes == 0
+    assert all("not merged: memory ran out" in reason for reason in reasons[3:])
+    assert all(e.merged is None and e.active == 1 for e in held.trace.evaluations)
