@@ -228,6 +228,9 @@ FILES: dict[str, tuple[str, Callable[[], Weights]]] = {
 }
 
 
+BUNDLED = {"highlight_demo_outline.safetensors"}  # which the pack brings itself
+
+
 def files_of(workflow: dict) -> Iterator[str]:
     """The model files a workflow names."""
     for node in workflow["nodes"]:
@@ -238,7 +241,7 @@ def files_of(workflow: dict) -> Iterator[str]:
 
 def provide(workflow: dict, models: Path) -> None:
     """Write the files a workflow names where its loaders look for them. Raises KeyError for one that cannot be made."""
-    for name in files_of(workflow):
+    for name in set(files_of(workflow)) - BUNDLED:
         folder, make = FILES[name]
         path = models / folder / name
         if not path.exists():

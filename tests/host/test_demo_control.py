@@ -70,6 +70,7 @@ def test_objects_follow_the_lines_and_sampling_is_accelerated(net, demo, scene, 
     trace = Trace()
     latent = {"samples": torch.zeros(1, 4, 32, 32)}
 
+    @torch.no_grad()
     def picture(patcher) -> np.ndarray:
         sampled = comfy_nodes.common_ksampler(patcher, 3, 16, 3.0, "euler", "normal", positive, negative, latent)[0]
         return comfy_nodes.VAEDecode().decode(vae, sampled)[0][0].float().numpy()
