@@ -45,7 +45,7 @@ class Graph:
             for name, spec in info["input"].get(group, {}).items():
                 options = spec[1] if len(spec) > 1 else {}
                 if (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput"):
-                    widgets.append(given.pop(name, _default(spec, options)))
+                    widgets.append(given.pop(name) if name in given else _default(spec, options))
                     texts += bool(options.get("multiline"))
                     if options.get("control_after_generate"):
                         widgets.append("fixed")
@@ -92,10 +92,13 @@ class Graph:
 
 
 def _default(spec: Any, options: dict) -> Any:
+    """A widget's value as the frontend sets it on a new node; a list of files that is empty here gives none."""
     if "default" in options:
         return options["default"]
     choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
-    return choices[0] if choices else {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(spec[0], "")
+    if choices or isinstance(spec[0], list) or spec[0] == "COMBO":
+        return choices[0] if choices else ""
+    return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(spec[0], "")
 
 
 def thumbnail(graph: dict, size: tuple[int, int] = (480, 300)) -> Image.Image:

@@ -24,9 +24,13 @@ def test_comfy_cli_finds_nothing_to_complain_about(repository):
 def test_the_zip_holds_the_pack_and_nothing_of_its_workshop(packed, pack):
     files = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"} <= files
-    for folder in ("engine", "host", "nodes", "js", "workflows", "demo/weights"):
-        ours = {str(p.relative_to(pack)) for p in (pack / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-        assert ours and ours <= files, f"not in the zip: {sorted(ours - files)}; is it committed?"
+    ours = {
+        str(path.relative_to(pack))
+        for folder in ("engine", "host", "nodes", "js", "workflows", "demo")
+        for path in (pack / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert ours and ours <= files, f"not in the zip: {sorted(ours - files)}; committed, and not in .comfyignore?"
     assert not [name for name in files if name.split("/")[0] in ("tests", "bench", ".ci", ".github", "run.py")]
 
 
