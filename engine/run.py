@@ -184,10 +184,8 @@ class HighlightRun:
         merging = self.merging
         merging.attended = self.trace.highlight if self.config.active else None
         merging.heat = self.heatmap
-        blocked, whole = (
-            self.dense_reason or self.exhausted or self.no_windows,
-            "records the highlight's surroundings" if windows else None,
-        )
+        blocked = self.dense_reason or self.exhausted or self.no_windows
+        whole = "records the highlight's surroundings" if windows else None
         if self.accumulator is not None and not self.heard and evaluation.index <= LISTENED:
             blocked = blocked or "the highlight is looked for first"
         merging.begin(evaluation, blocked, whole)
