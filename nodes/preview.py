@@ -35,17 +35,17 @@ class HighlightMaskPreview(io.ComfyNode):
                     tooltip="Frames of only every n-th evaluation; the last always has one.",
                 ),
                 io.Combo.Input(
-                    "show", options=list(SHOWS), default="overlay", extra_dict=ADVANCED,
+                    "show", options=list(SHOWS), default="overlay", optional=True, extra_dict=ADVANCED,
                     tooltip="What the frames show. overlay: heatmap and highlight over the picture. heatmap: it alone. "
                     "highlight: the picture, dark outside the highlight. difference: from the reference, 8 times. merged: how "
                     "much of each token was merged away.",
                 ),
                 io.String.Input(
-                    "word", default="", extra_dict=ADVANCED,
+                    "word", default="", optional=True, extra_dict=ADVANCED,
                     tooltip="Frames with the heatmap of this word alone. It needs Highlight Words before the sampler.",
                 ),
                 io.Int.Input(
-                    "run", default=0, min=0, max=7, extra_dict=ADVANCED,
+                    "run", default=0, min=0, max=7, optional=True, extra_dict=ADVANCED,
                     tooltip="Which run of the trace the outputs show: 0 the last, 1 the one before, such as the first pass of "
                     "a hi-res fix.",
                 ),

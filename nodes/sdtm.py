@@ -82,6 +82,7 @@ class HighlightSDTM(io.ComfyNode):
                 HighlightTrace.Output(display_name="trace", tooltip="What each evaluation did; for Highlight Mask Preview."),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # as Highlight Diffusion: its trace is its own
         )  # fmt: skip
 
     @classmethod
