@@ -67,7 +67,8 @@ class ModelRun:
     def in_groups(self, x: Tensor, options: dict) -> bool:
         """Whether a call has but some of the batch's pictures, as where another node slides over its frames. Then nothing
         is recorded or computed in part, since a window would belong to another picture in every call."""
-        if len(x) == len(options["uuids"]) * self.engine.trace.shape[0]:
+        whole = len(x) == len(options["uuids"]) * self.engine.trace.shape[0]
+        if whole or tuple(x.shape[-2:]) != self.engine.frame:
             return False
         self.no_parts = "another node computes the pictures of the batch in groups"
         return True
