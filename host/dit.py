@@ -57,7 +57,7 @@ class DiTRun(ModelRun):
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
         arguments = t, c_concat, c_crossattn, control
-        if self.current is None or tuple(x.shape[-2:]) != self.engine.frame:
+        if self.current is None or tuple(x.shape[-2:]) != self.engine.frame or self.in_groups(x, options):
             return executor(x, *arguments, options, **kwargs)
         keys = list(zip(options["uuids"], options["cond_or_uncond"], strict=True))
         if self.computed:

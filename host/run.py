@@ -64,6 +64,15 @@ class ModelRun:
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
         raise NotImplementedError
 
+    def in_groups(self, x: Tensor, options: dict) -> bool:
+        """Whether a call has but some of the batch's pictures, as where another node slides over its frames. Then nothing
+        is recorded or computed in part, since a window would belong to another picture in every call."""
+        whole = len(x) == len(options["uuids"]) * self.engine.trace.shape[0]
+        if whole or tuple(x.shape[-2:]) != self.engine.frame:
+            return False
+        self.no_parts = "another node computes the pictures of the batch in groups"
+        return True
+
     def begin_evaluation(self) -> None:
         """The sampler asks for a prediction; the first batch of conds that follows is the evaluation itself."""
         self.calls = 0

@@ -46,7 +46,7 @@ class UNetRun(ModelRun):
         super().__init__(config, run, guider, given, sampler, sigmas, align, windows_of(frame, affine, depth))
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
-        if self.current is None:
+        if self.current is None or self.in_groups(x, options):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         unet = executor.class_obj.diffusion_model
         keys = list(zip(options["uuids"], options["cond_or_uncond"], strict=True))

@@ -22,8 +22,8 @@ GROUPS = (
 WITH_PARTS, FORECAST, DENSE, OFF = "forecast, highlight computed", "forecast", "dense", "refused"
 HEAD = """# Compatibility
 
-Written by the tests from the traces of their runs on a real ComfyUI ({command}); do not edit. A test fails when a row was
-not run or says something else.
+Written by the tests from the traces of their runs on a real ComfyUI; do not edit ({command} writes it).
+A test fails when a row was not run or says something else.
 
 - **forecast, highlight computed**: some evaluations are skipped and forecast, and the highlight is computed in some, where
   `correct` asks for it.

@@ -40,9 +40,20 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if any(PACK / "tests" / tier in within for tier in left_out) else None
 
 
+SUMMARY: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def summary() -> list[str]:
+    """Lines to print at the end of the session."""
+    return SUMMARY
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     if COMFYUI is not None and CHROMIUM is None:
         terminalreporter.write_line("browser tests skipped: no Chromium found; on Debian: apt-get install chromium")
+    for line in SUMMARY:
+        terminalreporter.write_line(line)
     if COMFYUI is None:
         terminalreporter.write_line(
             "host and browser tests skipped: no ComfyUI found; set COMFYUI_PATH to a checkout, or put one at ~/comfy/ComfyUI"

@@ -67,13 +67,10 @@ def outcome(case: fuzz.Case) -> str:
 
 
 @pytest.fixture(scope="module")
-def outcomes(request):
+def outcomes(summary):
     counted: Counter = Counter()
     yield counted
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line("")
-    for what, times in counted.most_common():
-        reporter.write_line(f"fuzz: {times:5} {what}")
+    summary += [f"fuzz: {times:5} {what}" for what, times in counted.most_common()]
 
 
 def test_a_finite_picture_or_a_clear_error_and_the_model_as_it_was(outcomes, request):

@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("runnable", [name for name in WORKFLOWS if (name in FULL) == full])
 
 
-def test_a_workflow_runs_as_it_is(runnable, server, request):
+def test_a_workflow_runs_as_it_is(runnable, server, request, summary):
     graph = read(runnable)
     checkpoints.provide(graph, server.base / "models")
     full = request.config.getoption("--full-size")
@@ -40,9 +40,8 @@ def test_a_workflow_runs_as_it_is(runnable, server, request):
     assert image.ndim == 3 and image.std() > 0 and run["completed"]
     assert kinds.count("skipped") + kinds.count("partial") or runnable in SDTM_ALONE, run["evaluations"]
     if full:
-        report = request.config.pluginmanager.get_plugin("terminalreporter")
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
-        report.write_line(f"\n{runnable}: {image.shape[1]}x{image.shape[0]}, {counts}; {run['seconds']:.0f} s in the sampler")
+        summary.append(f"{runnable}: {image.shape[1]}x{image.shape[0]}, {counts}; {run['seconds']:.0f} s in the sampler")
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
