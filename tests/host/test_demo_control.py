@@ -57,7 +57,7 @@ def edges(scene) -> torch.Tensor:
     from comfy_extras.nodes_canny import Canny
 
     drawn = render(replace(scene, texture="plain"), 256)
-    return Canny.execute(torch.from_numpy(drawn)[None], 0.3, 0.6).args[0].float()
+    return Canny.execute(torch.from_numpy(drawn)[None], 0.1, 0.3).args[0].float()
 
 
 @pytest.mark.parametrize(("scene", "hint"), list(zip(SCENES, (hint, edges), strict=True)), ids=["outline", "edges"])
