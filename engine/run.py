@@ -81,7 +81,7 @@ class HighlightRun:
         if self.config.correct != "auto":
             return self.config.correct == "always"
         given = self.given.mask is not None or self.given.protect is not None
-        return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response)
+        return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response, self.axis)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 
