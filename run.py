@@ -22,7 +22,7 @@ DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
 PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
     "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
-    "ruff==0.17.5", "playwright==1.65.2", "pytest-xdist==3.8.0", "comfy-cli==1.23.0",
+    "ruff==0.17.5", "playwright==1.65.2", "comfy-cli==1.23.0",
     # what other people's packs, which the tests run beside this one, import
     "gguf==0.19.0", "opencv-python-headless==5.0.0.93", "scikit-image==0.26.0", "piexif==1.1.3", "segment-anything==1.0",
     "color-matcher==0.6.0", "mss==10.2.0",
@@ -119,7 +119,7 @@ def set_up_browser() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tests = {
-        "test": ["tests", "-n", "2", "--dist", "loadgroup"], "fuzz": ["tests/host/test_fuzz.py", "--cases", "5000"],
+        "test": ["tests"], "fuzz": ["tests/host/test_fuzz.py", "--cases", "5000"],
         "compatibility": ["tests", "-m", "compatibility", "--write-compatibility"],
         "workflows-full": ["tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"],
     }  # fmt: skip

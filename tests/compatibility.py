@@ -121,18 +121,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compatibility(group, row, on): a row of docs/compatibility.md that this test runs")
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put other people's packs at the end, since some patch ComfyUI when they are imported, and the comparison behind them.
 
-    Where two processes share the work, the files that the table is made from are one's. Notes whether this is a whole
-    session."""
+    Notes whether this is a whole session."""
     last = ("test_packs", "test_compatibility")
     items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
-    observing = {item.path for item in items if item.get_closest_marker("compatibility")}
-    for item in items:
-        together = item.path in observing or item.path.stem in last
-        item.add_marker(pytest.mark.xdist_group("compatibility" if together else item.path.stem))
     table = config.stash[KEY]
     chosen = config.option.keyword or config.option.markexpr not in ("", "compatibility")
     table.whole = not chosen and all(Path(arg).is_dir() for arg in config.args)
