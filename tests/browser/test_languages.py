@@ -38,4 +38,4 @@ def test_nodes_widgets_and_help_speak_chinese(chinese: Ui):
 def test_text_is_legible_in_every_theme(chinese: Ui, theme):
     chinese.run("(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
     chinese.page.wait_for_timeout(500)
-    assert chinese.view(PREVIEW).ask(CONTRAST) >= 4.5  # WCAG 2.1, level AA
+    chinese.view(PREVIEW).wait(f"{CONTRAST} >= 4.5", seconds=10)  # WCAG 2.1, level AA

@@ -119,7 +119,7 @@ def test_an_interrupted_run_is_told_to_its_end(server, graph):
         of_type(long, "KSampler")["steps"] = 400
         prompt_id = await asyncio.to_thread(server.post, long, client)
         await asyncio.sleep(3)
-        await asyncio.to_thread(server._open, "/interrupt", b"{}")
+        await asyncio.to_thread(server.open, "/interrupt", b"{}")
         while prompt_id not in await asyncio.to_thread(server.get, f"/history/{prompt_id}"):
             await asyncio.sleep(0.1)
 
