@@ -51,16 +51,12 @@ class Coded:
         return (self.codes * self.scale).flatten(-2).to(self.dtype)
 
 
-class Offloaded:
+class Offloaded(Kept):
     """A tensor in the host's memory, copied there and back without waiting for either."""
 
     def __init__(self, x: Tensor):
         self.device = x.device
-        self.x = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
-
-    @property
-    def bytes(self) -> int:
-        return self.x.numel() * self.x.element_size()
+        super().__init__(torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True))
 
     def restored(self) -> Tensor:
         return self.x.to(self.device, non_blocking=True)
@@ -77,7 +73,7 @@ class Recording:
     """
 
     sigma: float
-    parts: dict[Hashable, dict[Keys, Kept | Coded | Offloaded]] = field(default_factory=dict)
+    parts: dict[Hashable, dict[Keys, Kept | Coded]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:

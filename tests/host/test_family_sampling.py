@@ -9,6 +9,7 @@ from highlight_diffusion.engine.trace import Run, Trace
 from highlight_diffusion.host.attach import attach
 
 from . import tiny
+from .sampling import ranged, with_area, with_mask
 
 CONFIG = HighlightConfig(max_area=1.0, pace=PACES["balanced"], correct="always")
 FAMILIES = ("sd3", "flux", "qwen_image")
@@ -68,27 +69,8 @@ def several(model):
     return tiny.cond(model, 1) + tiny.cond(model, 6)
 
 
-def masked(model):
-    conditioning = tiny.cond(model, 3)
-    conditioning[0][1].update(mask=torch.ones(1, 16, 24), mask_strength=0.7)
-    return tiny.cond(model, 1) + conditioning
-
-
-def with_area(model):
-    region = tiny.cond(model, 3)
-    region[0][1].update(area=(8, 8, 0, 8), strength=1.0)
-    return tiny.cond(model, 1) + region
-
-
-def ranged(model):
-    early, late = tiny.cond(model, 1), tiny.cond(model, 5)
-    early[0][1].update(start_percent=0.0, end_percent=0.3)
-    late[0][1].update(start_percent=0.3, end_percent=1.0)
-    return early + late
-
-
 POSITIVES = {
-    "several": several, "mask": masked, "area": with_area, "timestep range": ranged,
+    "several": several, "mask": with_mask, "area": with_area, "timestep range": ranged,
     "another length": lambda model: tiny.cond(model, 1, tokens=154),
 }  # fmt: skip
 
