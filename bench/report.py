@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -33,10 +33,22 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def _complete(rows: list[Row]) -> list[Row]:
+    """The rows of the prompts that most strengths were run on, and of the strengths that have them all: a run that was
+    interrupted leaves others, which cannot be compared."""
+    prompts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        prompts[row["method"], row["setting"]].add(row["prompt"])
+    counted = Counter(frozenset(own) for own in prompts.values())
+    common = max(counted, key=lambda own: (counted[own], len(own)), default=frozenset())
+    return [row for row in rows if row["prompt"] in common and common <= prompts[row["method"], row["setting"]]]
+
+
 class Data:
     """The records of one sampler and length."""
 
     def __init__(self, rows: list[Row], timings: list[Row]):
+        rows = _complete(rows)
         self.rows = [row for row in rows if row["method"] != "dense"]
         self.dense = [row for row in rows if row["method"] == "dense"]
         self.kinds = list(dict.fromkeys(row["kind"] for row in rows))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,39 +97,42 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     """The table of one family, as markdown."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
+    streams = STREAMS[:1] if family == "SDXL" and device.type == "cpu" else STREAMS
     unet, side = build(family, device, dtype), SIDE[family]
     depth, align = fit(unet, (side, side), levels)
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
-    x, context = make(2, 4, side, side), make(2, 77, 768 if family == "SD15" else 2048)
-    labels = make(2, 2816) if family == "SDXL" else None
-    timesteps = torch.full((2,), 500.0, device=device)
+    rows = len(streams)
+    x, context = make(rows, 4, side, side), make(rows, 77, 768 if family == "SD15" else 2048)
+    labels = make(rows, 2816) if family == "SDXL" else None
+    timesteps = torch.full((rows,), 500.0, device=device)
     dense = lambda: unet(x, timesteps, context, labels, transformer_options={})  # noqa: E731
     windows = {area: Window(square(area, side, align), (side, side), depth=depth) for area in AREAS}
 
-    def record(window: Window, sigma: float = 1.0) -> None:
-        window.begin(sigma)
-        with recording(unet, [window], STREAMS):
+    def record(windows: Sequence[Window], sigma: float = 1.0) -> None:
+        for window in windows:
+            window.begin(sigma)
+        with recording(unet, windows, streams):
             dense()
 
     def listen() -> None:
         from ..host.attention import HeatmapTap, cross_attention_sites
 
         accumulator = HeatmapAccumulator(side // 2, side // 2)
-        tap = HeatmapTap(accumulator, cross_attention_sites(unet), [(0, "positive", None)], 2, (side, side))
+        tap = HeatmapTap(accumulator, cross_attention_sites(unet), [(0, "positive", None)], rows, (side, side))
         unet(x, timesteps, context, labels, transformer_options=tap.attached({}))
         accumulator.heatmap()
 
     def compute(window: Window) -> None:
-        with computing(unet, window, STREAMS, 1.0):
+        with computing(unet, window, streams, 1.0):
             unet(window.crop(x), timesteps, context, labels, transformer_options={})
 
-    for window in windows.values():
-        record(window)
-    calls: dict[str, Callable[[], object]] = {"dense": dense, "recording": lambda: record(windows[0.25]), "listening": listen}
+    record(list(windows.values()))
+    calls: dict[str, Callable[[], object]] = {"dense": dense, "recording": lambda: record([windows[0.25]]), "listening": listen}
     calls |= {f"{area:.0%}": lambda window=window: compute(window) for area, window in windows.items()}
     counted = {name: macs(call) for name, call in calls.items()}
-    seconds = timed(calls, repeats, device)
-    lines = [f"### {family}, {side * 8}x{side * 8}, CFG, {str(dtype).removeprefix('torch.')}, {device.type}, "
+    seconds = timed(calls, repeats, device, warm=False)  # counting was the warm-up
+    rows_named = "CFG" if rows == 2 else "one stream"
+    lines = [f"### {family}, {side * 8}x{side * 8}, {rows_named}, {str(dtype).removeprefix('torch.')}, {device.type}, "
              f"{f'windows through the finest {levels} levels' if levels else 'windows through all levels'}", "",
              "| evaluation | share of the frame | MACs / dense | seconds / dense | allowed: 1.15 MACs + 3% | recorded, MB: "
              "rings | outside tokens | from within |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
