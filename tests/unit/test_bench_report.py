@@ -1,6 +1,3 @@
-import pytest
-
-pytest.importorskip("matplotlib")
 from highlight_diffusion.bench.report import Data
 
 
