@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from ..engine.trace import KINDS
 from . import prompts
 from .cost import macs
 from .demo import say
@@ -60,6 +61,7 @@ class Result:
     partial_macs: int
     dense: int
     partial: int
+    shallow: int
     skipped: int
     active: float
 
@@ -86,7 +88,10 @@ class Table:
         self.done: set[tuple[str, ...]] = set()
         if path.exists():
             with path.open() as file:
-                self.done = {tuple(row[k] for k in self.keys) for row in csv.DictReader(file)}
+                reader = csv.DictReader(file)
+                if reader.fieldnames != self.names:
+                    raise ValueError(f"{path} has columns of another version; move it away or choose another --out")
+                self.done = {tuple(row[k] for k in self.keys) for row in reader}
         else:
             path.write_text(",".join(self.names) + "\n")
 
@@ -181,7 +186,7 @@ class Comparison:
                     image, executed, run = reference, dense_macs, None
                 else:
                     image, executed, run = self._picture(method, prompt, sampling)
-                counts = {kind: run.count(kind) if run else 0 for kind in ("dense", "partial", "skipped")}
+                counts = {kind: run.count(kind) if run else 0 for kind in KINDS}
                 self.results.add(Result(
                     *key, prompt.kind, macs=executed, dense_macs=dense_macs, partial_macs=_partial(run, executed, dense_macs),
                     active=run.mean_active if run else 1.0, **counts, **self._judge(index, reference, image),
@@ -233,6 +238,8 @@ class Tally:
             if e.kind == "dense":
                 merged = e.reason.rpartition("; ")[2] if e.merged is not None else ""
                 pieces[sampling.cfg, "dense", e.heatmap is not None, merged] += 1
+            elif e.kind == "shallow":
+                pieces[sampling.cfg, "shallow"] += 1
             for y0, y1, x0, x1 in (box for own in e.windows for box in own):
                 edges = (y0 == 0, y1 == run.shape[2], x0 == 0, x1 == run.shape[3])
                 pieces[sampling.cfg, "window", y1 - y0, x1 - x0, edges, run.depth] += 1
@@ -255,7 +262,7 @@ class Tally:
 
 
 def _partial(run: Any, executed: int, dense_macs: int) -> int:
-    """MACs of a run that are not its dense evaluations': those of its windows, heatmaps among them."""
+    """MACs of a run that are not its dense evaluations': those of windows, shallow ones and heatmaps."""
     if run is None:
         return 0
     return max(0, executed - dense_macs * run.count("dense") // max(len(run.evaluations), 1))

@@ -31,6 +31,7 @@ from ..demo.scenes import Scene, parse_caption
 from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
 from ..engine.overlay import frames
+from ..engine.trace import KINDS
 from .cost import Cost, CostModel
 from .fidelity import psnr, ssim
 from .probe import compare
@@ -207,9 +208,10 @@ def table(rows: list[Row], variants: Sequence[str]) -> str:
     each("times faster, wall clock (median)", lambda v: statistics.median(r.seconds("dense") / r.seconds(v) for r in rows))
     each("times cheaper, MACs", lambda v: costs[v].ratio)
     each("  MACs saved by skipping, %", lambda v: share(v, "skipped"), "{:.1f}")
-    each("  MACs saved by partial, %", lambda v: share(v, "partial") - 100 * costs[v].partial / costs[v].dense_run, "{:.1f}")
+    part = lambda v: share(v, "partial") + share(v, "shallow") - 100 * costs[v].partial / costs[v].dense_run  # noqa: E731
+    each("  MACs saved by partial, %", part, "{:.1f}")
     each("  MACs spent on heatmaps, %", lambda v: 100 * costs[v].heatmap / costs[v].dense_run, "{:.2f}")
-    for kind in ("dense", "partial", "skipped"):
+    for kind in (kind for kind in KINDS if any(share(v, kind) for v in variants)):
         each(f"evaluations {kind}, %", lambda v, kind=kind: share(v, kind), "{:.1f}")
     each("mean active area, %", lambda v: 100 * statistics.fmean(e["active"] for e in evaluations[v]), "{:.1f}")
     each("PSNR mean, dB", lambda v: statistics.fmean(fidelity[v, False]), "{:.1f}", True)

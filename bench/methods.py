@@ -162,15 +162,17 @@ SWEEP = (2.0, 2.5, 3.5, 5.0, 8.0, 11.0)  # paces
 INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 
-def ours() -> Iterator[Method]:
+def ours(transformer: bool = False) -> Iterator[Method]:
     """Highlight Diffusion at several paces, the presets' among them, its ablations, and the study of the interval N."""
     presets = {pace: name for name, pace in PACES.items()}
     for pace in SWEEP:
         setting = f"pace={pace:g}" + (f" ({presets[pace]})" if pace in presets else "")
         yield _highlight("Highlight Diffusion", setting, pace=pace)
         if pace > CORRECTED_PACE:
-            yield _highlight("always corrected", setting, pace=pace, correct="always")
-        yield _highlight("forecast alone", setting, pace=pace, correct="never")
+            yield _highlight("always corrected", setting, pace=pace, correct="always", shallow="never")
+            if not transformer:
+                yield _highlight("always shallow", setting, pace=pace, correct="never", shallow="always")
+        yield _highlight("forecast alone", setting, pace=pace, correct="never", shallow="never")
         if pace in presets:
             yield _highlight("forecasts not revised", setting, pace=pace, revise=False)
     for interval in INTERVALS:
@@ -188,6 +190,6 @@ def methods(transformer: bool = False) -> list[Method]:
         *fewer_steps((0.8, 0.67, 0.5, 0.4, 0.33)),
         *(m for cache in caches for m in by_node(cache, cache, "reuse_threshold", (0.02, 0.05, 0.1, 0.2), **window)),
         *(_transformer_peers() if transformer else _unet_peers()),
-        *ours(),
+        *ours(transformer),
         *(sdtm() if transformer else ()),
     ]

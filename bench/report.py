@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 OURS = "Highlight Diffusion"
 ABLATION, ALWAYS = "forecast alone", "always corrected"
-OWN = (OURS, ABLATION, ALWAYS, "forecasts not revised", "interval")
+OWN = (OURS, ABLATION, ALWAYS, "always shallow", "forecasts not revised", "interval")
 SMALL = 0.2  # of the frame: the regime where the highlight is to earn its keep, named before tuning
 FIGURES = (
     ("PSNR mean, dB", "psnr", False),
@@ -87,7 +87,7 @@ class Data:
 
 def _summary(data: Data, kinds: list[str]) -> list[str]:
     lines = ["| method | setting | x cheaper | x faster | PSNR mean / worst | inside | border | SSIM mean / worst | "
-             "objects right | skipped / partial, % |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "objects right | skipped / partial / shallow, % |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in data.rows:
         if row["kind"] in kinds:
@@ -95,14 +95,15 @@ def _summary(data: Data, kinds: list[str]) -> list[str]:
     for (method, setting), rows in groups.items():
         column = lambda name, rows=rows: np.array([float(row[name]) for row in rows])  # noqa: E731
         mean = lambda name, column=column: _mean(column(name))  # noqa: E731
-        total = column("dense").sum() + column("partial").sum() + column("skipped").sum()
+        total = column("dense").sum() + column("partial").sum() + column("shallow").sum() + column("skipped").sum()
         share = lambda name, total=total, column=column: f"{100 * column(name).sum() / total:.0f}" if total else "-"  # noqa: E731
         wall = data.seconds.get((method, setting))
         lines.append(
             f"| {method} | {setting} | {column('dense_macs').sum() / column('macs').sum():.2f} | "
             f"{'-' if wall is None else f'{wall:.2f}'} | {mean('psnr')} / {column('psnr').min():.1f} | "
             f"{mean('psnr_inside')} | {mean('psnr_border')} | {column('ssim').mean():.4f} / {column('ssim').min():.4f} | "
-            f"{column('right').sum():.0f} of {column('wanted').sum():.0f} | {share('skipped')} / {share('partial')} |"
+            f"{column('right').sum():.0f} of {column('wanted').sum():.0f} | "
+            f"{share('skipped')} / {share('partial')} / {share('shallow')} |"
         )
     return lines
 

@@ -21,7 +21,7 @@ from ..engine.run import HighlightRun
 from ..engine.schedule import forecast_space
 from ..engine.sdtm import SDTMConfig
 from ..engine.trace import Evaluation, Run
-from ..engine.window import Window, computing, fit, recording, swapped, windows_of
+from ..engine.window import Window, computing, fit, recording, shallow_window, swapped, windows_of
 from .diffusion import normal_sigmas, timestep_of
 from .unet import UNet
 
@@ -74,9 +74,9 @@ class PlainModel:
         return noise * (1 + sigma**2) ** 0.5
 
     def fit(self, frame: tuple[int, int], levels: int):
-        """What windows are snapped to, what is recorded for them, and their depth."""
+        """What windows are snapped to, what is recorded for them, their depth, and what shallow evaluations compute."""
         depth, align = fit(self.unet, frame, levels)
-        return align, windows_of(frame, depth=depth), depth
+        return align, windows_of(frame, depth=depth), depth, shallow_window(frame)
 
     def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
         return dense_call(self, state, x, evaluation, windows)
@@ -115,7 +115,7 @@ def window_call(
     """The windows alone, in tensors of full size."""
     full = [torch.zeros_like(x) for _ in STREAMS]
     for window in windows:
-        own = slice(window.image, window.image + 1)
+        own = slice(window.image, window.image + 1) if window.images > 1 else slice(None)
         with computing(model.unet, window, STREAMS, evaluation.sigma):
             parts = model.of(own)(window.crop(x[own]), evaluation.sigma)
         for whole, part in zip(full, parts, strict=True):
@@ -141,10 +141,10 @@ def sample(
     sigmas = model.sigmas(steps)
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
     frame = tuple(noise.shape[-2:])
-    align, surround, run.depth = model.fit(frame, config.levels)
+    align, surround, run.depth, whole = model.fit(frame, config.levels)
     space = forecast_space("euler", config.forecast, model.axis)
     response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
-    state = HighlightRun(config, run, frame, align, surround=surround, response=response, axis=model.axis)
+    state = HighlightRun(config, run, frame, align, surround=surround, response=response, axis=model.axis, whole=whole)
     if merging is not None:
         state.merging = model.merging(merging, noise.shape, sigmas)
 

@@ -70,8 +70,9 @@ class PlainFlow:
         return noise * sigma
 
     def fit(self, frame: tuple[int, int], levels: int):
-        """What windows are snapped to, what is recorded for them, and their depth."""
-        return self.mmdit.config.patch_size, subsets_of(TokenGrid(frame, self.mmdit.config.patch_size), self.axis), None
+        """What windows are snapped to, what is recorded for them, their depth, and what shallow evaluations compute."""
+        patch = self.mmdit.config.patch_size
+        return patch, subsets_of(TokenGrid(frame, patch), self.axis), None, None
 
     def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
         """The state of merging for latents of a shape."""

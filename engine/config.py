@@ -7,6 +7,7 @@ from typing import Literal
 
 ForecastSpace = Literal["auto", "noise", "denoised"]
 Correct = Literal["auto", "always", "never"]
+Shallow = Literal["auto", "always", "never"]
 Memory = Literal["device", "8 bit", "offload"]
 Control = Literal["auto", "reuse", "compute"]
 AUTO, ADAPTIVE = "auto", "adaptive"
@@ -46,6 +47,8 @@ class HighlightConfig:
     warmup: dense steps before the first gap; the highlight is found in them. 0 leaves their number to pace and model.
     correct: compute the highlight once in each longer gap and correct the forecast with it; "auto" where that was measured to
     be worth more than the same cost spent on dense evaluations.
+    shallow: fill gaps with evaluations of the UNet's outermost blocks, with forecasts of what enters them from within, instead
+    of forecasts of the prediction; "auto" where that was measured to be worth its cost.
     threshold: heat above which a cell is highlighted, 0 for everything.
     halo: cells computed around the highlight and thrown away.
     levels: how many of the UNet's levels, from the finest on, the highlight is computed through; what the deeper ones
@@ -65,6 +68,7 @@ class HighlightConfig:
     end_percent: float = 1.0
     warmup: int = 0
     correct: Correct = "auto"
+    shallow: Shallow = "auto"
     threshold: float = 0.6
     halo: int = 2
     levels: int = 2
@@ -96,8 +100,11 @@ class HighlightConfig:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
         if not self.pace >= 1:
             raise ValueError(f"pace is {self.pace}; it must be 1 or more")
-        if self.correct not in ("auto", "always", "never"):
-            raise ValueError(f'correct is "{self.correct}"; choose auto, always or never')
+        for name in ("correct", "shallow"):
+            if (value := getattr(self, name)) not in ("auto", "always", "never"):
+                raise ValueError(f'{name} is "{value}"; choose auto, always or never')
+        if self.shallow == "always" and self.interval == ADAPTIVE:
+            raise ValueError('shallow is "always", but an adaptive interval goes by forecasts; choose another, or auto')
         if self.memory not in ("device", "8 bit", "offload"):
             raise ValueError(f'memory is "{self.memory}"; choose device, 8 bit or offload')
         if self.control not in ("auto", "reuse", "compute"):

@@ -12,7 +12,9 @@ from .highlight import boxes_mask
 from .trace import Evaluation, Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers
-KIND_COLOURS = {"dense": (0.0, 0.45, 0.70), "partial": (0.90, 0.62, 0.0), "skipped": (0.62, 0.62, 0.62)}
+KIND_COLOURS = {
+    "dense": (0.0, 0.45, 0.70), "partial": (0.90, 0.62, 0.0), "shallow": (0.35, 0.71, 0.91), "skipped": (0.62, 0.62, 0.62),
+}  # fmt: skip
 OUTLINE = (1.0, 1.0, 1.0)
 WINDOW = KIND_COLOURS["partial"]
 # Nine samples of matplotlib's "inferno", a CC0 table whose lightness rises evenly

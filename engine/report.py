@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TypedDict
 
-from .trace import Run
+from .trace import KINDS, Run
 
 MB = 2**20
 
@@ -71,7 +71,7 @@ def report(run: Run) -> Report:
         sampler=run.sampler, shape=list(run.shape), completed=run.completed, seconds=round(run.seconds, 3),
         dense_seconds=None if seconds is None else round(seconds, 3),
         ratio=None if seconds is None else round(seconds / run.seconds, 3), estimate=how,
-        evaluations={kind: run.count(kind) for kind in ("dense", "partial", "skipped")},
+        evaluations={kind: run.count(kind) for kind in KINDS},
         mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
         highlight=run.highlight_reason, fallbacks=fallbacks(run),

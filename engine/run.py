@@ -19,7 +19,16 @@ from .heatmap import HeatmapAccumulator
 from .highlight import Given, Region, find_region
 from .recording import Surroundings
 from .response import Response
-from .schedule import CORRECTED_GAP, PlannedStep, adds_noise, correction_pays, forecast_space, make_plan, step_of
+from .schedule import (
+    CORRECTED_GAP,
+    PlannedStep,
+    adds_noise,
+    correction_pays,
+    forecast_space,
+    make_plan,
+    shallow_pays,
+    step_of,
+)  # fmt: skip
 from .sdtm import MergingRun
 from .stopwatch import Stopwatch
 from .trace import Box, Boxes, Evaluation, Kind, Run, inside
@@ -36,7 +45,8 @@ class HighlightRun:
     """State of one run.
 
     sigmas: the schedule, descending, its final 0 included. frame: latent (H, W). align: what windows are snapped to.
-    surround: makes what is recorded for the regions of a batch, as its executor needs it.
+    surround: makes what is recorded for the regions of a batch, as its executor needs it. whole: the same for the whole
+    frame, for shallow evaluations; None where a model has none.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
     response: the sampler's, by which a computed evaluation makes up for the forecasts before it; None to let them stand.
     axis: along what predictions are smooth. merging: merges tokens in computed evaluations, where a host can.
@@ -46,9 +56,9 @@ class HighlightRun:
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
         given: Given | None = None, response: Response | None = None, axis: Axis = log_sigma,
-        merging: MergingRun | None = None,
+        merging: MergingRun | None = None, whole: Surroundings | None = None,
     ):  # fmt: skip
-        self.merging = merging
+        self.merging, self.whole = merging, whole
         self.config, self.trace, self.frame, self.align = config, trace, frame, align
         self.surround, self.axis = surround or windows_of(frame), axis
         self.given = given or Given()
@@ -58,9 +68,12 @@ class HighlightRun:
         self.space = forecast_space(trace.sampler, config.forecast, axis)
         self.response = response if config.revise else None
         self.corrects = self._corrects(len(sigmas) - 1)
-        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis)
+        self.plan = make_plan(
+            sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis, self._shallow(len(sigmas) - 1)
+        )
         self.gaps = AdaptiveGaps(config.pace) if config.interval == ADAPTIVE else None
-        self.recorded = set(range(last)) if self.gaps else _recorded_steps(self.plan)
+        self.recorded = set(range(last)) if self.gaps else _recorded_steps(self.plan, "partial")
+        self.recorded_whole = _recorded_steps(self.plan, "shallow")
         trace.revises = self.response is not None
         self.forecasts: dict[int, Forecast] = {}
         self.corrected: Boxes = ()  # where the last partial evaluation counted
@@ -82,6 +95,16 @@ class HighlightRun:
             return self.config.correct == "always"
         given = self.given.mask is not None or self.given.protect is not None
         return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response, self.axis)
+
+    def _shallow(self, steps: int) -> bool:
+        """Whether gaps are to be filled with shallow evaluations: as wanted, or where it pays; not where everything is
+        highlighted, and so to be computed."""
+        if self.config.threshold == 0:
+            return False
+        if self.config.shallow != "auto":
+            return self.config.shallow == "always"
+        given = self.given.mask is not None or self.given.protect is not None
+        return self.whole is not None and not given and shallow_pays(steps, self.config)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 
@@ -126,12 +149,19 @@ class HighlightRun:
 
     def _affordable(self, kind: Kind, reason: str, sigma: float) -> tuple[Kind, str]:
         """Fall back to dense where a forecast has no ground, and to the forecast where a window has none."""
-        if not self.forecasts or not all(f.ready for f in self.forecasts.values()):
+        if not self.forecasts or not (kind == "shallow" or all(f.ready for f in self.forecasts.values())):
             return "dense", "no forecast yet"
         if any(sigma > f.last_sigma * (1 + 1e-4) for f in self.forecasts.values()):
             return "dense", "sigma went up"
         if self.regions and all(region.everything for region in self.regions):
             return "dense", self.regions[0].reason
+        if kind == "shallow":
+            ruled_out = self.exhausted or self.no_windows or (None if self.whole else "only UNets have shallow evaluations")
+            if ruled_out:
+                ready = all(f.ready for f in self.forecasts.values())
+                return ("skipped", f"forecast only: {ruled_out}") if ready else ("dense", "no forecast yet")
+            if not self.whole.recordings:
+                return "dense", "nothing was recorded for shallow evaluations yet"
         if kind == "partial" and (self.exhausted or self.no_windows):
             return "skipped", f"forecast only: {self.exhausted or self.no_windows}"
         if kind == "partial" and not any(region.outer for region in self.regions):
@@ -144,10 +174,18 @@ class HighlightRun:
         """Drop every forecast and recording, keep the highlight."""
         self.forecasts.clear()
         self.corrected = ()
-        for window in self.windows:
-            window.recordings.clear()
+        self._drop_recordings()
         if self.merging is not None:
             self.merging.forget()
+
+    @property
+    def _surroundings(self) -> list[Surroundings]:
+        """All that recordings are made for."""
+        return [*self.windows, *([self.whole] if self.whole is not None else [])]
+
+    def _drop_recordings(self) -> None:
+        for surroundings in self._surroundings:
+            surroundings.recordings.clear()
 
     # -- during a dense evaluation -------------------------------------------------------------------------------
 
@@ -158,13 +196,15 @@ class HighlightRun:
         self.accumulator = None
         if self.wants_heatmap(evaluation):
             self.accumulator = HeatmapAccumulator(*self._heatmap_size)
-        ruled_out = self.no_windows or self.exhausted or self.dense_reason
-        if evaluation.step not in self.recorded or not self.config.active or ruled_out:
+        if self.no_windows or self.exhausted or self.dense_reason or not self.config.active:
             return ()
-        evaluation.recording = bool(self.windows)
-        for window in self.windows:
-            window.begin(evaluation.sigma)
-        return self.windows
+        recorded = list(self.windows) if evaluation.step in self.recorded else []
+        evaluation.recording = bool(recorded)
+        if self.whole is not None and evaluation.step in self.recorded_whole:
+            recorded.append(self.whole)
+        for surroundings in recorded:
+            surroundings.begin(evaluation.sigma)
+        return recorded
 
     @property
     def _heatmap_size(self) -> tuple[int, int]:
@@ -207,7 +247,7 @@ class HighlightRun:
                 errors.append(self.forecasts[i].error(x, denoised, evaluation.sigma))
             forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response, self.axis))
             answers.append(forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected))
-        held = sum(window.bytes for window in self.windows) + (self.merging.bytes if self.merging is not None else 0)
+        held = sum(own.bytes for own in self._surroundings) + (self.merging.bytes if self.merging is not None else 0)
         self.trace.cache_bytes = max(self.trace.cache_bytes, held)
         self._measure(evaluation, errors)
         return answers
@@ -296,6 +336,11 @@ class HighlightRun:
             self.gaps.probe(evaluation.sigma, evaluation.forecast_error)
         return corrected
 
+    def end_shallow(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Take up a shallow evaluation, which from here on counts as a dense one."""
+        forecasts = zip(self.forecasts.values(), outputs, strict=True)
+        return [own.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected) for own, denoised in forecasts]
+
     # -- a whole evaluation --------------------------------------------------------------------------------------
 
     def evaluate(
@@ -315,7 +360,7 @@ class HighlightRun:
         try:
             outputs = self._computed(evaluation, x, dense, partial)
         except RuntimeError as error:
-            held = any(window.recordings for window in self.windows) or bool(self.merging is not None and self.merging.bytes)
+            held = any(own.recordings for own in self._surroundings) or bool(self.merging is not None and self.merging.bytes)
             if self.exhausted or not held or not ran_out(error):
                 raise
         if outputs is None:  # not in the handler above: the error's traceback keeps the tensors of the attempt
@@ -342,6 +387,8 @@ class HighlightRun:
             if self.merging is not None:
                 self.merging.learn(outputs[0])
             return self.end_dense(evaluation, x, outputs)
+        if evaluation.kind == "shallow":
+            return self.end_shallow(evaluation, x, partial(evaluation, [self.whole]))
         outputs = self.forecast(evaluation, x)
         if evaluation.kind == "partial":
             outputs = self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
@@ -349,23 +396,23 @@ class HighlightRun:
 
     def _do_without_windows(self, evaluation: Evaluation) -> None:
         """Drop what is recorded, record no more, and make a dense evaluation of the one under way."""
-        where = "in a partial evaluation" if evaluation.kind == "partial" else "beside what is recorded for partial ones"
+        computed = evaluation.kind in ("partial", "shallow")
+        where = f"in a {evaluation.kind} evaluation" if computed else "beside what is recorded for partial ones"
         if self.merging is not None and self.merging.bytes:
             where = "beside what merging remembers"
             self.merging.forget()
         self.exhausted = f"memory ran out {where}"
-        for window in self.windows:
-            window.recordings.clear()
+        self._drop_recordings()
         evaluation.kind, evaluation.reason, evaluation.active = "dense", f"{self.exhausted}: computed without", 1.0
         evaluation.boxes, evaluation.windows, evaluation.merged = (), (), None
 
 
-def _recorded_steps(plan: list[PlannedStep]) -> set[int]:
-    """Dense steps whose surroundings a partial step will use: the two before each gap that has one."""
+def _recorded_steps(plan: list[PlannedStep], kind: Kind) -> set[int]:
+    """Dense steps whose recordings a step of this kind will use: the two before each gap that has one."""
     recorded, dense = set(), []
     for i, step in enumerate(plan):
         if step.kind == "dense":
             dense.append(i)
-        elif step.kind == "partial":
+        elif step.kind == kind:
             recorded.update(dense[-2:])
     return recorded

@@ -18,6 +18,7 @@ STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart"
 MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradient_estimation", "er_sde", "sa_solver")
 CORRECTED_GAP, CORRECTED_PACE = 3, 3.0  # shorter gaps and slower paces are forecast well enough
 FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to another picture
+SHALLOW_PACE = 6.0  # at slower ones forecasts are better than shallow evaluations even in short schedules
 FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
 OFF = "off"  # the reason of evaluations that are computed because Highlight Diffusion is switched off
 NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
@@ -47,6 +48,11 @@ class PlannedStep:
 
     kind: Kind
     reason: str
+
+
+FORECAST = PlannedStep("skipped", "forecast")
+HIGHLIGHT = PlannedStep("partial", "highlight corrects the forecast")
+SHALLOW = PlannedStep("shallow", "outermost blocks, the others forecast")
 
 
 def spread_gaps(length: int, gaps: tuple[int, ...]) -> list[int]:
@@ -98,8 +104,10 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2, axis: Axis =
     return gaps
 
 
-def warm_up(config: HighlightConfig, axis: Axis = log_sigma) -> int:
-    """Dense steps at the start: as configured, or as many as were measured to be worth it."""
+def warm_up(config: HighlightConfig, axis: Axis = log_sigma, shallow: bool = False) -> int:
+    """Dense steps at the start: as configured, or as many as were measured to be worth it; only forecasts need several."""
+    if shallow and not config.warmup:
+        return 1
     return config.warmup or WARMUP - (config.pace >= BRISK or axis is log_ratio)
 
 
@@ -123,9 +131,26 @@ def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Ax
     return noisy or response is None or not response.forgets or steps < FINE
 
 
+def shallow_gaps(length: int, pace: float) -> list[int]:
+    """Gaps over `length` steps that are filled with shallow evaluations, growing from the first step on, at a higher pace
+    faster and further: a step gone astray early leads to another picture. The last may reach beyond the end, where shallow
+    evaluations are good enough."""
+    first, growth, longest = max(1, round(pace / 6)), max(0.5, (pace - 5) / 6), max(2, round(pace / 2.75))
+    gaps: list[int] = []
+    while sum(gaps) < length:
+        gaps.append(min(longest, first + int(len(gaps) * growth)))
+    return gaps
+
+
+def shallow_pays(steps: int, config: HighlightConfig) -> bool:
+    """Whether gaps filled with shallow evaluations were measured to be worth more than forecasts: in short schedules, from
+    the pace on at which forecasts would have to reach too far."""
+    return steps < FINE and config.pace >= SHALLOW_PACE and config.interval is None
+
+
 def make_plan(
     sigmas: Sequence[float], config: HighlightConfig, first: int = 0, last: int | None = None, sampler: str = "euler",
-    correcting: bool | None = None, axis: Axis = log_sigma,
+    correcting: bool | None = None, axis: Axis = log_sigma, shallow: bool = False,
 ) -> list[PlannedStep]:  # fmt: skip
     """Plan the steps at these sigmas (the final 0 left out); only `first` to `last` (inclusive) may be anything but dense.
 
@@ -139,16 +164,18 @@ def make_plan(
     if not config.active:
         return [PlannedStep("dense", OFF if not config.enabled else "interval 1")] * steps
     plan = [PlannedStep("dense", "outside start and end percent")] * steps
-    position = min(first + warm_up(config, axis) - 1, last)
+    position = min(first + warm_up(config, axis, shallow) - 1, last)
     for i in range(first, position + 1):
         plan[i] = PlannedStep("dense", "warm-up")
     correcting = config.correct != "never" if correcting is None else correcting
     if config.interval == ADAPTIVE:
         tail = max(position + 1, last + 1 - dense_tail(sampler))
-        plan[position + 1 : tail] = [PlannedStep("skipped", "forecast")] * (tail - position - 1)
+        plan[position + 1 : tail] = [FORECAST] * (tail - position - 1)
         plan[tail : last + 1] = [PlannedStep("dense", "last steps")] * (last + 1 - tail)
         return plan
-    if config.interval:
+    if shallow and not config.interval:
+        gaps, corrected = shallow_gaps(last - position, config.pace), math.inf
+    elif config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:
         pace = effective_pace(config, sampler, axis)
@@ -156,12 +183,11 @@ def make_plan(
         gaps = paced_gaps(sigmas[position : last + 1], max(1.0, pace), dense_tail(sampler), axis)
     for gap in gaps:
         middle = position + gap // 2 + gap % 2 if gap >= corrected and correcting else None
-        for i in range(position + 1, position + gap):
-            correct = i == middle
-            plan[i] = PlannedStep(
-                "partial" if correct else "skipped", "highlight corrects the forecast" if correct else "forecast"
-            )
+        for i in range(position + 1, min(position + gap, last + 1)):
+            plan[i] = HIGHLIGHT if i == middle else SHALLOW if shallow else FORECAST
         position += gap
+        if position > last:
+            break
         plan[position] = PlannedStep("dense", "last step" if position == steps - 1 else f"refresh after {gap}")
     return plan
 

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from threading import Event
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from .rough import LatentColours
 
-Kind = Literal["dense", "partial", "skipped"]
+Kind = Literal["dense", "partial", "shallow", "skipped"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 ControlUse = Literal["", "computed", "reused"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
 Boxes = tuple[tuple[Box, ...], ...]  # those of each image of a batch
@@ -38,7 +39,9 @@ class Evaluation:
     """One call of the model by the sampler.
 
     step: index of the schedule interval whose upper sigma brackets this evaluation (two share one under Heun).
-    active: share of the frame computed, 1.0 dense, 0.0 skipped.
+    kind: dense computes everything, partial the highlight, shallow the whole frame but only by the UNet's outermost blocks,
+    skipped nothing.
+    active: share of the frame computed in depth, 1.0 dense, 0.0 shallow and skipped.
     boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
     empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
@@ -115,7 +118,7 @@ class Run:
 
     def summary(self) -> str:
         total = len(self.evaluations)
-        parts = ", ".join(f"{self.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        parts = ", ".join(f"{self.count(kind)} {kind}" for kind in KINDS if self.count(kind) or kind != "shallow")
         controls = [e.control for e in self.evaluations]
         nets = f"; control nets ran in {controls.count('computed')}" if any(controls) else ""
         nets += f", reused in {controls.count('reused')}" if "reused" in controls else ""

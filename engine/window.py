@@ -7,6 +7,8 @@ every self-attention, and by how much every group norm's statistics differ betwe
 they were recorded the window then equals the dense evaluation to rounding; further on, the surroundings are
 extrapolated from the last two recordings.
 
+A window of the whole frame lacks nothing but what enters from within: that is a shallow evaluation.
+
 A window need not be computed through the whole UNet. Inner blocks change slowly along the schedule (Ma et al.,
 "DeepCache", CVPR 2024), so a window of `depth` d runs the outermost d blocks on either side only, and what enters them
 from within is extrapolated like the rest. That also frees it from the alignment of the levels it never reaches.
@@ -73,6 +75,11 @@ class Window(Surroundings):
         super().__init__(image)
         self.box, self.frame, self.affine, self.depth = box, frame, affine, depth
         self._outsides: dict[tuple[int, torch.device], Tensor] = {}
+
+    @property
+    def whole(self) -> bool:
+        """True for the whole frame, which has no surroundings."""
+        return self.box == (0, self.frame[0], 0, self.frame[1])
 
     def paste(self, full: Tensor, part: Tensor) -> None:
         """Write what was computed into a tensor of a whole call, in place."""
@@ -162,6 +169,11 @@ class Window(Surroundings):
         return torch.cat([tokens, self.part(attention, keys, sigma)], dim=1)
 
 
+def shallow_window(frame: tuple[int, int], affine: Affine = module_affine) -> Window:
+    """What shallow evaluations compute: the frame of all images through the outermost block on either side."""
+    return Window((0, frame[0], 0, frame[1]), frame, affine, depth=1)
+
+
 def windows_of(frame: tuple[int, int], affine: Affine = module_affine, depth: int | None = None):
     """Windows for the boxes of each image of a batch."""
 
@@ -246,10 +258,19 @@ def swapped(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
 def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -> Iterator[None]:
     """While this holds, a dense call of `unet` on the streams `keys` also records what each window lacks.
 
-    Windows share one depth. Call `Window.begin` once per evaluation before it; several calls (streams run apart) add
-    to one recording.
+    Call `Window.begin` once per evaluation before it; several calls (streams run apart) add to one recording.
     """
-    shell = Shell.of(unet, windows[0].depth)
+    with contextlib.ExitStack() as stack:
+        for depth in dict.fromkeys(window.depth for window in windows):
+            own = [window for window in windows if window.depth == depth]
+            stack.enter_context(_recording(unet, own, Shell.of(unet, depth), keys))
+        yield
+
+
+@contextlib.contextmanager
+def _recording(unet: nn.Module, windows: Sequence[Window], shell: Shell, keys: Sequence[Key]) -> Iterator[None]:
+    """The same for windows of one depth."""
+    parts = [window for window in windows if not window.whole]
     forwards: dict[nn.Module, Callable] = {}
     streams = tuple(keys)
 
@@ -257,7 +278,7 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
         forward = module.forward
 
         def recorded(x: Tensor, *args, **kwargs) -> Tensor:
-            for window in windows:
+            for window in parts:
                 part = getattr(window, record)(module, window.rows(x))
                 window.keep(module, streams, part, tokens=record == "record_attention")
             return forward(x, *args, **kwargs)
@@ -278,7 +299,7 @@ def recording(unet: nn.Module, windows: Sequence[Window], keys: Sequence[Key]) -
     for modules, record in (
         (shell.norms, "record_norm"), (shell.convs, "record_conv"), (shell.attentions, "record_attention"),
     ):  # fmt: skip
-        for module in modules:
+        for module in modules if parts else ():
             watch(module, record)
     if shell.last_inner is not None:
         watch_last(shell.last_inner)
@@ -316,12 +337,13 @@ def computing(unet: nn.Module, window: Window, keys: Sequence[Key], sigma: float
 
         forwards[attention] = attending
 
-    for conv in shell.convs:
-        swap_conv(conv)
-    for attention in shell.attentions:
-        swap_attention(attention)
-    for norm in shell.norms:
-        forwards[norm] = lambda x, norm=norm: window.norm(norm, x, streams, sigma)
+    if not window.whole:
+        for conv in shell.convs:
+            swap_conv(conv)
+        for attention in shell.attentions:
+            swap_attention(attention)
+        for norm in shell.norms:
+            forwards[norm] = lambda x, norm=norm: window.norm(norm, x, streams, sigma)
     if shell.last_inner is not None:
         for layer in shell.inner:
             forwards[layer] = lambda x, *args, **kwargs: x

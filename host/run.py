@@ -42,7 +42,7 @@ class ModelRun:
 
     def __init__(
         self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor, align: int,
-        surround: Surround, axis: Axis = log_sigma,
+        surround: Surround, axis: Axis = log_sigma, whole: Surroundings | None = None,
     ):  # fmt: skip
         self.guider = guider
         model = guider.model_patcher
@@ -50,7 +50,9 @@ class ModelRun:
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
         space = forecast_space(run.sampler, config.forecast, axis)
         response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
-        self.engine = HighlightRun(config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response, axis)
+        self.engine = HighlightRun(
+            config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response, axis, whole=whole
+        )
         self.words: dict[Any, TokenWeights] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.calls = 0

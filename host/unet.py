@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..engine.config import HighlightConfig
 from ..engine.highlight import Given
 from ..engine.trace import Run
-from ..engine.window import Window, computing, fit, recording, windows_of
+from ..engine.window import Window, computing, fit, recording, shallow_window, windows_of
 from .attention import HeatmapTap, cross_attention_sites
 from .control import Residuals, mapped
 from .ip_adapter import in_window
@@ -43,7 +43,8 @@ class UNetRun(ModelRun):
         self.sites = cross_attention_sites(unet)
         depth, align = fit(unet, frame, config.levels)
         run.depth = depth
-        super().__init__(config, run, guider, given, sampler, sigmas, align, windows_of(frame, affine, depth))
+        whole = shallow_window(frame, affine)
+        super().__init__(config, run, guider, given, sampler, sigmas, align, windows_of(frame, affine, depth), whole=whole)
 
     def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
         if self.current is None or self.in_groups(x, options):

@@ -1,7 +1,7 @@
 // Heat to colours, masks to outlines. Pure functions on arrays; the colours are those of engine/overlay.py.
 
 // Okabe and Ito's colours, told apart by colour-blind readers
-export const KIND_COLOURS = { dense: "#0073b3", partial: "#e69e00", skipped: "#9e9e9e" }
+export const KIND_COLOURS = { dense: "#0073b3", partial: "#e69e00", shallow: "#56b4e9", skipped: "#9e9e9e" }
 
 // Nine samples of matplotlib's "inferno", a CC0 table whose lightness rises evenly
 const INFERNO = [

@@ -1,6 +1,6 @@
 // One sampling run as messages tell it (engine/messages.py), and what is to be read from it. Pure functions.
 
-export const KINDS = ["dense", "partial", "skipped"]
+export const KINDS = ["dense", "partial", "shallow", "skipped"]
 const KEEP = 8 // runs of one node
 
 export function newRun(key) {

@@ -83,6 +83,11 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="What is extrapolated. auto: noise for deterministic samplers, else the denoised image.",
                 ),
                 io.Combo.Input(
+                    "shallow", options=["auto", "always", "never"], default="auto", optional=True, extra_dict=ADVANCED,
+                    tooltip="On UNets, fill gaps with evaluations of the outermost blocks instead of forecasts. auto: in short "
+                    "schedules, where that was measured to be worth its cost.",
+                ),
+                io.Combo.Input(
                     "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED, optional=True,
                     tooltip="Where the tokens outside the highlight are kept: device is exact and fastest, 8 bit takes half "
                     "of that memory or less, offload none of the GPU's.",
@@ -114,12 +119,13 @@ class HighlightDiffusion(io.ComfyNode):
         cls, model: io.Model.Type, enabled: bool, preset: str, correct: str, interval: str, pace: float, warmup: int,
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float, forecast: str,
         mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None, memory: str = "device",
-        control: str = "auto",
+        control: str = "auto", shallow: str = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
             start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
-            levels=levels, max_area=max_area, forecast=forecast, memory=memory, control=control, enabled=enabled,
+            levels=levels, max_area=max_area, forecast=forecast, shallow=shallow, memory=memory, control=control,
+            enabled=enabled,
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")

@@ -22,8 +22,8 @@ class HighlightMaskPreview(io.ComfyNode):
             display_name="Highlight Mask Preview",
             category=CATEGORY,
             description="Shows the heatmap and the highlight over the picture, live while the sampler runs and evaluation by "
-            "evaluation afterwards, with a timeline below: blue dense, orange partial, grey skipped. Connect samples or images "
-            "so that it runs after the sampler.",
+            "evaluation afterwards, with a timeline below: blue dense, orange partial, light blue shallow, grey skipped. "
+            "Connect samples or images so that it runs after the sampler.",
             **aliases("heatmap", "cross attention", "visualise", "trace", "live preview"),
             inputs=[
                 HighlightTrace.Input("trace", tooltip="From Highlight Diffusion."),

@@ -51,7 +51,8 @@ ANY_FLOAT, ANY_INT = st.floats(), st.integers(-(2**31), 2**31)
 INTERVALS = st.sampled_from(["auto", "adaptive", "1", "2", "3", "7", "1,3,5,7,9", "9,7,5,3,1", " 4 ", "100"])
 INPUTS = st.fixed_dictionaries({
     "enabled": st.integers(0, 9).map(bool), "preset": st.sampled_from(["quality", "balanced", "fast"]),
-    "correct": st.sampled_from(["auto", "always", "always", "never"]), "interval": _or_odd(INTERVALS, st.text(max_size=12)),
+    "correct": st.sampled_from(["auto", "always", "always", "never"]), "shallow": st.sampled_from(["auto", "always", "never"]),
+    "interval": _or_odd(INTERVALS, st.text(max_size=12)),
     "pace": _or_odd(st.sampled_from([0.0, 1.0, 2.0, 5.0, 8.0, 100.0]), ANY_FLOAT),
     "warmup": _or_odd(st.sampled_from([0, 0, 2, 3, 5, 100]), ANY_INT),
     "start_percent": _or_odd(st.sampled_from([0.0, 0.0, 0.2]), ANY_FLOAT),

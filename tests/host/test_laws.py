@@ -9,7 +9,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.engine.window import Window, fit
+from highlight_diffusion.engine.window import Window, fit, shallow_window
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import KEY, attach
 from highlight_diffusion.host.unet import affine
@@ -65,7 +65,7 @@ def test_all_is_all(run):
     assert "the highlight is the whole frame" in {e.reason for e in trace.last.evaluations}
 
 
-@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("levels", [0, 1, 2, "shallow"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_partial_equals_dense_where_it_was_recorded(model, family, batch, levels):
     """Every dense evaluation is followed by a partial one of the last image at the same x and sigma."""
@@ -75,8 +75,11 @@ def test_partial_equals_dense_where_it_was_recorded(model, family, batch, levels
         args = (x, t, c_concat, c_crossattn, control, transformer_options)
         dense = executor(*args, **kwargs)
         state, box = transformer_options[KEY], (8, 16, 0, 16)
-        depth, _ = fit(model.patcher.model.diffusion_model, size, levels)
-        window = Window(box, size, affine, (batch - 1, batch), depth)
+        if levels == "shallow":
+            window = shallow_window(size, affine)
+        else:
+            depth, _ = fit(model.patcher.model.diffusion_model, size, levels)
+            window = Window(box, size, affine, (batch - 1, batch), depth)
         window.begin(1.0)
         state.current = state.engine.trace.evaluations[-1]
         state.current.sigma, sigma = 1.0, state.current.sigma
@@ -109,6 +112,27 @@ def test_partial_evaluations_happen_on_real_attention(run):
     assert partial, [(e.kind, e.reason) for e in trace.last.evaluations]
     assert all(e.boxes and e.windows and e.forecast_error is not None and 0 < e.active <= 1 for e in partial)
     assert trace.last.cache_bytes > 0
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral"])
+def test_shallow_evaluations_fill_the_gaps(run, sampler):
+    vanilla, _ = run(sampler=sampler, batch=2)
+    latent, trace = run(HighlightConfig(shallow="always", pace=8.0), sampler=sampler, batch=2)
+    found = kinds(trace)
+    assert found.count("shallow") >= 0.4 * len(found) and set(found) == {"dense", "shallow"}
+    forecast, _ = run(HighlightConfig(shallow="never", correct="never", pace=8.0), sampler=sampler, batch=2)
+    assert latent.isfinite().all() and (latent - vanilla).norm() > 0
+    assert not torch.equal(latent, forecast) and trace.last.cache_bytes > 0
+
+
+def test_shallow_evaluations_give_way_to_forecasts_beside_foreign_patches(run, model, family):
+    trace = Trace()
+    patcher = attach(model.patcher, HighlightConfig(shallow="always", pace=8.0), trace)
+    patcher.set_model_attn1_patch(lambda q, k, v, options: (q, k, v))
+    tiny.sample(model, patcher, size=SIZE.get(family, (24, 32)))
+    found = [e for e in trace.last.evaluations if e.planned == "shallow"]
+    assert found and all(e.kind in ("dense", "skipped") for e in found)
+    assert any("another node patches attn1_patch" in e.reason for e in found if e.kind == "skipped")
 
 
 def test_a_second_run_equals_the_first(run, model, family):

@@ -10,6 +10,7 @@ from highlight_diffusion.engine.schedule import (
     forecast_space,
     make_plan,
     paced_gaps,
+    shallow_pays,
     spread_gaps,
     step_of,
     warm_up,
@@ -145,3 +146,23 @@ def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, noisy, fo
     assert correction_pays(steps, noisy, Response((), (), forgets)) == pays
     assert correction_pays(steps, noisy, None)
     assert not correction_pays(steps, noisy, Response((), (), forgets), log_ratio)
+
+
+@pytest.mark.parametrize(("pace", "plan"), [(5.0, "DDDsDsDsDsDs"), (8.0, "DDDsDsDssDss"), (11.0, "DsDssDsssDss")])
+def test_gaps_of_shallow_evaluations_grow(pace, plan):
+    """The placements that were measured at 12 steps."""
+    steps = make_plan(SIGMAS[12], HighlightConfig(pace=pace), shallow=True)
+    assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
+
+
+@given(st.integers(1, 60), st.floats(1.0, 30.0))
+def test_a_shallow_plan_starts_dense_and_fills_the_schedule(steps, pace):
+    plan = make_plan(SIGMAS[steps], HighlightConfig(pace=pace), shallow=True)
+    assert len(plan) == steps and plan[0].kind == "dense"
+    assert {step.kind for step in plan} <= {"dense", "shallow"}
+
+
+def test_shallow_evaluations_are_chosen_in_short_schedules_at_a_high_pace():
+    assert shallow_pays(12, HighlightConfig(pace=8.0))
+    for steps, config in ((30, {"pace": 8.0}), (12, {"pace": 5.0}), (12, {"pace": 8.0, "interval": (3,)})):
+        assert not shallow_pays(steps, HighlightConfig(**config))

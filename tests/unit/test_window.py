@@ -3,7 +3,7 @@
 import pytest
 import torch
 from highlight_diffusion.demo.unet import UNet, UNetConfig
-from highlight_diffusion.engine.window import Window, computing, fit, recording
+from highlight_diffusion.engine.window import Window, computing, fit, recording, shallow_window
 
 KEYS = ("positive", "negative")
 
@@ -157,3 +157,35 @@ def test_only_two_recordings_are_kept_and_their_size_is_known(unet):
         with recording(unet, [window], KEYS):
             unet(x, t, context)
     assert window.bytes == 2 * one and [r.sigma for r in window.recordings] == [4.0, 3.0]
+
+
+@pytest.mark.parametrize("frame", [(32, 32), (32, 48)])
+def test_a_shallow_evaluation_equals_dense_where_it_was_recorded(unet, frame):
+    window, (x, t, context) = shallow_window(frame), inputs(*frame)
+    window.begin(5.0)
+    with recording(unet, [window], KEYS):
+        dense = unet(x, t, context)
+    with computing(unet, window, KEYS, 5.0):
+        shallow = unet(x, t, context)
+    assert torch.equal(shallow, dense)
+    window.begin(4.0)
+    with recording(unet, [window], KEYS):
+        unet(inputs(*frame, seed=2)[0], t, context)
+    with computing(unet, window, KEYS, 4.0):
+        other = unet(x, t, context)
+    assert (other - dense).abs().max() > 1e-3 * dense.abs().max(), "what enters from within must matter"
+
+
+def test_windows_of_several_depths_are_recorded_in_one_call(unet):
+    box, frame = (8, 24, 0, 16), (32, 32)
+    windows = [Window(box, frame, depth=6), Window(box, frame, depth=3), shallow_window(frame)]
+    x, t, context = inputs(*frame)
+    for window in windows:
+        window.begin(5.0)
+    with recording(unet, windows, KEYS):
+        dense = unet(x, t, context)
+    for window in windows:
+        with computing(unet, window, KEYS, 5.0):
+            inside = unet(window.crop(x), t, context)
+        expected = window.crop(dense)
+        assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()
