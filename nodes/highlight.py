@@ -83,11 +83,6 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="What is extrapolated. auto: noise for deterministic samplers, else the denoised image.",
                 ),
                 io.Combo.Input(
-                    "shallow", options=["auto", "always", "never"], default="auto", optional=True, extra_dict=ADVANCED,
-                    tooltip="On UNets, fill gaps with evaluations of the outermost blocks instead of forecasts. auto: in short "
-                    "schedules, where that was measured to be worth its cost.",
-                ),
-                io.Combo.Input(
                     "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED, optional=True,
                     tooltip="Where the tokens outside the highlight are kept: device is exact and fastest, 8 bit takes half "
                     "of that memory or less, offload none of the GPU's.",
@@ -96,6 +91,11 @@ class HighlightDiffusion(io.ComfyNode):
                     "control", options=["auto", "reuse", "compute"], default="auto", optional=True, extra_dict=ADVANCED,
                     tooltip="Control nets where only the highlight is computed: reuse forecasts what they add from evaluations "
                     "computed in full, compute runs them there too. auto: reuse for ComfyUI's own control nets.",
+                ),
+                io.Combo.Input(
+                    "shallow", options=["auto", "always", "never"], default="auto", optional=True, extra_dict=ADVANCED,
+                    tooltip="On UNets, fill gaps with evaluations of the outermost blocks instead of forecasts. auto: in short "
+                    "schedules, where that was measured to be worth its cost.",
                 ),
             ],
             outputs=[
