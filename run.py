@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -26,6 +27,11 @@ PINNED = [
     # what other people's packs, which the tests run beside this one, import
     "gguf==0.19.0", "opencv-python-headless==5.0.0.93", "scikit-image==0.26.0", "piexif==1.1.3", "segment-anything==1.0",
     "color-matcher==0.6.0", "mss==10.2.0",
+]  # fmt: skip
+# The tests run in two processes side by side: these, most of which wait for a server or a browser, and the others.
+BESIDE = [
+    "tests/unit", "tests/browser", "tests/host/test_fuzz.py", "tests/host/test_live.py", "tests/host/test_packs.py",
+    "tests/host/test_release.py", "tests/host/test_robustness.py", "tests/host/test_server.py", "tests/host/test_workflows.py",
 ]  # fmt: skip
 NO_COMFYUI = (
     "No ComfyUI was found at COMFYUI_PATH, in the folder above custom_nodes, or at ~/comfy/ComfyUI, and comfy-cli could "
@@ -116,6 +122,20 @@ def set_up_browser() -> None:
             return
 
 
+def run_tests(environment: dict[str, str]) -> int:
+    """All tests, in two processes of one thread each; what the second prints follows when both have ended."""
+    environment = {"OMP_NUM_THREADS": "1", **environment}
+    pytest = [_python(), "-m", "pytest"]
+    others = [*pytest, "tests", *(f"--ignore={path}" for path in BESIDE)]
+    with tempfile.TemporaryFile("w+") as printed:
+        beside = subprocess.Popen([*pytest, *BESIDE], cwd=PACK, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+        first = subprocess.run(others, cwd=PACK, env=environment).returncode
+        second = beside.wait()
+        printed.seek(0)
+        say(printed.read())
+    return first or second
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tests = {
@@ -134,6 +154,8 @@ def main() -> int:
     if arguments.command in (*tests, "screenshots"):
         set_up_browser()
         environment["CHROMIUM_PATH"] = find_chromium() or ""
+    if arguments.command == "test" and comfyui and not arguments.rest:
+        return run_tests(environment)
     if arguments.command in tests:
         program = ["-m", "pytest", *tests[arguments.command]]
     else:
