@@ -217,9 +217,11 @@ def write(out: Path, into: Path, name: str, command: str) -> Path:
         plot = into / f"{name}-{sampler}-{steps}.png"
         _plot(data, f"{sampler}, {steps} steps: {', '.join(objects)}", objects, plot)
         lines += [f"![curves]({plot.name})", ""]
-        for wall in (False, True):
-            table = _against(data, OURS, wall, objects)
-            lines += [*table, ""] if len(table) > 2 else []
+        others = [kind for kind in data.kinds if kind not in objects]
+        for heading, kinds in (("objects", objects), ("no object to look at", others)):
+            tables = [_against(data, OURS, wall, kinds) for wall in (False, True)] if kinds else []
+            found = [line for table in tables if len(table) > 2 for line in (*table, "")]
+            lines += [f"### {heading}: {', '.join(kinds)}", "", *found] if found else []
         lines += _worth(data)
         for kind in data.kinds:
             lines += [f"### {kind}", "", *_summary(data, [kind]), ""]
