@@ -27,7 +27,9 @@ def corner(model: tiny.Tiny) -> Given:
     return Given(mask)
 
 
-def run_with_little_memory(model, short_of_memory, error=torch.cuda.OutOfMemoryError) -> tuple[torch.Tensor, Trace]:
+def run_with_little_memory(
+    model, short_of_memory, error=torch.cuda.OutOfMemoryError, config=PARTIAL, given=None
+) -> tuple[torch.Tensor, Trace]:
     """Sample where the model runs out of memory in every call of which `short_of_memory(state)` is true."""
 
     def limited(network, args, kwargs):
@@ -35,7 +37,7 @@ def run_with_little_memory(model, short_of_memory, error=torch.cuda.OutOfMemoryE
             raise error("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     trace = Trace()
-    patcher = attach(model.patcher, PARTIAL, trace, given=corner(model))
+    patcher = attach(model.patcher, config, trace, given=given or corner(model))
     hook = model.patcher.model.diffusion_model.register_forward_pre_hook(limited, with_kwargs=True)
     try:
         return tiny.sample(model, patcher, steps=14), trace
@@ -60,6 +62,16 @@ def test_where_memory_runs_out_it_is_dense_once_and_goes_on_without_windows(mode
     assert not run.count("partial") and run.count("skipped"), said
     assert ("skipped", f"forecast only: {words}") in said
     assert torch.equal(tiny.sample(model, steps=14), vanilla)
+
+
+def test_where_memory_runs_out_in_a_shallow_evaluation_forecasts_take_over():
+    config = HighlightConfig(shallow="always", correct="never", pace=8.0)
+    latent, trace = run_with_little_memory(tiny.sd15(), lambda state: bool(state.computed), config=config, given=Given())
+    said = [(e.kind, e.reason) for e in trace.last.evaluations]
+    words = "memory ran out in a shallow evaluation"
+    assert torch.isfinite(latent).all() and trace.last.completed
+    assert [kind for kind, reason in said if reason.startswith(words)] == ["dense"], said
+    assert ("skipped", f"forecast only: {words}") in said and not trace.last.count("shallow")
 
 
 def test_memory_that_runs_out_for_the_model_itself_is_an_error_as_ever(model):
