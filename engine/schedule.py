@@ -133,13 +133,13 @@ def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Ax
 
 def shallow_gaps(length: int, pace: float) -> list[int]:
     """Gaps over `length` steps that are filled with shallow evaluations, growing from the first step on, at a higher pace
-    faster and further: a step gone astray early leads to another picture. The last may reach beyond the end, where shallow
-    evaluations are good enough."""
-    first, growth, longest = max(1, round(pace / 6)), max(0.5, (pace - 5) / 6), max(2, round(pace / 2.75))
+    faster and further: a step gone astray early leads to another picture. The last may reach beyond the end: the very last
+    step is too close to the picture for a dense evaluation to be worth it, one before it is worth more."""
+    growth, longest = max(0.5, (pace - 5) / 6), max(2, round(pace / 2.75))
     gaps: list[int] = []
     while sum(gaps) < length:
-        gaps.append(min(longest, first + int(len(gaps) * growth)))
-    return gaps
+        gaps.append(min(longest, 1 + int((len(gaps) + 1) * growth)))
+    return [*gaps[:-1], gaps[-1] - 1, 2] if sum(gaps) == length and gaps[-1] > 1 else gaps
 
 
 def shallow_pays(steps: int, config: HighlightConfig) -> bool:

@@ -148,7 +148,7 @@ def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, noisy, fo
     assert not correction_pays(steps, noisy, Response((), (), forgets), log_ratio)
 
 
-@pytest.mark.parametrize(("pace", "plan"), [(5.0, "DDDsDsDsDsDs"), (8.0, "DDDsDsDssDss"), (11.0, "DsDssDsssDss")])
+@pytest.mark.parametrize(("pace", "plan"), [(8.0, "DDsDsDssDsDs"), (11.0, "DsDssDsssDss")])
 def test_gaps_of_shallow_evaluations_grow(pace, plan):
     """The placements that were measured at 12 steps."""
     steps = make_plan(SIGMAS[12], HighlightConfig(pace=pace), shallow=True)
