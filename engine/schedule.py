@@ -139,7 +139,8 @@ def shallow_gaps(length: int, pace: float) -> list[int]:
     gaps: list[int] = []
     while sum(gaps) < length:
         gaps.append(min(longest, 1 + int((len(gaps) + 1) * growth)))
-    return [*gaps[:-1], gaps[-1] - 1, 2] if sum(gaps) == length and gaps[-1] > 1 else gaps
+    lands_at_the_end = bool(gaps) and sum(gaps) == length and gaps[-1] > 1
+    return [*gaps[:-1], gaps[-1] - 1, 2] if lands_at_the_end else gaps
 
 
 def shallow_pays(steps: int, config: HighlightConfig) -> bool:
