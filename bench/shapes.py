@@ -18,7 +18,7 @@ import torch
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import HeatmapAccumulator, token_maps
 from ..engine.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
-from ..engine.window import Window, computing, fit, recording
+from ..engine.window import Window, computing, fit, recording, shallow_window
 from .cost import macs
 from .demo import say
 from .host import boot
@@ -106,7 +106,9 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     labels = make(rows, 2816) if family == "SDXL" else None
     timesteps = torch.full((rows,), 500.0, device=device)
     dense = lambda: unet(x, timesteps, context, labels, transformer_options={})  # noqa: E731
-    windows = {area: Window(square(area, side, align), (side, side), depth=depth) for area in AREAS}
+    frame = (side, side)
+    windows = {f"{area:.0%}": Window(square(area, side, align), frame, depth=depth) for area in AREAS}
+    windows["shallow"] = shallow_window(frame)
 
     def record(windows: Sequence[Window], sigma: float = 1.0) -> None:
         for window in windows:
@@ -127,8 +129,12 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
             unet(window.crop(x), timesteps, context, labels, transformer_options={})
 
     record(list(windows.values()))
-    calls: dict[str, Callable[[], object]] = {"dense": dense, "recording": lambda: record([windows[0.25]]), "listening": listen}
-    calls |= {f"{area:.0%}": lambda window=window: compute(window) for area, window in windows.items()}
+    calls: dict[str, Callable[[], object]] = {
+        "dense": dense,
+        "recording": lambda: record([windows["25%"]]),
+        "listening": listen,
+    }
+    calls |= {name: lambda window=window: compute(window) for name, window in windows.items()}
     counted = {name: macs(call) for name, call in calls.items()}
     seconds = timed(calls, repeats, device, warm=False)  # counting was the warm-up
     rows_named = "CFG" if rows == 2 else "one stream"
@@ -137,7 +143,7 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
              "| evaluation | share of the frame | MACs / dense | seconds / dense | allowed: 1.15 MACs + 3% | recorded, MB: "
              "rings | outside tokens | from within |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in calls:
-        window = windows.get(float(name.rstrip("%")) / 100) if name.endswith("%") else None
+        window = windows.get(name)
         y0, y1, x0, x1 = window.box if window else (0, side, 0, side)
         cost, took = counted[name] / counted["dense"], seconds[name] / seconds["dense"]
         recorded = " | ".join(f"{size / 2**20:.1f}" for size in by_kind(window)) if window else "- | - | -"
