@@ -208,8 +208,9 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
         accumulator.heatmap()
 
     def compute(own: TokenSubset) -> None:
-        tap = SubsetTap(own, STREAMS, 1.0)
-        with tapped(FAMILY, network, tap, Pick(own)):
+        pick = Pick(own)
+        tap = SubsetTap(pick, STREAMS, 1.0)
+        with tapped(FAMILY, network, tap, pick):
             call({OVERRIDE: tap})
 
     subsets = {share: subset(share, grid).to(device) for share in AREAS}

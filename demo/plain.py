@@ -16,9 +16,8 @@ from torch import Tensor
 from ..engine.axis import log_sigma
 from ..engine.config import HighlightConfig
 from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
-from ..engine.response import impulse_response
+from ..engine.response import Response, Space, impulse_response
 from ..engine.run import HighlightRun
-from ..engine.schedule import forecast_space
 from ..engine.sdtm import SDTMConfig
 from ..engine.trace import Evaluation, Run
 from ..engine.window import Window, computing, fit, recording, shallow_window, swapped, windows_of
@@ -142,9 +141,11 @@ def sample(
     run = Run(tuple(noise.shape), "euler", tuple(sigmas))
     frame = tuple(noise.shape[-2:])
     align, surround, run.depth, whole = model.fit(frame, config.levels)
-    space = forecast_space("euler", config.forecast, model.axis)
-    response = impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
-    state = HighlightRun(config, run, frame, align, surround=surround, response=response, axis=model.axis, whole=whole)
+
+    def respond(space: Space) -> Response | None:
+        return impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
+
+    state = HighlightRun(config, run, frame, align, surround=surround, response=respond, axis=model.axis, whole=whole)
     if merging is not None:
         state.merging = model.merging(merging, noise.shape, sigmas)
 

@@ -25,7 +25,7 @@ LISTENED = range(2, 6)  # blocks of which the heatmap is made
 
 def _enter(block: JointBlock, args: list, kwargs: dict, pick: Pick):
     context, x, vec = args
-    return [context, pick.tokens(x), vec], kwargs
+    return [pick.text(context), pick.tokens(x), vec], kwargs
 
 
 def stations(block: JointBlock) -> Iterator[Station]:
@@ -130,7 +130,8 @@ class PlainFlow:
         full = [torch.zeros_like(x) for _ in STREAMS]
         for subset in subsets:
             own = slice(subset.image, subset.image + 1)
-            with tapped(self.mmdit, SubsetTap(subset, STREAMS, evaluation.sigma), Pick(subset)):
+            pick = Pick(subset)
+            with tapped(self.mmdit, SubsetTap(pick, STREAMS, evaluation.sigma), pick):
                 for whole, part in zip(full, self.of(own)(x[own], evaluation.sigma), strict=True):
                     whole[own] = part
         return full

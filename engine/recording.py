@@ -137,4 +137,7 @@ class Surroundings:
         if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
             return part
         older = self.recordings[0]
-        return extrapolate(part, older.part(place, keys), PERSISTENCE * reach(sigma, newer.sigma, older.sigma, self.axis))
+        before = older.part(place, keys)
+        if before.shape != part.shape:  # the host put other prompts together, and their text has another length
+            return part
+        return extrapolate(part, before, PERSISTENCE * reach(sigma, newer.sigma, older.sigma, self.axis))

@@ -18,7 +18,7 @@ from .forecast import Forecast
 from .heatmap import HeatmapAccumulator
 from .highlight import Given, Region, find_region
 from .recording import Surroundings
-from .response import Response
+from .response import Response, Space
 from .schedule import (
     CORRECTED_GAP,
     PlannedStep,
@@ -48,14 +48,15 @@ class HighlightRun:
     surround: makes what is recorded for the regions of a batch, as its executor needs it. whole: the same for the whole
     frame, for shallow evaluations; None where a model has none.
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
-    response: the sampler's, by which a computed evaluation makes up for the forecasts before it; None to let them stand.
+    response: gives the sampler's for what is forecast, by which a computed evaluation makes up for the forecasts before it;
+    None, or where it gives None, to let them stand.
     axis: along what predictions are smooth. merging: merges tokens in computed evaluations, where a host can.
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
-        given: Given | None = None, response: Response | None = None, axis: Axis = log_sigma,
+        given: Given | None = None, response: Callable[[Space], Response | None] | None = None, axis: Axis = log_sigma,
         merging: MergingRun | None = None, whole: Surroundings | None = None,
     ):  # fmt: skip
         self.merging, self.whole = merging, whole
@@ -66,7 +67,7 @@ class HighlightRun:
         inside = [i for i, s in enumerate(sigmas[:-1]) if last_sigma <= s <= first_sigma]
         first, last = (inside[0], inside[-1]) if inside else (0, -1)
         self.space = forecast_space(trace.sampler, config.forecast, axis)
-        self.response = response if config.revise else None
+        self.response = response(self.space) if response is not None and config.active and config.revise else None
         self.corrects = self._corrects(len(sigmas) - 1)
         self.plan = make_plan(
             sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis, self._shallow(len(sigmas) - 1)

@@ -67,8 +67,12 @@ class MergedTokens:
         """How many tokens of a sequence come before the image's, of which it has `count`."""
         return length - count - self.trailing if self.text_first else 0
 
-    def tokens(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor, text: bool = False) -> Tensor:
         """Hidden states stay whole between the stations."""
+        return x
+
+    def text(self, x: Tensor) -> Tensor:
+        """So does text."""
         return x
 
     def positions(self, x: Tensor, axis: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 In a transformer tokens meet in attention alone. So when some of them run through every block, and attention finds the
 others' keys and values where a dense evaluation left them, each gets exactly what the dense evaluation gave it; further
-along the schedule those keys and values are extrapolated from the last two recordings.
+along the schedule those keys and values are extrapolated from the last two recordings. Where text runs through the blocks
+beside the image, its keys and values are recorded and extrapolated too, so that a subset costs what its tokens cost.
 
 It works on one function, that of attention, which hosts let others override (`RecordingTap`, `SubsetTap`), and on what
 the blocks are given (`Pick`, `passing`); where in a model these belong is the executor's business.
@@ -25,6 +26,8 @@ from .trace import Box
 from .window import swapped
 
 Place = tuple[int, int]  # a block, and which attention of it
+TEXT = "text"  # what of a place is recorded beside the image's tokens: those of others
+KEPT = 1  # of other tokens that run with a subset all the same, unused: models reshape by counts that must not be nought
 BUCKETS = 64  # different counts of active tokens that there may be, so that compiled and tuned kernels are met again
 
 
@@ -77,7 +80,7 @@ class TokenSubset(Surroundings):
         self.boxes, self.grid = tuple(boxes), grid
         inside = grid.inside(boxes)
         self.active, self.rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
-        self._places: dict[tuple[int, int], Tensor] = {}
+        self._places: dict[tuple[int, int, int | None], Tensor] = {}
 
     def to(self, device: torch.device) -> TokenSubset:
         """Moves the indices; recordings stay where they were made."""
@@ -85,13 +88,22 @@ class TokenSubset(Surroundings):
             self.active, self.rest, self._places = self.active.to(device), self.rest.to(device), {}
         return self
 
-    def places(self, before: int, after: int) -> Tensor:
-        """Where the active tokens, and so many others before and after the image's, are in a sequence of all of them."""
-        if (before, after) not in self._places:
+    def places(self, before: int, after: int, kept: int | None = None) -> Tensor:
+        """Where the active tokens are in a sequence that has so many others before and after the image's, with those others,
+        or with the first `kept` of either side."""
+        if (before, after, kept) not in self._places:
             device, end = self.active.device, before + self.grid.count
-            first, last = torch.arange(before, device=device), torch.arange(end, end + after, device=device)
-            self._places[before, after] = torch.cat([first, before + self.active, last])
-        return self._places[before, after]
+            first, last = (n if kept is None else min(n, kept) for n in (before, after))
+            ends = torch.arange(first, device=device), torch.arange(end, end + last, device=device)
+            self._places[before, after, kept] = torch.cat([ends[0], before + self.active, ends[1]])
+        return self._places[before, after, kept]
+
+    def joins(self, keys: Sequence[Key]) -> bool:
+        """Whether what was recorded of these streams' text fits into one call: of several calls it may differ in length."""
+        for place, calls in self.recordings[-1].parts.items():
+            if TEXT in place and tuple(keys) not in calls:
+                return len({part.bytes // len(call) for call, part in calls.items() if set(call) & set(keys)}) == 1
+        return True
 
 
 def subsets_of(grid: TokenGrid, axis: Axis = log_sigma) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:
@@ -195,10 +207,14 @@ class RecordingTap(AttentionTap):
         layout = self.layout(q, k)
         if layout is not None:
             self.seen.add(place[0])
+            image = slice(layout.before, layout.before + self.image_tokens)
             for subset in self.subsets:
-                rest = subset.rest + layout.before
-                part = torch.cat([subset.rows(t).index_select(-2, rest) for t in (k, _as(q, v))], dim=-1)
+                k_own, v_own = subset.rows(k), subset.rows(_as(q, v))
+                part = torch.cat([t[..., image, :].index_select(-2, subset.rest) for t in (k_own, v_own)], dim=-1)
                 subset.keep(place, self.keys, part, tokens=True)
+                if layout.before or layout.after:
+                    ends = [torch.cat([t[..., : image.start, :], t[..., image.stop :, :]], dim=-2) for t in (k_own, v_own)]
+                    subset.keep((*place, TEXT), self.keys, torch.cat(ends, dim=-1), tokens=True)
         if self.hear is not None:
             self._listen(place[0], layout, q, k, heads)
         return function(q, k, v, heads, *args, **kwargs)
@@ -213,46 +229,6 @@ class RecordingTap(AttentionTap):
             self.hear(block, _joined(q), _joined(k), heads)
 
 
-class SubsetTap(AttentionTap):
-    """Gives the tokens of a subset the keys and values of the others, each in its own place of the sequence."""
-
-    def __init__(
-        self, subset: TokenSubset, keys: Sequence[Key], sigma: float, text_first: bool = True, trailing: int = 0,
-        previous: Function | None = None,
-    ):  # fmt: skip
-        super().__init__(len(subset.active), text_first, trailing, previous)
-        self.subset, self.keys, self.sigma = subset, tuple(keys), sigma
-
-    def attend(self, place, function, q, k, v, heads, *args, **kwargs):
-        layout = self.layout(q, k) if place in self.subset.recordings[-1].parts else None
-        if layout is None:
-            return function(q, k, v, heads, *args, **kwargs)
-        others_k, others_v = self.subset.part(place, self.keys, self.sigma).chunk(2, dim=-1)
-        mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
-        if mask is not None:
-            kwargs["mask"] = self._mask(mask, layout)
-        if args:
-            kwargs["attn_precision"] = args[0]
-        return function(q, self._whole(k, others_k, layout), self._whole(_as(q, v), others_v, layout), heads, **kwargs)
-
-    def _whole(self, own: Tensor, others: Tensor, layout: Layout) -> Tensor:
-        """The keys or values of all tokens, in the order a dense evaluation has them."""
-        axis, shape = own.ndim - 2, list(own.shape)
-        shape[axis] = layout.before + self.subset.grid.count + layout.after
-        whole = own.new_empty(shape)
-        whole.index_copy_(axis, self.subset.places(layout.before, layout.after), own)
-        return whole.index_copy_(axis, layout.before + self.subset.rest, others.to(own))
-
-    def _mask(self, mask: Tensor, layout: Layout) -> Tensor:
-        """An attention mask (..., queries or 1, keys) for this call's queries and all keys, which are free to look at."""
-        places = self.subset.places(layout.before, layout.after)
-        total = layout.before + self.subset.grid.count + layout.after
-        if mask.shape[-1] != total:
-            free = True if mask.dtype == torch.bool else 0
-            mask = mask.new_full((*mask.shape[:-1], total), free).index_copy_(mask.ndim - 1, places, mask)
-        return mask.index_select(-2, places) if mask.ndim > 1 and mask.shape[-2] == total else mask
-
-
 Arguments = tuple[list[Any], dict[str, Any]]
 Enter = Callable[[nn.Module, list[Any], dict[str, Any], "Pick"], Arguments]
 
@@ -261,21 +237,41 @@ class Pick:
     """Takes a subset of the image tokens out of what a call's blocks are given, and puts it back at the end.
 
     entering: True for the first block, which is given all tokens; later ones are given what that one returned.
-    text_first, trailing: as a family has them.
+    short: whether text is left out, whose keys and values were recorded. text_first, trailing: as a family has them.
+    whole_text: True to leave nothing of it out.
     """
 
-    def __init__(self, subset: TokenSubset, text_first: bool = True, trailing: int = 0):
+    def __init__(self, subset: TokenSubset, text_first: bool = True, trailing: int = 0, whole_text: bool = False):
+        self.whole_text = whole_text
         self.subset, self.count, self.text_first, self.trailing = subset, subset.grid.count, text_first, trailing
-        self.entering = True
+        self.entering, self.short = True, False
+        self.joint = 0  # other tokens of a sequence that was entered with the image's, which comes out with as many
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """Of hidden states (B, others before, image, trailing; C)."""
-        return self.positions(x, 1) if self.entering else x
+    def left(self, count: int) -> int:
+        """How many of so many other tokens run."""
+        return min(count, KEPT) if self.short else count
+
+    def places(self, before: int, after: int) -> Tensor:
+        """What runs of a sequence with so many other tokens before and after the image's."""
+        return self.subset.places(before, after, KEPT if self.short else None)
+
+    def text(self, x: Tensor) -> Tensor:
+        """Of hidden states of text alone (B, n, C), which attention will find recorded: as good as none."""
+        self.short |= not self.whole_text
+        return x[:, : self.left(x.shape[1])]
+
+    def tokens(self, x: Tensor, text: bool = False) -> Tensor:
+        """Of hidden states (B, others before, image, trailing; C); with `text` the others are text to be left out."""
+        if not self.entering:
+            return x
+        self.short |= text and not self.whole_text and x.shape[1] > self.count
+        self.joint = x.shape[1] - self.count
+        return self.positions(x, 1)
 
     def positions(self, x: Tensor, axis: int) -> Tensor:
         """Of a table that always has all tokens on its `axis`, whatever is before the image's included."""
         before = x.shape[axis] - self.count - self.trailing if self.text_first else 0
-        return x.index_select(axis, self.subset.places(before, x.shape[axis] - before - self.count))
+        return x.index_select(axis, self.places(before, x.shape[axis] - before - self.count))
 
     def image(self, x: Tensor) -> Tensor:
         """Of a tensor (B, image, C) that always has all image tokens and no others; any other stays as it is."""
@@ -283,11 +279,67 @@ class Pick:
 
     def back(self, x: Tensor) -> Tensor:
         """Hidden states with the image tokens in their places among zeros."""
-        count = len(self.subset.active)
-        before = x.shape[1] - count - self.trailing if self.text_first else 0
-        first, active, last = x.split([before, count, x.shape[1] - before - count], dim=1)
+        others = x.shape[1] - len(self.subset.active)
+        before = others - self.left(self.trailing) if self.text_first else 0
+        first, active, last = x.split([before, len(self.subset.active), others - before], dim=1)
         image = x.new_zeros(len(x), self.count, x.shape[2]).index_copy_(1, self.subset.active, active)
-        return torch.cat([first, image, last], dim=1) if x.shape[1] > count else image
+        if not others:
+            return image
+        if self.short and self.joint:  # what was left out of the sequence has its places again
+            end = self.trailing if self.text_first else self.joint
+            first, last = x.new_zeros(len(x), self.joint - end, x.shape[2]), x.new_zeros(len(x), end, x.shape[2])
+        return torch.cat([first, image, last], dim=1)
+
+
+class SubsetTap(AttentionTap):
+    """Gives the tokens that are picked the keys and values of all others, each in its own place of the sequence."""
+
+    def __init__(self, pick: Pick, keys: Sequence[Key], sigma: float, previous: Function | None = None):
+        super().__init__(len(pick.subset.active), pick.text_first, pick.trailing, previous)
+        self.pick, self.subset, self.keys, self.sigma = pick, pick.subset, tuple(keys), sigma
+
+    def attend(self, place, function, q, k, v, heads, *args, **kwargs):
+        self.trailing = self.pick.left(self.pick.trailing)
+        layout = self.layout(q, k) if place in self.subset.recordings[-1].parts else None
+        if layout is None:
+            return function(q, k, v, heads, *args, **kwargs)
+        rest, whole = self.subset.part(place, self.keys, self.sigma).chunk(2, dim=-1), layout
+        ends = [self._ends(k, layout), self._ends(_as(q, v), layout)]
+        if self.pick.short and layout.before + layout.after:
+            ends = self.subset.part((*place, TEXT), self.keys, self.sigma).chunk(2, dim=-1)
+            count, after = ends[0].shape[-2], self.pick.trailing
+            whole = Layout(count - after, after) if self.text_first else Layout(0, count)
+        k, v = (self._whole(*of, layout, whole) for of in zip((k, _as(q, v)), rest, ends, strict=True))
+        mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
+        if mask is not None:
+            kwargs["mask"] = self._mask(mask, whole)
+        if args:
+            kwargs["attn_precision"] = args[0]
+        return function(q, k, v, heads, **kwargs)
+
+    def _ends(self, own: Tensor, layout: Layout) -> Tensor:
+        """The other tokens of this call, those before the image's and those after."""
+        return torch.cat([own[..., : layout.before, :], own[..., layout.before + self.image_tokens :, :]], dim=-2)
+
+    def _whole(self, own: Tensor, rest: Tensor, ends: Tensor, layout: Layout, whole: Layout) -> Tensor:
+        """The keys or values of all tokens, in the order a dense evaluation has them."""
+        axis, count = own.ndim - 2, self.subset.grid.count
+        full = own.new_empty((*own.shape[:axis], whole.before + count + whole.after, own.shape[-1]))
+        full[..., : whole.before, :] = ends[..., : whole.before, :]
+        full[..., whole.before + count :, :] = ends[..., whole.before :, :]
+        image = full.narrow(axis, whole.before, count)
+        image.index_copy_(axis, self.subset.active, own.narrow(axis, layout.before, self.image_tokens))
+        image.index_copy_(axis, self.subset.rest, rest.to(own))
+        return full
+
+    def _mask(self, mask: Tensor, layout: Layout) -> Tensor:
+        """An attention mask (..., queries or 1, keys) for this call's queries and all keys, which are free to look at."""
+        places = self.pick.places(layout.before, layout.after)
+        total = layout.before + self.subset.grid.count + layout.after
+        if mask.shape[-1] != total:
+            free = True if mask.dtype == torch.bool else 0
+            mask = mask.new_full((*mask.shape[:-1], total), free).index_copy_(mask.ndim - 1, places, mask)
+        return mask.index_select(-2, places) if mask.ndim > 1 and mask.shape[-2] == total else mask
 
 
 @contextmanager

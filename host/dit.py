@@ -177,6 +177,9 @@ class DiTRun(ModelRun):
         )  # fmt: skip
 
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
+        if not all(subset.joins(keys) for subset in self.computed):
+            self.no_parts = "prompts of different lengths are computed together that were not before"
+            return executor(x, *arguments, options, **kwargs)
         full = torch.zeros_like(x)
         for subset in self.computed:
 
@@ -187,7 +190,7 @@ class DiTRun(ModelRun):
             pick = self._pick(subset)
             residuals = self.control_in(subset, keys, arguments[3], partial(_pick_control, pick, len(x)))
             t, c_concat, c_crossattn, _ = arguments
-            tap = SubsetTap(subset, keys, self.current.sigma, self.family.text_first, self.trailing, options.get(OVERRIDE))
+            tap = SubsetTap(pick, keys, self.current.sigma, options.get(OVERRIDE))
             with tapped(self.family, self.network, tap, pick):
                 out = executor(
                     own(x), own(t), own(c_concat), own(c_crossattn), residuals,

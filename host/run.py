@@ -8,6 +8,7 @@ executor of the kind of model: host/unet.py or host/dit.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -20,13 +21,12 @@ from ..engine.heatmap import TokenWeights
 from ..engine.highlight import Given
 from ..engine.recording import Key, Surroundings
 from ..engine.run import HighlightRun, Surround
-from ..engine.schedule import forecast_space
 from ..engine.trace import Evaluation, Run
 from . import ip_adapter
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
 from .sampler import sampler_response
-from .words import WORDS
+from .words import weights_of
 
 KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
 CONDITIONING_WITHOUT_WINDOWS = {
@@ -48,12 +48,11 @@ class ModelRun:
         model = guider.model_patcher
         sampling = model.get_model_object("model_sampling")
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
-        space = forecast_space(run.sampler, config.forecast, axis)
-        response = sampler_response(sampler, model, sigmas, space) if config.active and config.revise else None
+        respond = partial(sampler_response, sampler, model, sigmas)
         self.engine = HighlightRun(
-            config, run, tuple(run.shape[-2:]), align, first, last, surround, given, response, axis, whole=whole
+            config, run, tuple(run.shape[-2:]), align, first, last, surround, given, respond, axis, whole=whole
         )
-        self.words: dict[Any, TokenWeights] = {}
+        self.words: dict[Any, TokenWeights | None] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.calls = 0
         self.live: Live | None = None
@@ -118,7 +117,9 @@ class ModelRun:
         elif len(x_in) != self.engine.trace.shape[0]:
             self.engine.dense_reason = f"{len(x_in)} of {self.engine.trace.shape[0]} pictures are computed at a time"
         self.engine.no_windows = self.no_parts or foreign(conds, model_options)
-        self.words = {c["uuid"]: c[WORDS] for group in conds if group for c in group if WORDS in c}
+        for cond in (c for group in conds if group for c in group):
+            if cond["uuid"] not in self.words:
+                self.words[cond["uuid"]] = weights_of(cond)
 
     # -- control nets --------------------------------------------------------------------------------------------
 

@@ -29,11 +29,7 @@ class HighlightWords(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning: io.Conditioning.Type, clip: io.Clip.Type, prompt: str, words: str) -> io.NodeOutput:
-        weights = token_weights(clip, prompt, [word.strip() for word in words.split(",") if word.strip()])
-        for tensor, _ in conditioning:
-            if tensor.shape[1] % len(weights.values):
-                raise ValueError(
-                    f"the conditioning has {tensor.shape[1]} tokens and the prompt {len(weights.values)}; give the prompt and "
-                    "the CLIP the conditioning was made with"
-                )
-        return io.NodeOutput([[tensor, {**extra, WORDS: weights}] for tensor, extra in conditioning])
+        named = [word.strip() for word in words.split(",") if word.strip()]
+        return io.NodeOutput([
+            [tensor, {**extra, WORDS: token_weights(clip, prompt, named, tensor.shape[1])}] for tensor, extra in conditioning
+        ])  # fmt: skip

@@ -135,6 +135,17 @@ def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, 
     return clone
 
 
+def rest_or_run(index: int, last: int, img: Tensor, txt: Tensor, run: Run, cache: dict) -> tuple[Tensor, Tensor]:
+    """What a cache of residuals does in a block: nothing but, at the last one, add the residual of the last computed call
+    where `cache["reuse"]`; else compute the block, and at the last one remember how far it is from `cache["entered"]`."""
+    if cache["reuse"]:
+        return txt, img + cache["rest"] if index == last else img
+    out_txt, out_img = run(txt, img)
+    if index == last:
+        cache["rest"] = out_img - cache["entered"]
+    return out_txt, out_img
+
+
 def change(new: Tensor, old: Tensor) -> Tensor:
     """Mean absolute change, relative to the mean absolute value of the old one."""
     return (new - old).abs().mean() / old.abs().mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import change, with_block_patches
+from .common import change, rest_or_run, with_block_patches
 
 
 def apply(model: Any, threshold: float) -> Any:
@@ -20,11 +20,6 @@ def apply(model: Any, threshold: float) -> Any:
             if not cache["reuse"]:
                 cache["first"] = residual
             return out_txt, out_img
-        if cache["reuse"]:
-            return txt, img + cache["rest"] if index == last else img
-        out_txt, out_img = run(txt, img)
-        if index == last:
-            cache["rest"] = out_img - cache["entered"]
-        return out_txt, out_img
+        return rest_or_run(index, last, img, txt, run, cache)
 
     return with_block_patches(model, "first_block", call)

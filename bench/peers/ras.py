@@ -88,7 +88,7 @@ class Ras:
         subset, cache = state["subset"], state.setdefault(tuple(transformer_options["uuids"]), {})
         grid = TokenGrid(tuple(x.shape[-2:]), self.patch)
         tap = CacheTap(subset, cache, grid.count if subset is None else len(subset.active))
-        with tapped(self.family, self.network, tap, None if subset is None else Pick(subset)):
+        with tapped(self.family, self.network, tap, None if subset is None else Pick(subset, whole_text=True)):
             return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, OVERRIDE: tap}, **kwargs)
 
 

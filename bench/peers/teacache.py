@@ -11,7 +11,7 @@ from typing import Any
 
 from comfy.ldm.modules.diffusionmodules.mmdit import modulate
 
-from .common import change, with_block_patches
+from .common import change, rest_or_run, with_block_patches
 
 
 def apply(model: Any, threshold: float) -> Any:
@@ -28,14 +28,9 @@ def apply(model: Any, threshold: float) -> Any:
             probe = modulated(img, run.vec)
             cache["sum"] = cache.get("sum", 0.0) + (float(change(probe, cache["probe"])) if "probe" in cache else 0.0)
             cache["probe"] = probe
-            cache["reuse"] = "all" in cache and cache["sum"] < threshold
+            cache["reuse"] = "rest" in cache and cache["sum"] < threshold
             if not cache["reuse"]:
                 cache["sum"], cache["entered"] = 0.0, img.clone()
-        if cache["reuse"]:
-            return txt, img + cache["all"] if index == last else img
-        out_txt, out_img = run(txt, img)
-        if index == last:
-            cache["all"] = out_img - cache["entered"]
-        return out_txt, out_img
+        return rest_or_run(index, last, img, txt, run, cache)
 
     return with_block_patches(model, "teacache", call)

@@ -6,8 +6,10 @@ from .base import Family
 
 
 def enter(block, args, kwargs, pick: Pick):
-    at = 1 if len(args) > 2 else 0  # (text, image, vector) or (both, vector)
-    args[at] = pick.tokens(args[at])
+    if len(args) > 2:  # text, image, vector
+        args[:2] = pick.text(args[0]), pick.tokens(args[1])
+    else:  # both, vector
+        args[0] = pick.tokens(args[0], text=True)
     return args, kwargs
 
 

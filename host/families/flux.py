@@ -7,7 +7,7 @@ from .base import Family
 
 def enter(block, args, kwargs, pick: Pick):
     if "img" in kwargs:
-        kwargs["img"] = pick.tokens(kwargs["img"])
+        kwargs["img"], kwargs["txt"] = pick.tokens(kwargs["img"]), pick.text(kwargs["txt"])
     else:
         args[0] = pick.tokens(args[0])
     kwargs["pe"] = pick.positions(kwargs["pe"], 2)

@@ -7,7 +7,7 @@ from .base import Family
 
 def enter(block, args, kwargs, pick: Pick):
     x, mask, positions, *rest = args
-    return [pick.tokens(x), mask, pick.positions(positions, 1), *rest], kwargs
+    return [pick.tokens(x, text=True), mask, pick.positions(positions, 1), *rest], kwargs
 
 
 def stations(block):

@@ -7,6 +7,8 @@ from .base import Family
 
 def enter(block, args, kwargs, pick: Pick):
     kwargs["hidden_states"] = pick.tokens(kwargs["hidden_states"])
+    if kwargs.get("encoder_hidden_states_mask") is None:  # which the block makes fit to its own text
+        kwargs["encoder_hidden_states"] = pick.text(kwargs["encoder_hidden_states"])
     kwargs["image_rotary_emb"] = pick.positions(kwargs["image_rotary_emb"], 2)
     return args, kwargs
 

@@ -7,7 +7,7 @@ from .base import Family
 
 def enter(block, args, kwargs, pick: Pick):
     context, x, *rest = args
-    return [context, pick.tokens(x), *rest], kwargs
+    return [pick.text(context), pick.tokens(x), *rest], kwargs
 
 
 def stations(block):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from comfy.text_encoders import flux, qwen_image, sd3_clip
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.heatmap import HeatmapAccumulator, TokenWeights
 from highlight_diffusion.engine.trace import Run, Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach
-from highlight_diffusion.host.words import token_weights
+from highlight_diffusion.host.words import WORDS, token_weights
 from highlight_diffusion.nodes.words import HighlightWords
 
 from . import tiny
@@ -102,3 +104,57 @@ def test_each_words_heatmap_lies_where_the_word_does(clip):
     assert maps and all(m.shape == (1, 2, 16, 16) and m.min() >= 0 and m.max() <= 1 for m in maps)
     circle, star = maps[-1][0]
     assert circle[:8, :8].mean() > circle[8:, 8:].mean() and star[8:, 8:].mean() > star[:8, :8].mean()
+
+
+class Clip:
+    """A text encoder's tokenizers without its model."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def tokenize(self, text: str, return_word_ids: bool = False) -> dict:
+        return self.tokenizer.tokenize_with_weights(text, return_word_ids=return_word_ids)
+
+
+# The tokenizer, those of its parts that the conditioning is made of, and how many tokens it leaves out in front.
+ENCODERS = {
+    "Flux.1": (flux.FluxTokenizer, ("t5xxl",), 0), "Flux.2 Klein": (flux.KleinTokenizer, ("qwen3_4b",), 0),
+    "SD3": (sd3_clip.SD3Tokenizer, ("g", "t5xxl"), 0), "Qwen-Image": (qwen_image.QwenImageTokenizer, ("qwen25_7b",), 34),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_words_are_found_in_what_each_text_encoder_gives(encoder):
+    """By the tokenizer the conditioning is made with, without the template a prompt is put into, which has words too."""
+    make, parts, left_out = ENCODERS[encoder]
+    clip, prompt = Clip(make()), "star beside a red circle, its shape a star"
+    ids = [token[0] for part in parts for token in clip.tokenize(prompt)[part][0]][left_out:]
+
+    def spelt(weights) -> str:
+        inverse = {part: getattr(clip.tokenizer, f"clip_{part}" if len(part) == 1 else part).inv_vocab for part in parts}
+        first = len(clip.tokenize(prompt)[parts[0]][0])
+        found = [inverse[parts[0] if i < first else parts[-1]][ids[i]] for i in places(weights)]
+        return "".join(found).replace("</w>", " ").translate({ord("\u2581"): " ", ord("\u0120"): " "})
+
+    star = token_weights(clip, prompt, ["star"], len(ids))
+    assert len(star.values) == len(ids) and spelt(star).replace(" ", "") == "star" * 2 * len(parts)
+    content = spelt(token_weights(clip, prompt, (), len(ids)))
+    assert content.replace(" ", "") == prompt.replace(" ", "") * len(parts)
+    with pytest.raises(ValueError, match='the prompt has no "color"'):  # which Qwen-Image's template has
+        token_weights(clip, prompt, ["color"], len(ids))
+
+
+def test_text_that_flux2_fills_up_in_front_is_found_behind_the_filling(monkeypatch):
+    """Flux.2 gets 512 tokens, of which the prompt's are the last."""
+    model, heard, add = tiny.flux2(), [], HeatmapAccumulator.add
+    monkeypatch.setattr(HeatmapAccumulator, "add", lambda self, maps, grid, prompt=None, weights=None: (
+        heard.append((maps.shape[1], weights)), add(self, maps, grid, prompt, weights)))  # fmt: skip
+    positive = tiny.cond(model, 1, tokens=40)
+    tiny.sample(model, attach(model.patcher, HighlightConfig(), Trace()), steps=6, positive=positive)
+    assert heard and all(count == 512 == len(weights.values) for count, weights in heard)
+    assert places(heard[-1][1]) == list(range(473, 512))
+    heard.clear()
+    values = tuple(float(i == 7) for i in range(40))
+    positive[0][1][WORDS] = TokenWeights(values, named=True, words=(("star", (7,)),))
+    tiny.sample(model, attach(model.patcher, HighlightConfig(), Trace()), steps=6, positive=positive)
+    assert heard and all(places(weights) == [479] and weights.words == (("star", (479,)),) for _, weights in heard)

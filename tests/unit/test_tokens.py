@@ -39,7 +39,8 @@ def record(mmdit, model, subset, x, sigma: float) -> list[torch.Tensor]:
 
 
 def compute(mmdit, model, subset, x, sigma: float) -> list[torch.Tensor]:
-    with tapped(mmdit, SubsetTap(subset, KEYS, sigma), Pick(subset)):
+    pick = Pick(subset)
+    with tapped(mmdit, SubsetTap(pick, KEYS, sigma), pick):
         return model(x, sigma)
 
 
@@ -120,7 +121,7 @@ def test_what_is_picked_comes_back_to_its_place(before, trailing, text_first):
 def test_a_mask_of_the_text_lets_all_image_tokens_be_seen(dtype):
     subset = TokenSubset([(0, 4, 0, 4)], TokenGrid((8, 8)))
     subset.begin(1.0)
-    tap, others = SubsetTap(subset, ("a",), 1.0), torch.zeros(1, 12, 8)
+    tap, others = SubsetTap(Pick(subset), ("a",), 1.0), torch.zeros(1, 12, 8)
     subset.keep((0, 0), ("a",), others)
     seen = {}
 
