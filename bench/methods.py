@@ -85,7 +85,7 @@ def _transformer_peers() -> Iterator[Method]:
     for threshold in (0.05, 0.08, 0.12, 0.2):
         yield Method("First-Block Cache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
             first_block.apply(m, t), s), adapts=True)  # fmt: skip
-    for threshold in (0.1, 0.15, 0.3, 0.5):
+    for threshold in (0.03, 0.05, 0.07, 0.1, 0.15, 0.3):
         yield Method("TeaCache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
             teacache.apply(m, t), s), adapts=True)  # fmt: skip
     for ratio in (0.75, 0.5, 0.25):

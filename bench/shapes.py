@@ -82,6 +82,39 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.de
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+class Clock:
+    """Adds up the seconds that some functions take."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, 0.0
+
+    def of(self, function: Callable) -> Callable:
+        """The function, timed."""
+
+        def run(*args, **kwargs):
+            started = self._now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += self._now() - started
+
+        return run
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds_of(self, call: Callable[[], object], repeats: int = 3) -> float:
+        """The median of what a call spends in those functions."""
+        spent = []
+        for _ in range(repeats):
+            self.seconds = 0.0
+            call()
+            spent.append(self.seconds)
+        return statistics.median(spent)
+
+
 def by_kind(window: Window) -> tuple[int, int, int]:
     """Bytes of one recording: rings and statistics, outside tokens of self-attention, what enters from inner blocks."""
     sizes = {"ring": 0, "tokens": 0, "within": 0}
@@ -193,9 +226,9 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
     def call(options: dict) -> torch.Tensor:
         return network(x, timesteps, context=context, y=pooled, transformer_options=options)
 
-    def record(own: TokenSubset, hear=None) -> None:
-        own.begin(1.0)
-        tap = RecordingTap([own], STREAMS, grid.count, hear=hear)
+    def record(own: TokenSubset, sigma: float = 0.9) -> None:
+        own.begin(sigma)
+        tap = RecordingTap([own], STREAMS, grid.count)
         with tapped(FAMILY, network, tap):
             call({OVERRIDE: tap})
 
@@ -207,30 +240,44 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
             call({OVERRIDE: tap})
         accumulator.heatmap()
 
-    def compute(own: TokenSubset) -> None:
+    def compute(own: TokenSubset, clock: Clock | None = None) -> None:
         pick = Pick(own)
-        tap = SubsetTap(pick, STREAMS, 1.0)
+        tap = SubsetTap(pick, STREAMS, 0.8)
+        if clock is not None:
+            tap._whole = clock.of(tap._whole)
         with tapped(FAMILY, network, tap, pick):
             call({OVERRIDE: tap})
 
+    def keys_alone(own: TokenSubset) -> float:
+        clock, part = Clock(device), own.part
+        own.part = clock.of(part)
+        spent = clock.seconds_of(lambda: compute(own, clock))
+        own.part = part
+        return spent
+
     subsets = {share: subset(share, grid).to(device) for share in AREAS}
     for own in subsets.values():
+        record(own, 1.0)
         record(own)
     calls: dict[str, Callable[[], object]] = {"dense": lambda: call({}), "recording": lambda: record(subsets[0.25])}
     calls["listening"] = listen
     calls |= {f"{share:.0%}": lambda own=own: compute(own) for share, own in subsets.items()}
     counted = {name: macs(made) for name, made in calls.items()}
     seconds = timed(calls, repeats, device)
+    apart = {f"{share:.0%}": keys_alone(own) for share, own in subsets.items()}
     lines = [f"### SD3 medium, 1024x1024, CFG, {str(dtype).removeprefix('torch.')}, {device.type}, {blocks} of 24 blocks", "",
-             "Listening is to every block here; the node listens to 4 of 24.", "",
-             "| evaluation | share of image tokens | MACs / dense | seconds / dense | allowed: 1.15 shares + 3% | recorded, MB "
-             "in 24 blocks |", "|---|---|---|---|---|---|"]  # fmt: skip
+             "Of a partial evaluation, `keys` is what it takes to extrapolate the others' keys and values and to put them into "
+             "their places. Listening is to every block here; the node listens to 4 of 24.", "",
+             "| evaluation | share of image tokens | MACs / dense | seconds / dense | keys | without keys | allowed: 1.15 "
+             "shares + 3% | recorded, MB in 24 blocks |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in calls:
         own = subsets.get(float(name.rstrip("%")) / 100) if name.endswith("%") else None
         share = len(own.active) / grid.count if own else 1.0
         recorded = f"{own.bytes / 2**20 * 24 / blocks:.0f}" if own else "-"
         cost, took = counted[name] / counted["dense"], seconds[name] / seconds["dense"]
-        lines.append(f"| {name} | {share:.0%} | {cost:.3f} | {took:.3f} | {1.15 * share + 0.03:.3f} | {recorded} |")
+        keys = apart.get(name, 0.0) / seconds["dense"]
+        lines.append(f"| {name} | {share:.1%} | {cost:.3f} | {took:.3f} | {keys:.3f} | {took - keys:.3f} | "
+                     f"{1.15 * share + 0.03:.3f} | {recorded} |")  # fmt: skip
     return [*lines, "", f"Dense, {blocks} blocks: {seconds['dense']:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
 
 

@@ -43,17 +43,19 @@ def token_weights(clip: Any, prompt: str, words: Sequence[str] = (), length: int
 class _Encoder:
     """A prompt in one tokenizer of a text encoder.
 
-    content: where its own words are; template: tokens before them that are no part of it.
+    content: where its own words are, without those of a template around it.
     """
 
     def __init__(self, tokenize: partial, prompt: str):
-        self.tokenize, self.prompt, self.empty = tokenize, prompt, tokenize("")
-        self.tokens, self.left_out = tokenize(prompt), 0
-        self.content, self.template = self._content(self.tokens)
+        self.tokenize, self.prompt, self.left_out = tokenize, prompt, 0
+        self.empty = [token for token in tokenize("") if token[2]]
+        self.tokens = tokenize(prompt)
+        self.content = self._content(self.tokens)
 
-    def _content(self, tokens: list[Token]) -> tuple[list[int], int]:
-        first, last = _shared(tokens, self.empty), _shared(tokens[::-1], self.empty[::-1])
-        return [i for i, (_, _, word) in enumerate(tokens) if word and first <= i < len(tokens) - last], first
+    def _content(self, tokens: list[Token]) -> list[int]:
+        worded = [i for i, token in enumerate(tokens) if token[2]]
+        own = [tokens[i] for i in worded]
+        return worded[_shared(own, self.empty) : len(own) - _shared(own[::-1], self.empty[::-1])]
 
     def __len__(self) -> int:
         return len(self.tokens) - self.left_out
@@ -70,7 +72,7 @@ class _Encoder:
         ids, found = [self.tokens[i][0] for i in self.content], set()
         for spelt in (word, " " + word):
             tokens = self.tokenize(spelt)
-            wanted = [tokens[i][0] for i in self._content(tokens)[0]]
+            wanted = [tokens[i][0] for i in self._content(tokens)]
             for at in range(len(ids) - len(wanted) + 1):
                 if wanted and _same(ids[at : at + len(wanted)], wanted):
                     found |= {self.content[at + i] for i in range(len(wanted))}
@@ -88,7 +90,7 @@ def _of_length(encoders: list[_Encoder], length: int) -> list[_Encoder]:
     for encoder in encoders:
         if length % len(encoder) == 0:
             return [encoder]
-        if 0 < len(encoder) - length <= encoder.template:
+        if encoder.content and 0 < len(encoder) - length <= encoder.content[0]:
             encoder.left_out = len(encoder) - length
             return [encoder]
     raise ValueError(
@@ -126,7 +128,7 @@ def _same(ids: Sequence[Any], wanted: Sequence[Any]) -> bool:
 
 
 def _shared(tokens: list[Token], empty: list[Token]) -> int:
-    """How many tokens at the start a prompt has in common with an empty one: those of the template around it."""
+    """How many tokens at the start a prompt has in common with an empty one: those of a template around it."""
     pairs = zip(tokens, empty, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if not _same(a[:1], b[:1])), min(len(tokens), len(empty)))
 
