@@ -95,7 +95,7 @@ class HighlightRun:
         if self.config.correct != "auto":
             return self.config.correct == "always"
         given = self.given.mask is not None or self.given.protect is not None
-        return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response)
+        return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response, self.axis)
 
     def _shallow(self, steps: int) -> bool:
         """Whether gaps are to be filled with shallow evaluations: as wanted, or where it pays; not where everything is

@@ -117,16 +117,16 @@ def effective_pace(config: HighlightConfig, sampler: str, axis: Axis = log_sigma
     return min(pace, FLOW_PACE + (pace - FLOW_PACE) / 3) if axis is log_ratio else pace
 
 
-def correction_pays(steps: int, noisy: bool, response: Response | None) -> bool:
+def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Axis = log_sigma) -> bool:
     """Whether computing the highlight in a gap was measured to be worth at least as much as more dense evaluations.
 
     On the demo model and objects of at most a fifth of the frame, inside them at equal cost: under ancestral noise it is
     worth 2 to 4 dB, under Euler at 12 steps 1.5, under dpmpp_2m at 30 between nothing and 3, depending on the prompts. Not
     so under Euler at 30, where it loses up to 6: the revision at the end of a gap brings the state back exactly, and even
-    an exact partial evaluation would no more than break even. On the demo transformer, a flow, it is worth 1 to 2.4 dB under
-    dpmpp_2m at 30 steps, 0.6 to 2 under Euler at 12, and breaks even under Euler at 30.
+    an exact partial evaluation would no more than break even. On the demo transformer, a flow, it is worth 0.5 to 2.4 dB under
+    dpmpp_2m at 30 steps, up to 2 under Euler at 12, and breaks even at 30 under Euler and under ancestral noise.
     """
-    return noisy or response is None or not response.forgets or steps < FINE
+    return (noisy and axis is not log_ratio) or response is None or not response.forgets or steps < FINE
 
 
 def shallow_gaps(length: int, pace: float) -> list[int]:
