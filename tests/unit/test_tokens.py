@@ -5,7 +5,7 @@ import torch
 from highlight_diffusion.demo.mmdit import MMDiT, MMDiTConfig
 from highlight_diffusion.demo.plain_flow import PlainFlow, tapped
 from highlight_diffusion.engine.recording import Kept
-from highlight_diffusion.engine.tokens import BUCKETS, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from highlight_diffusion.engine.tokens import BUCKETS, KEPT, TEXT, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +68,33 @@ def test_it_really_stands_on_what_was_recorded(mmdit):
     assert (part - dense)[..., 2:8, 2:8].abs().max() > 1e-3
 
 
+def test_text_does_not_run_again_but_is_found_as_it_was_recorded(mmdit):
+    model, x, subset = model_of(mmdit), latent((16, 16)), TokenSubset([(2, 8, 2, 8)], TokenGrid((16, 16)))
+    dense, lengths = record(mmdit, model, subset, x, 0.6)[0], []
+    hooks = [
+        block.context_block.attn.qkv.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+        for block in mmdit.joint_blocks
+    ]
+    part = compute(mmdit, model, subset, x, 0.6)[0]
+    for hook in hooks:
+        hook.remove()
+    assert set(lengths) == {KEPT} and torch.equal(part[..., 2:8, 2:8], dense[..., 2:8, 2:8])
+    for place, calls in subset.recordings[-1].parts.items():
+        for keys in calls if TEXT in place else ():
+            calls[keys] = Kept(torch.zeros_like(calls[keys].x))
+    assert (compute(mmdit, model, subset, x, 0.6)[0] - dense)[..., 2:8, 2:8].abs().max() > 1e-3
+
+
+def test_text_of_calls_of_their_own_is_joined_where_it_is_of_one_length(mmdit):
+    subset, x = TokenSubset([(2, 8, 2, 8)], TokenGrid((16, 16))), latent((16, 16))
+    for lengths, joins in (((7, 7), True), ((7, 9), False)):
+        subset.begin(0.6)
+        for key, tokens in zip(KEYS, lengths, strict=True):
+            with tapped(mmdit, RecordingTap([subset], (key,), subset.grid.count)):
+                mmdit(x, torch.full((1,), 600.0), torch.randn(1, tokens, 16))
+        assert subset.joins(KEYS) == joins and subset.joins(KEYS[:1])
+
+
 def test_images_of_a_batch_have_subsets_of_their_own(mmdit):
     model, x = model_of(mmdit, batch=2), latent((8, 8), batch=2)
     subset = TokenSubset([(0, 4, 2, 6)], TokenGrid((8, 8)), image=(1, 2))
@@ -115,6 +142,18 @@ def test_what_is_picked_comes_back_to_its_place(before, trailing, text_first):
     assert not back[:, start + pick.subset.rest].any() and torch.equal(
         back[:, start + grid.count :], x[:, start + grid.count :]
     )
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_a_sequence_without_its_text_comes_back_as_long_as_it_was(before, trailing, text_first):
+    grid = TokenGrid((8, 8))
+    pick = Pick(TokenSubset([(2, 6, 0, 4)], grid), text_first, trailing)
+    first = before if text_first else 0
+    x = torch.randn(2, first + grid.count + trailing, 3)
+    picked = pick.tokens(x, text=True)
+    assert picked.shape[1] == len(pick.subset.active) + min(first, KEPT) + min(trailing, KEPT)
+    back = pick.back(picked)
+    assert back.shape == x.shape and torch.equal(back[:, first + pick.subset.active], x[:, first + pick.subset.active])
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
