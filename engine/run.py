@@ -365,7 +365,7 @@ class HighlightRun:
             if self.exhausted or not held or not ran_out(error):
                 raise
         if outputs is None:  # not in the handler above: the error's traceback keeps the tensors of the attempt
-            self._do_without_windows(evaluation)
+            self._do_without_recordings(evaluation)
             outputs = self._computed(evaluation, x, dense, partial)
         watch.stop()
         self.watches.append((evaluation, watch))
@@ -395,7 +395,7 @@ class HighlightRun:
             outputs = self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
         return outputs
 
-    def _do_without_windows(self, evaluation: Evaluation) -> None:
+    def _do_without_recordings(self, evaluation: Evaluation) -> None:
         """Drop what is recorded, record no more, and make a dense evaluation of the one under way."""
         computed = evaluation.kind in ("partial", "shallow")
         where = f"in a {evaluation.kind} evaluation" if computed else "beside what is recorded for partial ones"

@@ -1,11 +1,14 @@
 """Token merging on every family of transformers, as tiny real models in the real host."""
 
+import gc
+
 import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.sdtm import SDTMConfig
+from highlight_diffusion.engine.sdtm import MergingRun, SDTMConfig
 from highlight_diffusion.engine.stations import ATTENTION, MLP
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach, attach_merging
@@ -99,6 +102,13 @@ def test_a_second_run_is_the_first_and_the_next_one_is_vanilla(model, once, vani
     assert not any("forward" in m.__dict__ for m in model.patcher.model.diffusion_model.modules())
 
 
+def test_nothing_leaks_into_another_run_on_the_same_model(model):
+    used, change = attach_merging(model.patcher, MERGING, Trace()), {"steps": 4, "seed": 7, "prompt": 5, "batch": 2}
+    tiny.sample(model, used, steps=4)
+    fresh = attach_merging(model.patcher, MERGING, Trace())
+    assert torch.equal(tiny.sample(model, used, **change), tiny.sample(model, fresh, **change))
+
+
 @pytest.mark.parametrize("change", [{"batch": 2}, {"size": (18, 26)}, {"sampler": "heun"}, {"cfg": 1.0}], ids=str)
 def test_batches_odd_grids_and_other_samplers(model, name, change):
     if "size" in change:
@@ -157,13 +167,38 @@ def test_a_batch_gives_each_image_what_it_gets_alone(sd35):
     assert all(torch.allclose(both[i : i + 1], run(noise[i : i + 1]), rtol=1e-3, atol=1e-3) for i in (0, 1))
 
 
-def test_skip_layer_guidance_runs_beside_it(sd35):
+@pytest.mark.parametrize("config", [PURE, MERGING], ids=["merging alone", "detail remembered"])
+def test_skip_layer_guidance_runs_beside_it(sd35, config):
+    """Its third pass of the same prompt, in the same evaluation, neither records detail nor is given any."""
     from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 
-    patcher = attach_merging(sd35.patcher, PURE, trace := Trace())
-    patcher = SkipLayerGuidanceSD3.execute(patcher, layers="1", scale=3.0, start_percent=0.0, end_percent=1.0).args[0]
-    latent = tiny.sample(sd35, patcher, steps=5)
-    assert torch.isfinite(latent).all() and merged(trace) and len(trace.last.evaluations) == 5
+    def guided(patcher):
+        return SkipLayerGuidanceSD3.execute(patcher, layers="1", scale=3.0, start_percent=0.0, end_percent=1.0).args[0]
+
+    patcher = guided(attach_merging(sd35.patcher, config, trace := Trace()))
+    latent = tiny.sample(sd35, patcher, steps=6)
+    assert torch.isfinite(latent).all() and merged(trace) and len(trace.last.evaluations) == 6
+    assert torch.equal(tiny.sample(sd35, patcher, steps=6), latent)
+    off = guided(attach_merging(sd35.patcher, SDTMConfig(enabled=False), Trace()))
+    assert torch.equal(tiny.sample(sd35, off, steps=6), tiny.sample(sd35, guided(sd35.patcher), steps=6))
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
+def test_every_sampler_has_merged_evaluations(sd35, sampler):
+    latent, trace = sampled(sd35, MERGING, sampler=sampler)
+    assert torch.isfinite(latent).all() and merged(trace) and trace.last.mean_active < 1
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+def test_every_scheduler_has_merged_evaluations(sd35, scheduler):
+    latent, trace = sampled(sd35, MERGING, scheduler=scheduler)
+    assert torch.isfinite(latent).all() and merged(trace) and trace.last.mean_active < 1
+
+
+def test_nothing_of_a_run_outlives_it(sd35):
+    sampled(sd35, MERGING)
+    gc.collect()
+    assert not any(isinstance(held, MergingRun) for held in gc.get_objects())
 
 
 def test_a_foreign_block_replacement_rules_it_out_and_the_trace_says_why(sd35):
