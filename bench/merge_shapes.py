@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..engine.axis import log_ratio
 from ..engine.config import PACES, HighlightConfig
@@ -28,6 +29,8 @@ BLOCKS = 24
 PARTS = (8, 16)  # of 32 that are saved
 SCHEDULES = (50, 30)
 PROMPT, WIDTH = 154, 64 * 24  # tokens, channels
+SERVED = SDTMConfig.reuse  # evaluations by a matching
+UNWEIGHTED = f"structure {PARTS[1]}/32, unweighted"
 BOTH, ONE = frozenset((ATTENTION, MLP)), frozenset((MLP,))
 
 
@@ -122,21 +125,29 @@ def measure_merging(side: int, repeats: int) -> list[str]:
             ((b, s) for b in range(count) for s in range(2)),
             {tuple(keys): Kept(make(streams, len(merge.members), WIDTH))},
         )
-    middle = ("structure", PARTS[1])
     calls: dict[str, Callable[[], object]] = {"dense": call}
     for stage, n in ready if gpu or side <= 1024 else [("structure", n) for n in PARTS]:
         calls[f"{stage} {n}/32"] = lambda key=(stage, n): merged(ready[key], BOTH, details[key])
     if gpu or side <= 1024:
         calls[f"detail {PARTS[1]}/32, MLP"] = lambda: merged(ready["detail", PARTS[1]], ONE, details["detail", PARTS[1]])
-        calls[f"structure {PARTS[1]}/32, unweighted"] = lambda: unweighed(ready[middle], BOTH, details[middle])
-    tokens, hidden = MergedTokens(ready[middle]), make(streams, grid.count, WIDTH)
-    few, own = tokens.merge(hidden), tokens.detail(hidden)
-    small: dict[str, Callable] = {f"matching, {stage}": matches[stage, PARTS[1]] for stage in ("structure", "detail")}
-    small["merge"], small["unmerge"] = lambda: tokens.merge(hidden), lambda: tokens.unmerge(few)
-    small["unmerge with detail"] = lambda: tokens.unmerge(few, own)
-    small["detail"] = lambda: tokens.detail(hidden)
+    middle = ("structure", PARTS[1])
+    calls[UNWEIGHTED] = lambda: unweighed(ready[middle], BOTH, details[middle])
+    hidden, small = make(streams, grid.count, WIDTH), {}
+    for (stage, n), merge in ready.items():
+        small |= _parts(f"{stage} {n}/32", MergedTokens(merge), hidden, matches[stage, n])
     seconds = {**timed(small, 5, device), **timed(calls, repeats, device, warm=gpu or side <= 1024)}
     return _table(side, streams, count, grid.count, seconds, list(calls), str(dtype).removeprefix("torch."), device.type)
+
+
+def _parts(name: str, tokens: MergedTokens, hidden: Tensor, match: Callable) -> dict[str, Callable]:
+    """What merging does besides the model's own work: a matching, and the gathers and scatters of one station."""
+    few, own = tokens.merge(hidden), tokens.detail(hidden)
+    return {
+        f"{name}: matching": match,
+        f"{name}: merge": lambda: tokens.merge(hidden),
+        f"{name}: unmerge": lambda: tokens.unmerge(few, own),
+        f"{name}: detail": lambda: tokens.detail(hidden),
+    }
 
 
 def _costs(name: str, count: int) -> float:
@@ -146,35 +157,47 @@ def _costs(name: str, count: int) -> float:
     return block_macs(count, saved, ONE if name.endswith("MLP") else BOTH) / block_macs(count)
 
 
+def _overhead(name: str, seconds: dict[str, float]) -> float:
+    """Seconds of matching, gathers and scatters in a merged evaluation of all blocks."""
+    base, _, end = name.partition(", ")
+    places = BLOCKS * (1 if end == "MLP" else 2)
+    return seconds[f"{base}: matching"] / SERVED + places * (seconds[f"{base}: merge"] + seconds[f"{base}: unmerge"])
+
+
 def _table(side, streams, blocks, tokens, seconds: dict, names: list[str], dtype: str, device: str) -> list[str]:
     dense, whole = seconds["dense"], seconds["dense"] * BLOCKS / blocks
     ratio = {name: seconds[name] / dense for name in names}
-    recording = {"whole": 1 + 2 * BLOCKS * seconds["detail"] / whole}
+    overhead = {name: _overhead(name, seconds) / whole for name in names if name != "dense"}
+    middle = UNWEIGHTED.partition(", ")[0]
+    matching = seconds[f"{middle}: matching"] / SERVED / whole
+    weights = {middle: 1 - seconds[UNWEIGHTED] / seconds[middle]}
+    recording = {"whole": 1 + 2 * BLOCKS * seconds[f"{middle}: detail"] / whole}
     measured = f"{blocks} of {BLOCKS} blocks, {streams} of 2 streams"
     lines = [f"### SDTM on SD3 medium, {side}x{side}, {dtype}, {device}, {measured}", "",
-             "| evaluation | MACs / dense | seconds / dense |", "|---|---|---|"]  # fmt: skip
-    lines += [f"| {name} | {_costs(name, tokens):.3f} | {ratio[name]:.3f} |" for name in names]
-    lines += ["", "| part | ms | share of a dense evaluation of 24 blocks |", "|---|---|---|"]
-    for name in ("matching, structure", "matching, detail"):
-        lines.append(f"| {name}, once a matching | {seconds[name] * 1e3:.1f} | {seconds[name] / whole:.2%} |")
-    for name in ("merge", "unmerge", "unmerge with detail", "detail"):
-        lines.append(f"| {name}, at 48 stations | {48 * seconds[name] * 1e3:.0f} | {48 * seconds[name] / whole:.2%} |")
-    matching = seconds["matching, structure"] / 4
-    overhead = (matching + 48 * (seconds["merge"] + seconds["unmerge with detail"])) / whole / ratio[f"structure {PARTS[1]}/32"]
-    lines += ["", f"Matching, gathers and scatters: {overhead:.2%} of a merged evaluation that saves half.", "",
-              "| plan | steps | dense or whole, merged, skipped | times faster, by the sum of medians | by MACs |",
-              "|---|---|---|---|---|"]  # fmt: skip
+             "| evaluation | MACs / dense | seconds / dense | of which matching, gathers, scatters | weights on keys |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for name in names:
+        own = f"{overhead[name] / (ratio[name] + matching):.2%}" if name in overhead else ""
+        weighing = f"{weights[name]:.1%}" if name in weights else ""
+        lines.append(f"| {name} | {_costs(name, tokens):.3f} | {ratio[name]:.3f} | {own} | {weighing} |")
+    lines.append(f"| whole, recording (the latter timed apart) | 1.000 | {recording['whole']:.3f} | | |")
+    parts = [f"{part} {1e3 * seconds[f'{middle}: {part}']:.1f}" for part in ("matching", "merge", "unmerge", "detail")]
+    lines += ["", f"Milliseconds at {middle}, a matching ({SERVED} evaluations) and one station: {', '.join(parts)}.", "",
+              "| plan | steps | dense or whole, merged, skipped | times faster, by the sum of medians | by MACs | of which "
+              "matching, gathers, scatters |", "|---|---|---|---|---|---|"]  # fmt: skip
     plans = [*((preset, None) for preset in PRESETS), ("", "balanced"), ("", "fast")]
     plans += [("balanced", "balanced"), ("balanced", "fast")]
     for preset, pace in plans:
         for steps in SCHEDULES:
             plan = planned(preset, steps, pace)
             costs = {name: _costs(name, tokens) for name in names}
-            times = _mean(plan, ratio | recording, tokens, matching / whole), _mean(plan, costs, tokens, 0.0)
+            times = _mean(plan, ratio | recording, tokens, matching), _mean(plan, costs, tokens, 0.0)
             kinds = [what for what, _, _ in plan]
+            merging = kinds.count("merged") * overhead[middle]
             name = " + ".join([f"SDTM {preset}"] * bool(preset) + [f"Highlight {pace}"] * bool(pace))
             lines.append(f"| {name} | {steps} | {kinds.count('dense') + kinds.count('whole')}, {kinds.count('merged')}, "
-                         f"{kinds.count('skipped')} | {1 / times[0]:.2f} | {1 / times[1]:.2f} |")  # fmt: skip
+                         f"{kinds.count('skipped')} | {1 / times[0]:.2f} | {1 / times[1]:.2f} | "
+                         f"{merging / len(plan) / times[0]:.2%} |")  # fmt: skip
     return [*lines, "", f"Dense, {blocks} blocks: {dense:.2f} s.", ""]
 
 

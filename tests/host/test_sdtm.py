@@ -185,7 +185,7 @@ def test_skip_layer_guidance_runs_beside_it(sd35, config):
 
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_has_merged_evaluations(sd35, sampler):
-    latent, trace = sampled(sd35, MERGING, sampler=sampler)
+    latent, trace = sampled(sd35, MERGING, sampler=sampler, steps=4)
     assert torch.isfinite(latent).all() and merged(trace) and trace.last.mean_active < 1
 
 
