@@ -125,8 +125,8 @@ def _merging(name: str, setting: str, pace: float = 0.0, **settings: Any) -> Met
     return Method(name, setting, attached, adapts=bool(pace))
 
 
-MERGED = ((0.1, 2), (0.2, 3), (0.3, 3), (0.4, 4), (0.5, 4), (0.6, 5), (0.6, 6), (0.7, 12), (0.75, 30))  # r, protect_steps
-TOGETHER = ((2.5, 2, 0.4), (3.5, 2, 0.3), (3.5, 2, 0.5), (3.5, 3, 0.5), (5.0, 2, 0.3), (5.0, 2, 0.5))  # pace, protect_steps, r
+MERGED = ((0.1, 2), (0.2, 3), (0.3, 3), (0.4, 4), (0.5, 4), (0.6, 5), (0.6, 6), (0.7, 12))  # r, protect_steps
+TOGETHER = ((2.5, 2, 0.4), (3.5, 2, 0.3), (5.0, 2, 0.2), (5.0, 2, 0.3), (5.0, 2, 0.5), (8.0, 2, 0.3))  # pace, protect_steps, r
 PIECES: dict[str, dict[str, Any]] = {
     "structure stage alone": {"switch": 1.0},
     "detail stage alone": {"switch": 0.0},

@@ -24,6 +24,7 @@ from .schedule import (
     PlannedStep,
     adds_noise,
     correction_pays,
+    dense_tail,
     forecast_space,
     make_plan,
     shallow_pays,
@@ -227,6 +228,8 @@ class HighlightRun:
         merging.heat = self.heatmap
         blocked = self.dense_reason or self.exhausted or self.no_windows
         whole = "records the highlight's surroundings" if windows else None
+        if self.config.active and evaluation.step >= len(self.plan) - dense_tail(self.trace.sampler):
+            whole = whole or "one of the last steps, whose errors nothing mends"
         if self.accumulator is not None and not self.heard and evaluation.index <= LISTENED:
             blocked = blocked or "the highlight is looked for first"
         merging.begin(evaluation, blocked, whole)
