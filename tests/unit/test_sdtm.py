@@ -234,7 +234,7 @@ def test_with_the_highlight_what_it_covers_is_spared(model):
 
 
 def test_with_the_highlight_the_last_steps_are_whole(model):
-    """On the demo transformer merging in them cost 2 dB in the mean and 4 in the worst of six pictures."""
+    """Nothing mends what they get wrong: on the demo transformer the worst picture loses more than merging them saves."""
     config = HighlightConfig(interval=(1, 1, 2, 1), warmup=2)
     _, trace = run(model, SDTMConfig(r=0.5, protect_steps=2), config)
     assert any(e.merged is not None for e in trace.evaluations[:-2])
