@@ -93,7 +93,7 @@ def as_text(told: Report) -> str:
     lines.append(f"  from {told['estimate']}")
     counts = told["evaluations"]
     lines.append(
-        f"{sum(counts.values())} evaluations: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; "
+        f"{sum(counts.values())} evaluations: {', '.join(f'{n} {kind}' for kind, n in counts.items() if n or kind != 'shallow')}; "
         f"mean active area {told['mean_active']:.0%}"
     )
     if told["mean_merged"] is not None:

@@ -8,7 +8,7 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.trace import KINDS, Trace
 from highlight_diffusion.engine.window import Window, fit, shallow_window
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import KEY, attach
@@ -211,7 +211,7 @@ def test_every_evaluation_is_in_the_trace_with_its_reason(model, family, sampler
     out = tiny.sample(model, patcher, size=SIZE.get(family, (24, 32)), sampler=sampler)
     last = trace.last
     assert torch.isfinite(out).all() and last.completed and last.sampler == sampler or sampler in ("uni_pc", "dpm_fast")
-    assert len(last.evaluations) == len(calls) == sum(last.count(kind) for kind in ("dense", "partial", "skipped"))
+    assert len(last.evaluations) == len(calls) == sum(last.count(kind) for kind in KINDS)
     assert all(e.reason and e.seconds > 0 for e in last.evaluations)
 
 

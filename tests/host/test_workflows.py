@@ -8,6 +8,7 @@ import json
 import pytest
 from highlight_diffusion.bench.server import PACK
 from highlight_diffusion.bench.workflow import to_prompt
+from highlight_diffusion.engine.trace import KINDS
 from PIL import Image
 
 from . import checkpoints, packs
@@ -40,7 +41,7 @@ def test_a_workflow_runs_as_it_is(runnable, server, request, summary):
     assert image.ndim == 3 and image.std() > 0 and run["completed"]
     assert kinds.count("skipped") + kinds.count("partial") or runnable in SDTM_ALONE, run["evaluations"]
     if full:
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("dense", "partial", "skipped"))
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS)
         summary.append(f"{runnable}: {image.shape[1]}x{image.shape[0]}, {counts}; {run['seconds']:.0f} s in the sampler")
 
 
