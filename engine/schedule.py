@@ -129,10 +129,14 @@ def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Ax
     return (noisy and axis is not log_ratio) or response is None or not response.forgets or steps < FINE
 
 
-def shallow_gaps(length: int, pace: float) -> list[int]:
+def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
     """Gaps over `length` steps that are filled with shallow evaluations, growing from the first step on, at a higher pace
     faster and further: a step gone astray early leads to another picture. The last may reach beyond the end: the very last
-    step is too close to the picture for a dense evaluation to be worth it, one before it is worth more."""
+    step is too close to the picture for a dense evaluation to be worth it, one before it is worth more. Under fresh noise,
+    where no step hangs on the first ones as much, `even` gaps are better."""
+    if even:
+        gap = max(2, round(pace / 4))
+        return [gap] * math.ceil(length / gap)
     growth, longest = max(0.5, (pace - 5) / 6), max(2, round(pace / 2.75))
     gaps: list[int] = []
     while sum(gaps) < length:
@@ -173,7 +177,7 @@ def make_plan(
         plan[tail : last + 1] = [PlannedStep("dense", "last steps")] * (last + 1 - tail)
         return plan
     if shallow and not config.interval:
-        gaps, corrected = shallow_gaps(last - position, config.pace), math.inf
+        gaps, corrected = shallow_gaps(last - position, config.pace, adds_noise(sampler)), math.inf
     elif config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:

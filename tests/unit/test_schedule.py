@@ -155,6 +155,12 @@ def test_gaps_of_shallow_evaluations_grow(pace, plan):
     assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
 
 
+@pytest.mark.parametrize(("pace", "plan"), [(8.0, "DsDsDsDsDsDs"), (11.0, "DssDssDssDss")])
+def test_gaps_of_shallow_evaluations_are_even_under_fresh_noise(pace, plan):
+    steps = make_plan(SIGMAS[12], HighlightConfig(pace=pace), sampler="euler_ancestral", shallow=True)
+    assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
+
+
 @given(st.integers(1, 60), st.floats(1.0, 30.0))
 def test_a_shallow_plan_starts_dense_and_fills_the_schedule(steps, pace):
     plan = make_plan(SIGMAS[steps], HighlightConfig(pace=pace), shallow=True)
