@@ -209,7 +209,7 @@ class Shell:
             raise ValueError(f"depth is {depth}; this UNet has {count} blocks on either side, so it must be 1 to {count - 1}")
         inwards = [layer for block in unet.input_blocks[depth:] for layer in block]
         outwards = [layer for block in unet.output_blocks[: count - depth] for layer in block]
-        inner = (*inwards[1:], *unet.middle_block, *outwards[:-1])
+        inner = (*inwards[1:], *(unet.middle_block or ()), *outwards[:-1])  # Koala's UNet has none
         within = {id(m) for layer in (inwards[0], *inner, outwards[-1]) for m in layer.modules()}
         named = {name: m for name, m in unet.named_modules() if id(m) not in within}
         return cls(*_targets(named), outwards[-1], inwards[0], inner)

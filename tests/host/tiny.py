@@ -82,6 +82,13 @@ def sdxl() -> Tiny:
     return Tiny(build(config), pooled=1280)
 
 
+def koala() -> Tiny:
+    """SDXL distilled to one block a level and no middle."""
+    config = supported.KOALA_700M(unet_config(mult=(1, 2, 4), depth=(0, 1, 2), middle=-2, adm=2816, linear=True))
+    config.unet_config.update(num_heads=-1, num_head_channels=16)
+    return Tiny(build(config), pooled=1280)
+
+
 def inpaint() -> Tiny:
     """SD1.5 for inpainting: mask and masked image are concatenated to the latent."""
     config = supported.SD15(unet_config(mult=(1, 2, 2), depth=(1, 1, 0), in_channels=9))
