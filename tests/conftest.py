@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from host import packs, release
+
 pytest_plugins = ["compatibility"]
 PACK = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK]
@@ -76,9 +78,32 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui):
-    """One headless ComfyUI for all tests that want one: starting it takes longer than most of them."""
+def repository(pack, tmp_path_factory) -> Path:
+    return release.repository(pack, tmp_path_factory.mktemp("remote") / "highlight-diffusion")
+
+
+@pytest.fixture(scope="session")
+def packed(repository, tmp_path_factory) -> Path:
+    """The pack as the registry hands it out."""
+    return release.unpacked(repository, tmp_path_factory.mktemp("packed") / "highlight-diffusion")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, packed, tmp_path_factory):
+    """One headless ComfyUI in a fresh folder, with the pack as the registry hands it out, for all tests that want one:
+    starting it takes longer than most of them."""
     from highlight_diffusion.bench.server import Server
 
-    with Server(comfyui) as running:
+    with Server(comfyui, packed, base=release.fresh_folder(comfyui, tmp_path_factory.mktemp("ComfyUI"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_of_workflows(comfyui, packed, tmp_path_factory):
+    """Another, beside the pack whose nodes some of the workflows have, if it is there."""
+    from highlight_diffusion.bench.server import Server
+
+    others = [path for path in (packs.place(packs.IP_ADAPTER),) if path.is_dir()]
+    base = release.fresh_folder(comfyui, tmp_path_factory.mktemp("ComfyUI"), *others)
+    with Server(comfyui, packed, base=base) as running:
         yield running

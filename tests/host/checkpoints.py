@@ -1,11 +1,12 @@
 """Model files of the true layout with random weights, for workflows that stock loader nodes are to load.
 
-Small where the loaders allow: they read a UNet's levels, a transformer's width and depth, and a VAE's widths from the file,
+Small where the loaders allow: they read a UNet's levels, a transformer's width and depth, and a decoder's width from the file,
 but hold text and vision encoders, SD1.5's first width and SDXL's depths to the published sizes.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +17,14 @@ import comfy.clip_model
 import comfy.ldm.flux.controlnet
 import comfy.ldm.flux.model
 import comfy.ldm.modules.diffusionmodules.mmdit
+import comfy.ldm.modules.diffusionmodules.model
 import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ops
+import comfy.sd
 import comfy.supported_models as supported
 import comfy.text_encoders.t5
 import comfy.utils
 import torch
-from highlight_diffusion.demo.load import read_weights
 from safetensors.torch import save_file
 
 META = {"device": torch.device("meta"), "dtype": torch.float16, "operations": comfy.ops.disable_weight_init}
@@ -79,17 +81,31 @@ def clip_vision_h() -> Weights:
     return _fill(_shapes(comfy.clip_model.CLIPVisionModelProjection(config, META["dtype"], META["device"], META["operations"])))
 
 
+KL = {
+    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
+NARROW = 32 if "decoder_ddconfig" in inspect.getsource(comfy.sd) else 128  # newer loaders read the decoder's width
+
+
+def _autoencoder(channels: int) -> Weights:
+    """A KL autoencoder as the loaders find it in SD's and Flux's files, its decoder narrow where they allow."""
+    config, parts = {**KL, "z_channels": channels}, comfy.ldm.modules.diffusionmodules.model
+    encoder, decoder = parts.Encoder(**config), parts.Decoder(**{**config, "ch": NARROW})
+    return _prefixed("encoder.", _shapes(encoder)) | _prefixed("decoder.", _shapes(decoder))
+
+
 def vae() -> Weights:
-    """The demo's: a KL autoencoder in the layout of SD1.5's, at small widths."""
-    return read_weights("vae")
+    """SD1.5's and SDXL's."""
+    like = lambda *shape: torch.empty(shape, device="meta")  # noqa: E731
+    convs = {"quant_conv.weight": like(8, 8, 1, 1), "quant_conv.bias": like(8), "post_quant_conv.weight": like(4, 4, 1, 1),
+             "post_quant_conv.bias": like(4)}  # fmt: skip
+    return _fill(_autoencoder(4) | convs, seed=4)
 
 
 def vae16() -> Weights:
-    """A KL autoencoder of sixteen channels in the layout of SD3's and Flux's: the demo's with its latent four times over."""
-    weights = {name: weight for name, weight in vae().items() if not name.startswith(("quant_conv", "post_quant_conv"))}
-    for name, axis in (("encoder.conv_out.weight", 0), ("encoder.conv_out.bias", 0), ("decoder.conv_in.weight", 1)):
-        weights[name] = torch.cat([weights[name]] * 4, axis)
-    return weights
+    """SD3's and Flux's: sixteen channels."""
+    return _fill(_autoencoder(16), seed=4)
 
 
 SMALL_UNET = {
@@ -112,14 +128,14 @@ def _unet(config: dict) -> Weights:
 
 
 def sd15() -> Weights:
-    """A checkpoint as v1-5-pruned-emaonly: UNet of two levels, true text encoder, small VAE."""
+    """A checkpoint as v1-5-pruned-emaonly: UNet of two levels, true text encoder, VAE of a narrow decoder."""
     text = {f"clip_l.transformer.{name}": weight for name, weight in clip_l().items()}
     text = supported.SD15.process_clip_state_dict_for_saving(None, text)
     return _fill(_unet(SMALL_UNET), "model.diffusion_model.") | text | _prefixed("first_stage_model.", vae())
 
 
 def sdxl() -> Weights:
-    """A checkpoint as sd_xl_base_1.0: Koala's UNet, true text encoders, small VAE."""
+    """A checkpoint as sd_xl_base_1.0: Koala's UNet, true text encoders, VAE of a narrow decoder."""
     text = _prefixed("clip_l.transformer.", clip_l()) | _prefixed("clip_g.transformer.", clip_g())
     text["clip_g.logit_scale"] = text["clip_l.logit_scale"] = torch.tensor(4.6)
     text = supported.SDXL.process_clip_state_dict_for_saving(None, text)
@@ -138,7 +154,7 @@ def sd35_medium() -> Weights:
     return _fill(_shapes(network), "model.diffusion_model.") | _prefixed("first_stage_model.", vae16())
 
 
-FLUX = {"hidden_size": 256, "depth": 1, "depth_single_blocks": 1}
+FLUX = {"hidden_size": 256, "depth": 1, "depth_single_blocks": 1, "txt_ids_dims": []}
 
 
 def flux_dev() -> Weights:

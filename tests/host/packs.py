@@ -22,12 +22,23 @@ SOURCES = {
 }
 
 
+def place(name: str) -> Path:
+    """Where a pack is looked for."""
+    return Path(os.environ.get("HIGHLIGHT_PACKS", "~/comfy/packs")).expanduser() / name
+
+
 def folder(name: str) -> Path:
     """Where a pack is; skips the test where it is not there."""
-    found = Path(os.environ.get("HIGHLIGHT_PACKS", "~/comfy/packs")).expanduser() / name
+    found = place(name)
     if not found.is_dir():
         pytest.skip(f"{name} is not there: git clone --recursive {SOURCES[name]} {found}", allow_module_level=True)
     return found
+
+
+def needed_by(workflow: dict) -> None:
+    """Skips the test of a workflow whose nodes are of a pack that is not there."""
+    if any(node["type"].startswith("IPAdapter") for node in workflow["nodes"]):
+        folder(IP_ADAPTER)
 
 
 def load(name: str) -> dict:

@@ -1,6 +1,7 @@
 """The pack as a user gets it: packed by comfy-cli, or cloned from a git remote."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -35,3 +36,13 @@ def unpacked(repository: Path, folder: Path) -> Path:
     with zipfile.ZipFile(repository / "node.zip") as archive:
         archive.extractall(folder)
     return folder
+
+
+def fresh_folder(comfyui: Path, base: Path, *packs: Path) -> Path:
+    """A folder for a headless ComfyUI, with the picture ComfyUI comes with and these packs beside ours."""
+    (base / "input").mkdir()
+    shutil.copy(comfyui / "input" / "example.png", base / "input")
+    (base / "custom_nodes").mkdir()
+    for pack in packs:
+        (base / "custom_nodes" / pack.name).symlink_to(pack, target_is_directory=True)
+    return base

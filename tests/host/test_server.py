@@ -11,8 +11,9 @@ from PIL import Image
 
 
 @pytest.fixture(scope="module")
-def prompt(server, pack):
-    workflow = json.loads((pack / "workflows" / "highlight_demo.json").read_text())
+def prompt(server):
+    """The demo template as it is served."""
+    workflow = server.get("/api/workflow_templates/highlight-diffusion/highlight_demo.json")
     return to_prompt(workflow, server.get("/object_info"))
 
 

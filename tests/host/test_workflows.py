@@ -1,6 +1,7 @@
 """Every shipped workflow, unmodified, in a real ComfyUI: stock loader nodes, files of the true layout with random weights.
 
-What needs text or vision encoders of the published size (gigabytes) is left to `python run.py workflows-full`.
+What needs text or vision encoders of the published size (gigabytes) is left to `python run.py workflows-full`. That the
+frontend makes the same prompts of them is tested in tests/browser/test_workflows.py.
 """
 
 import json
@@ -31,8 +32,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("runnable", [name for name in WORKFLOWS if (name in FULL) == full])
 
 
-def test_a_workflow_runs_as_it_is(runnable, server, request, summary):
-    graph = read(runnable)
+def test_a_workflow_runs_as_it_is(runnable, server_of_workflows, request, summary):
+    graph, server = read(runnable), server_of_workflows
+    packs.needed_by(graph)
     checkpoints.provide(graph, server.base / "models")
     full = request.config.getoption("--full-size")
     outputs = server.run(to_prompt(graph, server.get("/object_info")), timeout=3600 if full else 300)
