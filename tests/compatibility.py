@@ -1,8 +1,8 @@
 """The compatibility table: what happened in the tests, row by row. A pytest plugin, loaded by tests/conftest.py.
 
-A test marked `@pytest.mark.compatibility(group, row)`, or with `on="transformers"`, hands the traces of its runs to the
-fixture `observe`; `{name}` in a row is filled in from the test's parameters. At the end of a session the rows are compared
-with docs/compatibility.md, or written there with `--write-compatibility`.
+A test marked `@pytest.mark.compatibility(group, row)`, with another of KINDS as `on=` or a function that tells it from the
+row's name, hands the traces of its runs to the fixture `observe`; `{name}` in a row is filled in from the test's parameters.
+At the end of a session the rows are compared with docs/compatibility.md, or written there with `--write-compatibility`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ import pytest
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "compatibility.md"
 GROUPS = (
-    "Models", "Samplers and schedules", "Conditioning", "Guidance", "Latents", "Nodes that change the model", "Control nets",
-    "Image prompts", "Other packs", "The host",
+    "Models", "Samplers", "Schedules", "Conditioning", "Guidance", "Latents", "Control nets", "Image prompts",
+    "Nodes that change the model", "Other packs", "The host",
 )  # fmt: skip
-WITH_PARTS, FORECAST, DENSE, OFF = "forecast, highlight computed", "forecast", "dense", "refused"
+WITH_PARTS, FORECAST, MERGED, DENSE, OFF = "forecast, highlight computed", "forecast", "merged", "dense", "refused"
 HEAD = """# Compatibility
 
-Written by the tests from the traces of their runs on a real ComfyUI; do not edit ({command} writes it).
-A test fails when a row was not run or says something else.
+Written by the tests from the traces of their runs on ComfyUI {version}; do not edit ({command} writes it).
+A test fails when a row was not run or says something else. UNets and transformers are those with Highlight Diffusion; SDTM
+is a transformer with SDTM Token Merging. A dash is a row that has no test, since it has no such thing or shares its code.
 
 - **forecast, highlight computed**: some evaluations are skipped and forecast, and the highlight is computed in some, where
   `correct` asks for it.
 - **forecast**: some evaluations are skipped and forecast, none is computed in part; the trace gives the reason.
+- **merged**: image tokens are computed together; with "forecast" before it, beside Highlight Diffusion.
 - **dense**: nothing is saved, the picture is that without the node; the trace gives the reason.
 - **refused**: the node stops with a message.
 
-In each of these the second run equals the first, and the model without the node gives the picture it gave before.
+In each of these the second run equals the first, and a run on a MODEL that was not used before.
 """
 COMMAND = "`python run.py compatibility`"
-KINDS = ("UNets", "transformers")
+KINDS = ("UNets", "transformers", "SDTM")
 Row = tuple[str, str, str]  # group, name, kind of model
 
 
@@ -50,11 +52,13 @@ class Table:
         self.rows.setdefault(row, Counter())[outcome] += 1
 
     def text(self) -> str:
-        parts = [HEAD.format(command=COMMAND)]
+        import comfyui_version  # whose folder is on the path by now, if there is one
+
+        parts = [HEAD.format(command=COMMAND, version=comfyui_version.__version__)]
         for group in GROUPS:
             names = sorted({name for of, name, _ in self.rows if of == group}, key=str.lower)
             if names:
-                parts += [f"\n## {group}\n", f"| with | {' | '.join(KINDS)} |", "|---|---|---|"]
+                parts += [f"\n## {group}\n", f"| with | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
                 cells = {name: [_said(self.rows.get((group, name, kind))) for kind in KINDS] for name in names}
                 parts += [f"| {name} | {' | '.join(said)} |" for name, said in cells.items()]
         return "\n".join(parts) + "\n"
@@ -69,9 +73,11 @@ def _said(outcomes: Counter | None) -> str:
     return "; ".join(f"{outcome} ({times} of {total})" for outcome, times in sorted(outcomes.items()))
 
 
-def outcome_of(evaluations: list[tuple[str, str]]) -> str:
+def outcome_of(evaluations: list[tuple[str, str]], merged: bool = False) -> str:
     """What a run came to, from the kind and the reason of its evaluations."""
     kinds = Counter(kind for kind, _ in evaluations)
+    if merged:
+        return f"{FORECAST}, {MERGED}" if kinds["skipped"] else MERGED
     if kinds["partial"]:
         return WITH_PARTS
     why = [reason.removeprefix("forecast only: ") for kind, reason in evaluations if reason.startswith("forecast only: ")]
@@ -88,7 +94,8 @@ def rows_of(item: pytest.Item) -> list[Row]:
         group, row = mark.args
         if group not in GROUPS:
             raise pytest.UsageError(f"{item.nodeid}: the table has no group {group}; it has {', '.join(GROUPS)}")
-        found.append((group, row.format(**values), mark.kwargs.get("on", KINDS[0])))
+        row, on = row.format(**values), mark.kwargs.get("on", KINDS[0])
+        found.append((group, row, on(row) if callable(on) else on))
     return found
 
 
@@ -102,7 +109,8 @@ def observe(request: pytest.FixtureRequest) -> Callable[[Any], None]:
         elif isinstance(what, dict):
             outcome = outcome_of([(e["kind"], e["reason"]) for e in what["evaluations"]])
         else:
-            outcome = outcome_of([(e.kind, e.reason) for e in what.evaluations])
+            merged = any(e.merged is not None for e in what.evaluations)
+            outcome = outcome_of([(e.kind, e.reason) for e in what.evaluations], merged)
         request.node.stash.setdefault(OUTCOMES, []).append(outcome)
 
     return taken

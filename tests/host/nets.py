@@ -171,6 +171,11 @@ NETS = {
 }
 
 
+def on(row: str) -> str:
+    """The column of the compatibility table for a row that names one of NETS."""
+    return "UNets" if NETS[row].make in (controlnet, union, control_lora, t2i_adapter) else "transformers"
+
+
 def picture(size: tuple[int, int], seed: int = 0, batch: int = 1) -> torch.Tensor:
     """A hint (B, H, W, 3) for a latent of this size."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,30 +7,43 @@ import comfy.samplers
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.engine.sdtm import SDTMConfig
 from highlight_diffusion.engine.trace import Run, Trace
-from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.attach import attach, attach_merging
 
 from . import tiny
 
 SIZE = (16, 24)
 CONFIG = HighlightConfig(threshold=0.5, max_area=1.0, pace=PACES["balanced"], correct="always")
 
+MERGING = SDTMConfig(r=0.5, protect_steps=3)
+
 
 def run_thrice(
-    model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, config=CONFIG, given: Given | None = None, **kwargs
+    model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, config=CONFIG, given: Given | None = None,
+    again: bool = True, **kwargs,
 ) -> Run:  # fmt: skip
-    """Run twice on one MODEL and once on a fresh one; returns the last trace of the first."""
+    """Run twice on one MODEL and once on a fresh one, or just once; returns the last trace of the first."""
     kwargs = {"size": SIZE, "steps": 16, **kwargs}
     patched = model.patcher if patched is None else patched
     trace = Trace()
     used, fresh = (attach(patched, config, t, given=given) for t in (trace, Trace()))
-    first, again, other = (sampled(model, patcher, **kwargs) for patcher in (used, used, fresh))
+    first, *others = (sampled(model, patcher, **kwargs) for patcher in ((used, used, fresh) if again else (used,)))
     run = trace.last
-    assert torch.isfinite(first).all()
-    assert torch.equal(first, again) and torch.equal(first, other)
+    assert torch.isfinite(first).all() and all(torch.equal(first, other) for other in others)
     assert run.evaluations and all(e.reason for e in run.evaluations)
     assert (run.count("skipped") + run.count("partial") > 0) == saves, [(e.kind, e.reason) for e in run.evaluations]
     return run
+
+
+def merge_thrice(model: tiny.Tiny, patched=None, **kwargs) -> Run:
+    """The same with SDTM Token Merging alone."""
+    kwargs = {"size": SIZE, "steps": 8, **kwargs}
+    patched, trace = model.patcher if patched is None else patched, Trace()
+    used, fresh = (attach_merging(patched, MERGING, t) for t in (trace, Trace()))
+    first, again, other = (tiny.sample(model, patcher, **kwargs) for patcher in (used, used, fresh))
+    assert torch.isfinite(first).all() and torch.equal(first, again) and torch.equal(first, other)
+    return trace.last
 
 
 def with_mask(model):
@@ -54,7 +67,7 @@ def ranged(model):
 
 def _weight(model) -> tuple[str, torch.Tensor]:
     """Name and values of a weight of an attention, to be changed by a LoRA."""
-    ends = ("attn1.to_q.weight", "x_block.attn.qkv.weight", "img_attn.qkv.weight")
+    ends = ("attn1.to_q.weight", "x_block.attn.qkv.weight", "img_attn.qkv.weight", ".attn.to_q.weight")
     return next(
         (f"diffusion_model.{n}", p) for n, p in model.patcher.model.diffusion_model.named_parameters() if n.endswith(ends)
     )
@@ -83,7 +96,7 @@ def with_lora(model):
 
 POSITIVES = {
     "several prompts": lambda model: tiny.cond(model, 1) + tiny.cond(model, 6),
-    "several prompts of different lengths": lambda model: tiny.cond(model, 1, 77) + tiny.cond(model, 6, 231),
+    "prompts of different lengths": lambda model: tiny.cond(model, 1, 77) + tiny.cond(model, 6, 231),
     "regional prompts by area": with_area, "regional prompts by mask": with_mask, "timestep ranges": ranged,
     "hooks (LoRA on a prompt)": hooked,
 }  # fmt: skip

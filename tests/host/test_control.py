@@ -16,6 +16,8 @@ from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.run import KEY
 from highlight_diffusion.host.unet import UNetRun, affine
 
+from nodes import ConditioningSetMask
+
 from . import nets, tiny
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -87,6 +89,18 @@ def runs(monkeypatch, caplog) -> Runs:
     return Runs(monkeypatch, caplog)
 
 
+@pytest.fixture
+def check_masked(check, model):
+    """A row of the compatibility table: `check`, with a part of the frame as the highlight."""
+
+    def checked(**kwargs):
+        run = check(model, config=CONFIG, given=given(), **{"size": SIZE, "steps": 10, **kwargs})
+        assert run.count("partial") and {e.control for e in run.evaluations if e.kind == "partial"} == {"reused"}
+        return run
+
+    return checked
+
+
 def test_off_is_off_and_the_net_does_something(model, control):
     plain, _ = sample(model, steps=4)
     vanilla, _ = sample(model, steps=4, **control())
@@ -152,24 +166,41 @@ def copied(control):
     return control and {name: list(values) for name, values in control.items()}
 
 
-def test_two_nets_in_a_row_and_nothing_leaks(kind, model, control, runs):
+@pytest.mark.compatibility("Control nets", "{kind}", on=nets.on)
+def test_nothing_leaks(check_masked, control, runs):
+    check_masked(**control())
+    assert "could not be applied" not in runs.caplog.text
+
+
+@pytest.mark.compatibility("Control nets", "{kind}, two in a row", on=lambda row: nets.on(row.split(",")[0]))
+def test_two_nets_in_a_row(check_masked, kind, model, control, runs):
     first = control(strength=0.7)
     other = nets.NETS[kind].make(model)
     image = nets.picture(SIZE, seed=9)
     positive, negative = nets.applied(other, first["positive"], first["negative"], image, 0.5, vae=nets.NETS[kind].vae)
     both = {"positive": positive, "negative": negative}
-    trace = Trace()
-    used = attach(model.patcher, CONFIG, trace, given=given())
-    latents = [tiny.sample(model, used, size=SIZE, steps=12, **both) for _ in range(2)]
-    run = trace.last
-    fresh, _ = sample(model, CONFIG, **both)
-    alone, _ = sample(model, CONFIG, **first)
-    assert torch.equal(*latents) and torch.equal(latents[0], fresh) and not torch.equal(fresh, alone)
-    assert run.count("partial") and "could not be applied" not in runs.caplog.text
+    check_masked(**both)
+    assert not torch.equal(sample(model, steps=2, **both)[0], sample(model, steps=2, **first)[0])
+    assert "could not be applied" not in runs.caplog.text
 
 
-def test_a_net_that_ends_voids_the_forecast_and_costs_nothing_after(model, control, runs):
-    _, run = sample(model, replace(CONFIG, interval=(7,)), steps=20, **control(end=0.4))  # it ends within a gap
+@pytest.mark.compatibility("Control nets", "{kind}, on a masked part", on=lambda row: nets.on(row.split(",")[0]))
+def test_a_net_on_a_masked_part_of_the_frame(check_masked, model, control, runs):
+    """A prompt with a net for the left of the frame, and one without for all of it."""
+    left = control(strength=0.6)
+    mask = torch.zeros(1, *SIZE)
+    mask[..., : SIZE[1] // 2] = 1
+    (masked,) = ConditioningSetMask().append(left["positive"], mask, "default", 1.0)
+    both = {"positive": masked + tiny.cond(model, 5), "negative": left["negative"]}
+    check_masked(**both)
+    assert not torch.equal(sample(model, steps=2, **both)[0], sample(model, steps=2, **left)[0])
+    assert "could not be applied" not in runs.caplog.text
+
+
+@pytest.mark.compatibility("Control nets", "{kind}, for a share of the schedule", on=lambda row: nets.on(row.split(",")[0]))
+def test_a_net_that_ends_voids_the_forecast_and_costs_nothing_after(check, model, control):
+    config = replace(CONFIG, interval=(7,))
+    run = check(model, config=config, given=given(), steps=20, **control(end=0.4))  # it ends within a gap
     assert {"the conditioning changed", "no forecast yet"} <= {e.reason for e in run.evaluations if e.kind == "dense"}
     last = max(e.index for e in run.evaluations if e.control)
     assert last < 12 and all(e.control == "" for e in run.evaluations[last + 1 :])

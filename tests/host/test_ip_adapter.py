@@ -134,11 +134,11 @@ def half() -> torch.Tensor:
 
 
 CHAINS = {
-    "one": lambda apply, patcher: apply(patcher),
-    "eased": lambda apply, patcher: apply(patcher, weight_type="ease in-out", embeds_scaling="K+mean(V) w/ C penalty"),
-    "two": lambda apply, patcher: apply(apply(patcher, 0), 1, weight=0.5),
-    "masked": lambda apply, patcher: apply(patcher, attn_mask=half()),
-    "two, one masked": lambda apply, patcher: apply(apply(patcher, 0, attn_mask=half()), 1),
+    "alone": lambda apply, patcher: apply(patcher),
+    "eased by depth": lambda apply, patcher: apply(patcher, weight_type="ease in-out", embeds_scaling="K+mean(V) w/ C penalty"),
+    "two in a row": lambda apply, patcher: apply(apply(patcher, 0), 1, weight=0.5),
+    "with a mask": lambda apply, patcher: apply(patcher, attn_mask=half()),
+    "two in a row, one with a mask": lambda apply, patcher: apply(apply(patcher, 0, attn_mask=half()), 1),
 }
 
 
@@ -164,7 +164,11 @@ def test_off_is_the_adapter_alone_in_either_order(model, adapted):
     assert torch.equal(ours_last, vanilla) and torch.equal(ours_first, vanilla)
 
 
-def test_both_orders_are_accelerated_alike_and_nothing_leaks(model, adapted):
+ROW = "Image prompts"
+
+
+@pytest.mark.compatibility(ROW, "IPAdapter_plus: {kind}, in either order")
+def test_both_orders_are_accelerated_alike_and_nothing_leaks(observe, model, adapted):
     last, run = sample(model, adapted(model.patcher), CONFIG)
     ours, trace = attach(model.patcher, CONFIG, Trace(), given=given()), Trace()
     first = attach(model.patcher, CONFIG, trace, given=given())
@@ -172,6 +176,8 @@ def test_both_orders_are_accelerated_alike_and_nothing_leaks(model, adapted):
     assert torch.equal(runs[0], last) and torch.equal(runs[1], last)
     assert run.count("partial") and run.count("skipped") and [e.kind for e in trace.last.evaluations] == [
         e.kind for e in run.evaluations]  # fmt: skip
+    observe(run)
+    observe(trace.last)
     alone, _ = sample(model, model.patcher, CONFIG)
     assert torch.equal(tiny.sample(model, ours, size=SIZE, steps=10), alone), "a sibling has no adapter"
 
@@ -181,7 +187,7 @@ def test_both_orders_are_accelerated_alike_and_nothing_leaks(model, adapted):
 def test_a_window_equals_dense_where_it_was_recorded(kind, model, adapted, chain, batch):
     """Every dense evaluation is followed by a window of the last image at the same x and sigma; without the adapter, the
     negative control, that would be another picture."""
-    if kind == "SDXL" and (batch, chain) != (1, "two, one masked"):
+    if kind == "SDXL" and (batch, chain) != (1, "two in a row, one with a mask"):
         return  # seventy places take their time
     errors, without = [], []
 
@@ -214,25 +220,38 @@ def test_a_window_equals_dense_where_it_was_recorded(kind, model, adapted, chain
     assert len(errors) >= 2 and max(errors) < 2e-5 and max(without) > 1e-3, (errors, without)
 
 
-def test_each_image_of_a_batch_has_its_own(model, adapted):
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.compatibility(ROW, "IPAdapter_plus: {kind}, {chain}")
+def test_chains_are_accelerated(check, model, adapted, chain):
+    check(model, CHAINS[chain](adapted, model.patcher), config=CONFIG, given=given(), size=SIZE, steps=7)
+
+
+@pytest.mark.compatibility(ROW, "IPAdapter_plus: {kind}, a picture for each of a batch")
+def test_each_image_of_a_batch_has_its_own(observe, model, adapted):
     """ "IPAdapter Batch" gives the second image of a batch another picture than the first."""
     patcher = adapted(model.patcher, node="IPAdapterBatch", pictures=2)
     latent, run = sample(model, patcher, CONFIG, batch=2)
     assert torch.isfinite(latent).all() and run.count("partial")
+    assert torch.equal(sample(model, patcher, CONFIG, batch=2)[0], latent)
+    observe(run)
     vanilla, _ = sample(model, patcher, batch=2)
     assert torch.equal(sample(model, patcher, HighlightConfig(enabled=False), batch=2)[0], vanilla)
 
 
-def test_an_adapter_that_ends_voids_the_forecast(model, adapted):
+@pytest.mark.compatibility(ROW, "IPAdapter_plus: {kind}, for a share of the schedule")
+def test_an_adapter_that_ends_voids_the_forecast(observe, model, adapted):
     patcher = adapted(model.patcher, start_at=0.0, end_at=0.5)
-    _, run = sample(model, patcher, replace(CONFIG, interval=(7,)), steps=20)  # it ends within a gap
+    latent, run = sample(model, patcher, replace(CONFIG, interval=(7,)), steps=20)  # it ends within a gap
+    assert torch.equal(sample(model, patcher, replace(CONFIG, interval=(7,)), steps=20)[0], latent)
+    observe(run)
     changed = [e for e in run.evaluations if e.reason == "the conditioning changed"]
     assert len(changed) == 1 and changed[0].kind == "dense" and run.count("skipped")
     ended = float(model.patcher.get_model_object("model_sampling").percent_to_sigma(0.5))
     assert changed[0].sigma < ended <= run.evaluations[changed[0].index - 1].sigma
 
 
-def test_beside_a_control_net(model, adapted):
+@pytest.mark.compatibility(ROW, "IPAdapter_plus: {kind}, beside a ControlNet")
+def test_beside_a_control_net(observe, model, adapted):
     net = nets.controlnet(model)
     positive, negative = nets.applied(net, tiny.cond(model, 1), tiny.cond(model, 2), nets.picture(SIZE), 0.7)
     patcher = adapted(model.patcher, attn_mask=half())
@@ -240,5 +259,6 @@ def test_beside_a_control_net(model, adapted):
     vanilla, _ = sample(model, patcher, **conditioning)
     latent, run = sample(model, patcher, CONFIG, **conditioning)
     off, _ = sample(model, patcher, HighlightConfig(enabled=False), **conditioning)
-    assert torch.equal(off, vanilla) and torch.isfinite(latent).all()
+    assert torch.equal(off, vanilla) and torch.equal(sample(model, patcher, CONFIG, **conditioning)[0], latent)
+    observe(run)
     assert run.count("partial") and {e.control for e in run.evaluations if e.kind == "partial"} == {"reused"}

@@ -30,14 +30,14 @@ def sd15() -> tiny.Tiny:
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
-@pytest.mark.compatibility("Samplers and schedules", "every sampler of ComfyUI")
+@pytest.mark.compatibility("Samplers", "{sampler}")
 def test_every_sampler_is_accelerated(check, sd15, sampler):
     run = check(sd15, sampler=sampler)
     assert run.completed and run.mean_active < 0.9
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
-@pytest.mark.compatibility("Samplers and schedules", "every scheduler of ComfyUI")
+@pytest.mark.compatibility("Schedules", "{scheduler}")
 def test_every_scheduler_is_accelerated(check, sd15, scheduler):
     run = check(sd15, scheduler=scheduler)
     assert run.mean_active < 0.85
@@ -97,13 +97,16 @@ def test_image_to_image(check, sd15):
     assert len(run.evaluations) == 20
 
 
-@pytest.mark.compatibility("Samplers and schedules", "KSampler (Advanced): a part of the schedule")
+@pytest.mark.compatibility("Schedules", "a part of one (KSampler Advanced)")
 def test_the_second_half_of_a_schedule(check, sd15):
     """KSampler (Advanced) from a middle step on, with noise left over."""
     check(sd15, steps=30, start_step=10, last_step=26, force_full_denoise=False)
 
 
-@pytest.mark.parametrize(("name", "make"), [("SD1.x", tiny.sd15), ("SD2.x", tiny.sd21), ("SDXL", tiny.sdxl)])
+UNETS = [("SD1.x", tiny.sd15), ("SD2.x", tiny.sd21), ("SDXL", tiny.sdxl), ("Koala, without a middle block", tiny.koala)]
+
+
+@pytest.mark.parametrize(("name", "make"), UNETS)
 @pytest.mark.compatibility("Models", "{name}")
 def test_every_kind_of_unet_is_accelerated(check, name, make):
     check(make())

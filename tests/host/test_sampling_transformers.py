@@ -13,7 +13,7 @@ from highlight_diffusion.engine.highlight import Given
 from highlight_diffusion.host.families import family_of
 
 from . import tiny
-from .sampling import SIZE, guided, hooked, reasons, two_prompts, with_lora
+from .sampling import SIZE, guided, reasons, two_prompts, with_lora
 
 CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 ON = "transformers"
@@ -62,11 +62,6 @@ def test_beside_reference_images_it_is_forecast_alone(check_masked):
         conditioning[0][1]["reference_latents"] = [torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))]
     run = check_masked(model, positive=positive, negative=negative)
     assert not run.count("partial") and run.count("skipped")
-
-
-@pytest.mark.compatibility("Conditioning", "hooks (LoRA on a prompt)", on=ON)
-def test_hooks(check_masked, model):
-    check_masked(model, positive=hooked(model))
 
 
 @pytest.mark.compatibility("Latents", "a batch of different prompts", on=ON)
@@ -120,6 +115,12 @@ ATTACHED = {
 @pytest.mark.compatibility("Nodes that change the model", "{name}", on=ON)
 def test_beside_other_nodes(check_masked, model, name):
     check_masked(model, ATTACHED[name](model))
+
+
+@pytest.mark.parametrize("name", ATTACHED)
+@pytest.mark.compatibility("Nodes that change the model", "{name}", on="SDTM")
+def test_merging_beside_other_nodes(check_merging, model, name):
+    check_merging(model, ATTACHED[name](model))
 
 
 @pytest.mark.compatibility("The host", "context windows", on=ON)

@@ -15,7 +15,7 @@ from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.host.families import FAMILIES, family_of
 from highlight_diffusion.nodes.sdtm import HighlightSDTM
 
-from . import tiny
+from . import nets, tiny
 
 MERGING = SDTMConfig(r=0.5, protect_steps=3, switch=0.6)  # 6 steps: whole, whole, structure, structure, whole, detail
 PURE = SDTMConfig(r=0.5, mcw=1, protect_steps=0)
@@ -65,8 +65,10 @@ def test_off_is_off(model, vanilla, settings):
     assert torch.equal(latent, vanilla) and not merged(trace)
 
 
-def test_tokens_are_merged_and_the_trace_says_so(model, vanilla, once):
+@pytest.mark.compatibility("Models", "{name}", on="SDTM")
+def test_tokens_are_merged_and_the_trace_says_so(observe, model, vanilla, once):
     latent, trace = once
+    observe(trace.last)
     assert torch.isfinite(latent).all() and not torch.equal(latent, vanilla)
     stages = [e.reason.split(":")[0] for e in trace.last.evaluations]
     assert stages == ["whole", "whole", "structure", "structure", "whole", "detail"]
@@ -128,7 +130,8 @@ def test_after_an_error_the_next_run_is_vanilla(model, vanilla):
     assert torch.equal(tiny.sample(model, steps=6), vanilla)
 
 
-def test_with_the_highlight_in_either_order(model):
+@pytest.mark.compatibility("Nodes that change the model", "Highlight Diffusion, in either order", on="SDTM")
+def test_with_the_highlight_in_either_order(observe, model):
     """One run, told in both traces, and the same latent whichever node comes first."""
     config, merging = HighlightConfig(interval=(2,), warmup=2), SDTMConfig(r=0.5, mcw=1, protect_steps=0)
     first, second, latents = Trace(), Trace(), []
@@ -142,6 +145,7 @@ def test_with_the_highlight_in_either_order(model):
         assert highlight.last is tokens.last and highlight.last.count("skipped") and merged(highlight)
         first, second = second, highlight
     assert torch.equal(*latents)
+    observe(first.last)
     assert [(e.kind, e.reason) for e in first.last.evaluations] == [(e.kind, e.reason) for e in second.last.evaluations]
 
 
@@ -223,9 +227,24 @@ def test_a_foreign_attention_override_sees_fewer_tokens(sd35):
     assert torch.equal(latent, sampled(sd35, MERGING)[0]) and min(lengths) < 64 < max(lengths)
 
 
-def test_a_unet_is_refused_with_what_to_use_instead():
+@pytest.mark.parametrize(("unet", "make"), [("SD1.x", tiny.sd15), ("SD2.x", tiny.sd21), ("SDXL", tiny.sdxl)])
+@pytest.mark.compatibility("Models", "{unet}", on="SDTM")
+def test_a_unet_is_refused_with_what_to_use_instead(observe, unet, make):
     with pytest.raises(ValueError, match="TomePatchModel"):
-        attach_merging(tiny.sd15().patcher, SDTMConfig(), Trace())
+        attach_merging(make().patcher, SDTMConfig(), Trace())
+    observe("ComfyUI's TomePatchModel does it for UNets")
+
+
+@pytest.mark.parametrize("net", [name for name in nets.NETS if nets.on(name) == "transformers"])
+@pytest.mark.compatibility("Control nets", "{net}", on="SDTM")
+def test_control_nets_run_beside_it(check_merging, net):
+    kind = nets.NETS[net]
+    model = kind.model()
+    image, prompts = nets.picture((16, 24)), (tiny.cond(model, 1), tiny.cond(model, 2))
+    positive, negative = nets.applied(kind.make(model), *prompts, image, vae=kind.vae)
+    run = check_merging(model, positive=positive, negative=negative)
+    assert all(e.control == "computed" for e in run.evaluations)
+    assert any(e.merged is not None for e in run.evaluations)
 
 
 def test_applied_twice_it_is_the_last_one(sd35):
