@@ -108,7 +108,7 @@ def test_off_is_off_and_the_net_does_something(model, control):
     assert not torch.equal(plain, vanilla) and torch.equal(off, vanilla)
 
 
-@pytest.mark.parametrize("wanted", ["auto", "reuse", "compute"])
+@pytest.mark.parametrize("wanted", ["reuse", "compute"])
 def test_a_net_runs_where_it_is_wanted_and_the_trace_says_so(model, control, runs, wanted):
     latent, run = sample(model, replace(CONFIG, control=wanted), **control())
     dense, partial = run.count("dense"), run.count("partial")
@@ -167,7 +167,7 @@ def copied(control):
 
 
 @pytest.mark.compatibility("Control nets", "{kind}", on=nets.on)
-def test_nothing_leaks(check_masked, control, runs):
+def test_nothing_leaks_and_nets_are_reused_by_themselves(check_masked, control, runs):
     check_masked(**control())
     assert "could not be applied" not in runs.caplog.text
 
