@@ -166,18 +166,23 @@ def flux_dev() -> Weights:
     return _fill(_shapes(network), dtype=torch.bfloat16)
 
 
+OTHER_NAMES = ("linear_in", "linear_out", "to_qkv_mlp_proj")  # that LyCORIS and Flux.2 have for the same weights
+
+
 def flux_controlnet() -> Weights:
     """As FLUX.1-dev-ControlNet-Union-Pro-2.0: in diffusers' layout, as many blocks as the small Flux."""
     network = comfy.ldm.flux.controlnet.ControlNetFlux(
-        latent_input=True, num_union_modes=0, control_latent_channels=16, image_model="flux", in_channels=16, patch_size=2,
-        vec_in_dim=768, context_in_dim=4096, mlp_ratio=4.0, num_heads=2, axes_dim=[16, 56, 56], theta=10000, qkv_bias=True,
-        guidance_embed=True, **FLUX, **META,
+        latent_input=True, num_union_modes=0, control_latent_channels=16, image_model="flux", in_channels=16, out_channels=16,
+        patch_size=2, vec_in_dim=768, context_in_dim=4096, mlp_ratio=4.0, num_heads=2, axes_dim=[16, 56, 56], theta=10000,
+        qkv_bias=True, guidance_embed=True, **FLUX, **META,
     )  # fmt: skip
     ours, theirs = _fill(_shapes(network), dtype=torch.bfloat16, seed=1), {}
     for name, place in comfy.utils.flux_to_diffusers(FLUX).items():
+        if any(other in name for other in OTHER_NAMES) or name.startswith("single") and name.endswith("attn.to_out.weight"):
+            continue
         own, part = (place[0], place[1]) if isinstance(place, tuple) else (place, None)
         if own in ours:
-            theirs[name] = ours[own].narrow(*part) if part else ours[own]
+            theirs[name] = ours[own].narrow(*part).clone() if part else ours[own]
     theirs |= {name: weight for name, weight in ours.items() if name.startswith("controlnet_")}
     return theirs
 
