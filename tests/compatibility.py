@@ -81,7 +81,7 @@ def outcome_of(evaluations: list[tuple[str, str]], merged: bool = False) -> str:
     if kinds["partial"]:
         return WITH_PARTS
     why = [reason.removeprefix("forecast only: ") for kind, reason in evaluations if reason.startswith("forecast only: ")]
-    if kinds["skipped"]:
+    if kinds["skipped"] or kinds["shallow"]:
         return f"{FORECAST}: {Counter(why).most_common(1)[0][0]}" if why else FORECAST
     return f"{DENSE}: {Counter(reason for _, reason in evaluations).most_common(1)[0][0]}"
 
@@ -138,6 +138,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
     table = config.stash[KEY]
     chosen = config.option.keyword or config.option.markexpr not in ("", "compatibility")
+    chosen = chosen or config.option.ignore  # as one of the two processes of `python run.py test`
     table.whole = not chosen and all(Path(arg).is_dir() for arg in config.args)
 
 
