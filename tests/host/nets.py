@@ -1,5 +1,7 @@
 """Tiny control nets of the real classes with random weights, for the tiny models."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -167,8 +169,9 @@ NETS = {
     "Flux": Net(tiny.flux, flux),
     "Flux union": Net(tiny.flux, lambda model: flux(model, latent=True), Vae(16)),
     "Qwen-Image": Net(tiny.qwen_image, qwen_image, Vae(16, frames=True)),
-    "Qwen-Image Fun": Net(tiny.qwen_image, qwen_fun, Vae(16, frames=True)),
 }
+if hasattr(comfy.controlnet, "QwenFunControlNet"):  # not in the oldest ComfyUI
+    NETS["Qwen-Image Fun"] = Net(tiny.qwen_image, qwen_fun, Vae(16, frames=True))
 
 
 def on(row: str) -> str:
