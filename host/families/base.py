@@ -22,7 +22,7 @@ class Family:
     stations: where in a block attention and MLP are, for merging image tokens around them.
     text_first: False where the image's tokens come before all others. trailing: how many tokens follow the image's where
     text comes first. functions: modules whose `optimized_attention` is not told the transformer_options, so that it has
-    to be replaced by name for the length of a call.
+    to be replaced by name for the length of a call. knows: whether a network of the class is built as it has to be.
     """
 
     title: str
@@ -36,9 +36,13 @@ class Family:
     trailing: Callable[[nn.Module, int], int] = lambda network, count: 0
     stops: Callable[[nn.Module], Sequence[nn.Module]] = lambda network: ()
     functions: tuple[str, ...] = ()
+    knows: Callable[[nn.Module], bool] = lambda network: True
+
+    def names(self, network: nn.Module) -> bool:
+        return f"{type(network).__module__}.{type(network).__name__}" in self.network
 
     def matches(self, network: nn.Module) -> bool:
-        return f"{type(network).__module__}.{type(network).__name__}" in self.network
+        return self.names(network) and self.knows(network)
 
 
 def chosen(blocks: Sequence[Any], count: int) -> list[int]:

@@ -9,4 +9,6 @@ FAMILY = replace(
     title="HunyuanVideo",
     network=("comfy.ldm.hunyuan_video.model.HunyuanVideo",),
     patch=lambda network: network.patch_size[-1],
+    # up to 0.8 at least ComfyUI had the image before the text in the single blocks
+    knows=lambda network: not any(getattr(block, "flipped_img_txt", False) for block in network.single_blocks),
 )

@@ -107,6 +107,14 @@ def test_an_unsupported_model_is_named():
         HighlightDiffusion.execute(model=tiny.video_unet().patcher, **DEFAULTS)
 
 
+def test_hunyuan_video_of_comfyui_0_8_is_refused():
+    """Its single blocks have the image before the text, which no part could be computed of."""
+    old = tiny.hunyuan_video()
+    old.patcher.model.diffusion_model.single_blocks[0].flipped_img_txt = True
+    with pytest.raises(ValueError, match="HunyuanVideo is built in another way.*update ComfyUI"):
+        HighlightDiffusion.execute(model=old.patcher, **DEFAULTS)
+
+
 def test_a_latent_of_another_model_is_a_clear_error_and_the_model_stays_usable(model):
     patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
     noise = torch.zeros(1, 16, 16, 16)
