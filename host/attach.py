@@ -94,9 +94,10 @@ def executor_of(model: ModelPatcher) -> type[ModelRun]:
     network = model.get_model_object("diffusion_model")
     if old := next((family.title for family in FAMILIES if family.names(network)), None):
         raise ValueError(f"{old} is built in another way in this version of ComfyUI than is supported; update ComfyUI")
+    transformers = ", ".join(family.title for family in FAMILIES)
     raise ValueError(
         f"Highlight Diffusion does not support {type(model.model).__name__} ({type(network).__name__}) yet; it supports "
-        f"the image UNets SD1.x, SD2.x and SDXL, the transformers {', '.join(family.title for family in FAMILIES)}, and their finetunes"
+        f"the image UNets SD1.x, SD2.x and SDXL, the transformers {transformers}, and their finetunes"
     )
 
 
