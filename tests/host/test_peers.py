@@ -51,12 +51,12 @@ BOTH = {
 }  # fmt: skip
 STRONGEST = {
     "unet": {
-        **BOTH, "EasyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
+        **BOTH, "always shallow": BALANCED, "EasyCache": "reuse_threshold=0.2", "ToMe": "ratio=0.6",
         "HyperTile": "tile_size=64", "DeepCache": "N=3", "DeepCache, branch 3": "N=3",
         "T-GATE": "gate=0.4", "Faster Diffusion": "density=0.7", "FRDiff": "N=3",
     },
     "mmdit": {
-        **BOTH, "First-Block Cache": "threshold=0.2", "TeaCache": "threshold=0.5", "RAS": "ratio=0.5", "AccelAes": "every=2",
+        **BOTH, "First-Block Cache": "threshold=0.2", "TeaCache": "threshold=0.3", "RAS": "ratio=0.5", "AccelAes": "every=2",
         "ToMe on DiT": "ratio=0.5", "ToDo": "factor=2 blocks=100%", "SDTM as released": "r=0.5 protect=3",
         "SDTM": "r=0.5 protect=4 (balanced)", "SDTM, merging alone": "r=0.4", "SDTM ablated": "nothing remembered",
         "Highlight and SDTM": "pace=5 r=0.5 protect=2",
@@ -111,7 +111,7 @@ def test_a_peer_of_transformers_that_skips_nothing_is_dense(subjects, denses, na
 
 
 @pytest.mark.parametrize("kind, label", [
-    ("unet", "DeepCache N=3"), ("mmdit", "First-Block Cache threshold=0.2"), ("mmdit", "TeaCache threshold=0.5"),
+    ("unet", "DeepCache N=3"), ("mmdit", "First-Block Cache threshold=0.2"), ("mmdit", "TeaCache threshold=0.3"),
     ("mmdit", "RAS ratio=0.5"), ("mmdit", "AccelAes every=2"), ("mmdit", "ToMe on DiT ratio=0.5"),
     ("mmdit", "SDTM as released r=0.5 protect=3"),
 ])  # fmt: skip
