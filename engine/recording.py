@@ -104,6 +104,7 @@ class Surroundings:
     """
 
     memory: Memory = "device"
+    persistence: float = PERSISTENCE  # how much of the last slope goes on; 0 takes what was recorded last as it is
 
     def __init__(self, image: tuple[int, int] = (0, 1), axis: Axis = log_sigma):
         self.image, self.images = image
@@ -140,4 +141,4 @@ class Surroundings:
         before = older.part(place, keys)
         if before.shape != part.shape:  # the host put other prompts together, and their text has another length
             return part
-        return extrapolate(part, before, PERSISTENCE * reach(sigma, newer.sigma, older.sigma, self.axis))
+        return extrapolate(part, before, self.persistence * reach(sigma, newer.sigma, older.sigma, self.axis))

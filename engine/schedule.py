@@ -33,6 +33,11 @@ def adds_noise(sampler: str) -> bool:
     return any(word in sampler for word in STOCHASTIC)
 
 
+def solves_an_sde(sampler: str) -> bool:
+    """Whether a sampler of this name adds as much noise as a stochastic differential equation has."""
+    return any(word in sampler for word in ("sde", "seeds"))
+
+
 def forecast_space(sampler: str, wanted: ForecastSpace = "auto", axis: Axis = log_sigma) -> Literal["noise", "denoised"]:
     """What is forecast: what is `wanted`, or what was measured to be worth it under a sampler and on an axis: the denoised
     picture under fresh noise and in flows, else the noise. On the demo transformer that is 1 to 7 dB, most of it where

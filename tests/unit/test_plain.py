@@ -10,7 +10,7 @@ from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.trace import Run, inside
-from highlight_diffusion.engine.window import fit, windows_of
+from highlight_diffusion.engine.window import fit, shallow_window, windows_of
 
 CONFIG = HighlightConfig(correct="always")
 PROMPT = "a large red circle at the top left on a plain navy background"
@@ -105,3 +105,15 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
             x = x + (x - denoised) / sigma * (following - sigma)
     assert exact and max(exact) < 1e-4
     assert better and sum(better) >= 0.75 * len(better), better
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_what_enters_shallow_evaluations_is_copied_under_an_sde_and_else_extrapolated(sampler):
+    sigmas, size = tuple(normal_sigmas(12).tolist()), (32, 32)
+    whole = shallow_window(size)
+    HighlightRun(HighlightConfig(pace=8.0), Run((1, 4, *size), sampler, sigmas), size, 2, whole=whole)
+    for sigma, value in ((2.0, 1.0), (1.0, 2.0)):
+        whole.begin(sigma)
+        whole.keep("place", ("positive",), torch.tensor([value]))
+    later = float(whole.part("place", ("positive",), 0.5))
+    assert later == 2.0 if sampler == "dpmpp_2m_sde" else later > 2.0
