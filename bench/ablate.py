@@ -81,10 +81,10 @@ class AblatedWindow(Window):
             return "rings"
         return "tokens" if hasattr(module, "to_q") else "deep"
 
-    def _part(self, module, keys, sigma: float) -> Tensor:
+    def part(self, module, keys, sigma: float) -> Tensor:
         if self._ingredient(module) in self.variant.stale:
             sigma = self.recordings[-1].sigma
-        return super()._part(module, keys, sigma)
+        return super().part(module, keys, sigma)
 
     def conv(self, conv, x: Tensor, keys, sigma: float) -> Tensor:
         return F.pad(x, (1, 1, 1, 1)) if "rings" in self.variant.off else super().conv(conv, x, keys, sigma)

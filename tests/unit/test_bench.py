@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from highlight_diffusion.bench import ablate
 from highlight_diffusion.bench.compare import Tally
 from highlight_diffusion.bench.cost import CostModel, macs
 from highlight_diffusion.bench.fidelity import BEST, psnr, ssim
@@ -107,3 +108,17 @@ def test_tally_adds_up_pieces_it_has_met():
     assert tally.of(run(1, small, shifted), sampling) == 114
     assert tally.of(run(1, small, large), sampling) is None
     assert tally.of(run(1), Sampling(cfg=1.0)) is None
+
+
+def test_bug_stale_ingredients_are_stale():
+    """Five rows of the ablation were one and the same, since what they override had got another name."""
+    conv, norm, keys = torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.GroupNorm(1, 1), ("positive",)
+    for variant in ablate.VARIANTS:
+        window = ablate.AblatedWindow((0, 2, 0, 2), (4, 4))
+        window.variant = variant
+        for sigma, value in ((2.0, 1.0), (1.0, 2.0)):
+            window.begin(sigma)
+            for module in (conv, norm):
+                window.keep(module, keys, torch.tensor([value]))
+        for module, name in ((conv, "rings"), (norm, "statistics")):
+            assert (float(window.part(module, keys, 0.5)) == 2.0) == (name in variant.stale)
