@@ -108,7 +108,7 @@ class HighlightRun:
         if self.config.shallow != "auto":
             return self.config.shallow == "always"
         given = self.given.mask is not None or self.given.protect is not None
-        return self.whole is not None and not given and shallow_pays(steps, self.config)
+        return self.whole is not None and not given and shallow_pays(steps, self.trace.sampler, self.config)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 

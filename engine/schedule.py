@@ -150,10 +150,10 @@ def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
     return [*gaps[:-1], gaps[-1] - 1, 2] if lands_at_the_end else gaps
 
 
-def shallow_pays(steps: int, config: HighlightConfig) -> bool:
+def shallow_pays(steps: int, sampler: str, config: HighlightConfig) -> bool:
     """Whether gaps filled with shallow evaluations were measured to be worth more than forecasts: in short schedules, from
-    the pace on at which forecasts would have to reach too far."""
-    return steps < FINE and config.pace >= SHALLOW_PACE and config.interval is None
+    the pace on at which forecasts would have to reach too far; where an SDE is solved, at any."""
+    return steps < FINE and config.interval is None and (config.pace >= SHALLOW_PACE or solves_an_sde(sampler))
 
 
 def make_plan(
