@@ -152,8 +152,10 @@ def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
 
 def shallow_pays(steps: int, sampler: str, config: HighlightConfig) -> bool:
     """Whether gaps filled with shallow evaluations were measured to be worth more than forecasts: in short schedules, from
-    the pace on at which forecasts would have to reach too far; where an SDE is solved, at any."""
-    return steps < FINE and config.interval is None and (config.pace >= SHALLOW_PACE or solves_an_sde(sampler))
+    the pace on at which forecasts would have to reach too far; where an SDE is solved, at any. Not where forecasts are wanted
+    to be corrected by the highlight, or gaps of a length."""
+    wanted = config.interval is not None or config.correct == "always"
+    return steps < FINE and not wanted and (config.pace >= SHALLOW_PACE or solves_an_sde(sampler))
 
 
 def make_plan(

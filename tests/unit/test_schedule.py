@@ -170,5 +170,10 @@ def test_a_shallow_plan_starts_dense_and_fills_the_schedule(steps, pace):
 
 def test_shallow_evaluations_are_chosen_in_short_schedules_at_a_high_pace():
     assert shallow_pays(12, "euler", HighlightConfig(pace=8.0)) and shallow_pays(12, "dpmpp_2m_sde", HighlightConfig(pace=2.0))
-    for steps, config in ((30, {"pace": 8.0}), (12, {"pace": 5.0}), (12, {"pace": 8.0, "interval": (3,)})):
+    for steps, config in (
+        (30, {"pace": 8.0}),
+        (12, {"pace": 5.0}),
+        (12, {"pace": 8.0, "interval": (3,)}),
+        (12, {"pace": 8.0, "correct": "always"}),
+    ):
         assert not shallow_pays(steps, "euler", HighlightConfig(**config))
