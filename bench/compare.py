@@ -146,13 +146,15 @@ class Comparison:
         return self.subject.decode(latents[0]), self.costs[key], run
 
     def _dense(self, index: int, sampling: Sampling) -> tuple[np.ndarray, int]:
-        """The dense picture and its MACs, made once and kept."""
+        """The dense picture and its MACs, made once and kept. Raises ValueError where what was kept is another prompt's."""
         path = self.out / "dense" / f"{sampling.sampler}-{sampling.steps}-{index}.npz"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             image, executed, _ = self._picture(self.methods[0], self.asked[index], sampling)
-            np.savez(path, image=image, macs=executed)
+            np.savez(path, image=image, macs=executed, text=self.asked[index].text)
         data = np.load(path)
+        if "text" in data and str(data["text"]) != self.asked[index].text:
+            raise ValueError(f'{path} is of "{data["text"]}"; with other prompts or another --limit choose another --out')
         executed = int(data["macs"])
         self.tally.known[sampling.cfg, "dense", False, ""] = executed / sampling.steps  # the samplers of one call a step
         return data["image"], executed

@@ -104,7 +104,7 @@ class HighlightConfig:
             if (value := getattr(self, name)) not in ("auto", "always", "never"):
                 raise ValueError(f'{name} is "{value}"; choose auto, always or never')
         if self.shallow == "always" and self.interval == ADAPTIVE:
-            raise ValueError('shallow is "always", but an adaptive interval goes by forecasts; choose another, or auto')
+            raise ValueError("shallow is always, but an adaptive interval goes by forecasts; choose another, or auto")
         if self.memory not in ("device", "8 bit", "offload"):
             raise ValueError(f'memory is "{self.memory}"; choose device, 8 bit or offload')
         if self.control not in ("auto", "reuse", "compute"):

@@ -174,6 +174,8 @@ def make_plan(
     if not config.active:
         return [PlannedStep("dense", OFF if not config.enabled else "interval 1")] * steps
     plan = [PlannedStep("dense", "outside start and end percent")] * steps
+    if last < first:
+        return plan
     position = min(first + warm_up(config, axis, shallow) - 1, last)
     for i in range(first, position + 1):
         plan[i] = PlannedStep("dense", "warm-up")

@@ -177,3 +177,11 @@ def test_shallow_evaluations_are_chosen_in_short_schedules_at_a_high_pace():
         (12, {"pace": 8.0, "correct": "always"}),
     ):
         assert not shallow_pays(steps, "euler", HighlightConfig(**config))
+
+
+@pytest.mark.parametrize("interval", [None, (3,), "adaptive"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_bug_no_step_between_start_and_end_percent(steps, interval):
+    """It used to end in an IndexError, where a short schedule has no step in the share that anything may be saved in."""
+    plan = make_plan(SIGMAS[steps], HighlightConfig(interval=interval), first=0, last=-1)
+    assert [step.reason for step in plan] == ["outside start and end percent"] * steps
