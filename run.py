@@ -28,9 +28,10 @@ PINNED = [
     "gguf==0.19.0", "opencv-python-headless==5.0.0.93", "scikit-image==0.26.0", "piexif==1.1.3", "segment-anything==1.0",
     "color-matcher==0.6.0", "mss==10.2.0",
 ]  # fmt: skip
-# The tests run in two processes side by side: these, most of which wait for a server or a browser, and the others.
+# The tests run in two processes side by side: these, most of which wait for a server or a browser, and the others,
+# which have all rows of the compatibility table, so that the whole of it is compared.
 BESIDE = [
-    "tests/unit", "tests/browser", "tests/host/test_fuzz.py", "tests/host/test_live.py", "tests/host/test_packs.py",
+    "tests/unit", "tests/browser", "tests/host/test_fuzz.py", "tests/host/test_live.py",
     "tests/host/test_release.py", "tests/host/test_robustness.py", "tests/host/test_server.py", "tests/host/test_workflows.py",
 ]  # fmt: skip
 NO_COMFYUI = (

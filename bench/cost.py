@@ -61,7 +61,6 @@ class CostModel:
         self.full = macs(lambda: model(self.x, 1.0))
         self.listened = macs(lambda: self._dense(heatmap=True)) - self.full
         self._windows: dict[tuple[Box, int | None], int] = {}
-        self._shallow: int | None = None
 
     def _state(self) -> HighlightRun:
         run = Run(tuple(self.x.shape), "euler", tuple(float(s) for s in range(12, -1, -1)))
@@ -78,20 +77,12 @@ class CostModel:
     def window(self, box: Box, depth: int | None) -> int:
         """MACs of computing one window to a depth."""
         if (box, depth) not in self._windows:
-            self._windows[box, depth] = self._counted(Window(box, self.frame, depth=depth))
+            window = Window(box, self.frame, depth=depth)
+            with torch.no_grad():
+                self._dense(False, (window,))
+            evaluation = Evaluation(0, 2, 0.9, "partial", "", 0.0)
+            self._windows[box, depth] = macs(lambda: window_call(self.model, self._state(), self.x, evaluation, (window,)))
         return self._windows[box, depth]
-
-    def shallow(self) -> int:
-        """MACs of a shallow evaluation."""
-        if self._shallow is None:
-            self._shallow = self._counted(shallow_window(self.frame))
-        return self._shallow
-
-    def _counted(self, window: Window) -> int:
-        with torch.no_grad():
-            self._dense(False, (window,))
-        evaluation = Evaluation(0, 2, 0.9, "partial", "", 0.0)
-        return macs(lambda: window_call(self.model, self._state(), self.x, evaluation, (window,)))
 
     def of(self, run: dict) -> Cost:
         """Cost of a run in the form of `Run.as_dict`."""
@@ -104,5 +95,6 @@ class CostModel:
             elif evaluation["kind"] == "partial":
                 partial += sum(self.window(tuple(box), run["depth"]) for own in evaluation["windows"] for box in own)
             elif evaluation["kind"] == "shallow":
-                partial += images * self.shallow()
+                whole = shallow_window(self.frame)
+                partial += images * self.window(whole.box, whole.depth)
         return Cost(dense, partial, heatmap, images * self.full * len(run["evaluations"]))

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from ..engine.trace import KINDS
 from .curves import Points, advantages
 
 matplotlib.use("Agg")
@@ -95,7 +96,7 @@ def _summary(data: Data, kinds: list[str]) -> list[str]:
     for (method, setting), rows in groups.items():
         column = lambda name, rows=rows: np.array([float(row[name]) for row in rows])  # noqa: E731
         mean = lambda name, column=column: _mean(column(name))  # noqa: E731
-        total = column("dense").sum() + column("partial").sum() + column("shallow").sum() + column("skipped").sum()
+        total = sum(column(kind).sum() for kind in KINDS)
         share = lambda name, total=total, column=column: f"{100 * column(name).sum() / total:.0f}" if total else "-"  # noqa: E731
         wall = data.seconds.get((method, setting))
         lines.append(

@@ -28,6 +28,10 @@ class Given:
     mask: Tensor | None = None
     protect: Tensor | None = None
 
+    def __bool__(self) -> bool:
+        """Whether any mask was given."""
+        return self.mask is not None or self.protect is not None
+
     def highlight(self, name: str, image: int, size: tuple[int, int]) -> Tensor | None:
         """One of them for one image of a batch, bool (1, h, w), true where it touches a cell; None where not given."""
         mask = getattr(self, name)

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TypedDict
 
-from .trace import KINDS, Run
+from .trace import KINDS, Run, in_words
 
 MB = 2**20
 
@@ -92,8 +92,7 @@ def as_text(told: Report) -> str:
         lines.append(f"{told['ratio']:.2f} times faster than dense, estimated at {told['dense_seconds']:.2f} s")
     lines.append(f"  from {told['estimate']}")
     counts = told["evaluations"]
-    named = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind != "shallow")
-    lines.append(f"{sum(counts.values())} evaluations: {named}; mean active area {told['mean_active']:.0%}")
+    lines.append(f"{sum(counts.values())} evaluations: {in_words(counts)}; mean active area {told['mean_active']:.0%}")
     if told["mean_merged"] is not None:
         lines.append(f"tokens merged where any were: {told['mean_merged']:.0%}")
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")

@@ -97,8 +97,7 @@ class HighlightRun:
         """Whether longer gaps are to have a partial evaluation: as wanted, with a mask, or where it pays."""
         if self.config.correct != "auto":
             return self.config.correct == "always"
-        given = self.given.mask is not None or self.given.protect is not None
-        return given or correction_pays(steps, adds_noise(self.trace.sampler), self.response, self.axis)
+        return bool(self.given) or correction_pays(steps, adds_noise(self.trace.sampler), self.response, self.axis)
 
     def _shallow(self, steps: int) -> bool:
         """Whether gaps are to be filled with shallow evaluations: as wanted, or where it pays; not where everything is
@@ -107,8 +106,7 @@ class HighlightRun:
             return False
         if self.config.shallow != "auto":
             return self.config.shallow == "always"
-        given = self.given.mask is not None or self.given.protect is not None
-        return self.whole is not None and not given and shallow_pays(steps, self.trace.sampler, self.config)
+        return self.whole is not None and not self.given and shallow_pays(steps, self.trace.sampler, self.config)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 
@@ -153,7 +151,8 @@ class HighlightRun:
 
     def _affordable(self, kind: Kind, reason: str, sigma: float) -> tuple[Kind, str]:
         """Fall back to dense where a forecast has no ground, and to the forecast where a window has none."""
-        if not self.forecasts or not (kind == "shallow" or all(f.ready for f in self.forecasts.values())):
+        ready = all(f.ready for f in self.forecasts.values())
+        if not self.forecasts or not (kind == "shallow" or ready):
             return "dense", "no forecast yet"
         if any(sigma > f.last_sigma * (1 + 1e-4) for f in self.forecasts.values()):
             return "dense", "sigma went up"
@@ -162,7 +161,6 @@ class HighlightRun:
         if kind == "shallow":
             ruled_out = self.exhausted or self.no_windows or (None if self.whole else "only UNets have shallow evaluations")
             if ruled_out:
-                ready = all(f.ready for f in self.forecasts.values())
                 return ("skipped", f"forecast only: {ruled_out}") if ready else ("dense", "no forecast yet")
             if not self.whole.recordings:
                 return "dense", "nothing was recorded for shallow evaluations yet"

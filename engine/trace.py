@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from threading import Event
 from typing import Literal, get_args
@@ -32,6 +32,11 @@ def _set() -> Event:
     event = Event()
     event.set()
     return event
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """How many evaluations there were of each kind; shallow ones, which most runs have none of, only where there were."""
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind != "shallow")
 
 
 @dataclass
@@ -118,7 +123,7 @@ class Run:
 
     def summary(self) -> str:
         total = len(self.evaluations)
-        parts = ", ".join(f"{self.count(kind)} {kind}" for kind in KINDS if self.count(kind) or kind != "shallow")
+        parts = in_words({kind: self.count(kind) for kind in KINDS})
         controls = [e.control for e in self.evaluations]
         nets = f"; control nets ran in {controls.count('computed')}" if any(controls) else ""
         nets += f", reused in {controls.count('reused')}" if "reused" in controls else ""

@@ -138,7 +138,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
     table = config.stash[KEY]
     chosen = config.option.keyword or config.option.markexpr not in ("", "compatibility")
-    chosen = chosen or config.option.ignore  # as one of the two processes of `python run.py test`
     table.whole = not chosen and all(Path(arg).is_dir() for arg in config.args)
 
 

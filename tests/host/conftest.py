@@ -1,6 +1,7 @@
 """Real ComfyUI in this process, on the CPU."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 from comfy import cli_args
@@ -10,17 +11,21 @@ cli_args.args.cpu = True  # before anything imports comfy.model_management
 logging.getLogger().setLevel(logging.ERROR)
 
 
+def _observed(observe: Callable[[Run], None], sampled: Callable[..., Run]) -> Callable[..., Run]:
+    def checked(*args, **kwargs) -> Run:
+        run = sampled(*args, **kwargs)
+        observe(run)
+        return run
+
+    return checked
+
+
 @pytest.fixture
 def check(observe):
     """Checks a row of the compatibility table and takes its outcome up into it."""
     from .sampling import run_thrice  # imports ComfyUI, which must find the arguments above
 
-    def checked(*args, **kwargs) -> Run:
-        run = run_thrice(*args, **kwargs)
-        observe(run)
-        return run
-
-    return checked
+    return _observed(observe, run_thrice)
 
 
 @pytest.fixture
@@ -28,9 +33,4 @@ def check_merging(observe):
     """The same for SDTM Token Merging alone."""
     from .sampling import merge_thrice
 
-    def checked(*args, **kwargs) -> Run:
-        run = merge_thrice(*args, **kwargs)
-        observe(run)
-        return run
-
-    return checked
+    return _observed(observe, merge_thrice)
