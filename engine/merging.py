@@ -70,14 +70,14 @@ class Merge:
         return ((own - mean[:, :, None]) * (self.weights > 0)[..., None]).flatten(1, 2)
 
 
-def windows(size: Size, window: Size = (2, 2), frames: int = 1, offset: Size = (0, 0)) -> Tensor:
+def windows(size: Size, window: Size = (2, 2), frames: int = 1) -> Tensor:
     """Members (W, rows * columns) of the whole windows of a grid (rows, columns), row by row, frame by frame.
 
-    What the grid leaves over at its edges is in no window; `offset` shifts the windows, so that edges move.
+    What the grid leaves over at its lower and right edge is in no window.
     """
-    (h, w), (wh, ww), (oy, ox) = size, window, offset
-    ny, nx = max(0, (h - oy) // wh), max(0, (w - ox) // ww)
-    index = torch.arange(frames * h * w).view(frames, h, w)[:, oy : oy + ny * wh, ox : ox + nx * ww]
+    (h, w), (wh, ww) = size, window
+    ny, nx = h // wh, w // ww
+    index = torch.arange(frames * h * w).view(frames, h, w)[:, : ny * wh, : nx * ww]
     return index.reshape(frames, ny, wh, nx, ww).permute(0, 1, 3, 2, 4).reshape(-1, wh * ww)
 
 

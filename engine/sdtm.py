@@ -1,8 +1,8 @@
 """Structure-then-detail token merging over one sampling run: what is merged at each evaluation.
 
 The stages, the ratio's descent and the two priorities are those of SDTM (Fang et al., CVPR 2025; arXiv 2505.11707), as far as
-its abstract and its released code tell. Ours are the metric (patches of the last prediction), windows that shift, the
-share of the detail that is remembered, and what the prompt does not look at as the measure of inattention.
+its abstract and its released code tell. Ours are the metric (patches of the last prediction), the share of the detail that
+is remembered, and what the prompt does not look at as the measure of inattention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from .tokens import TokenGrid
 from .trace import Evaluation
 
 BUCKETS = 32  # merged counts are so many-th parts of the tokens, so that few shapes occur
-OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))  # windows shift by these in turn, in half windows
 
 
 PRESETS: dict[str, dict[str, float | int]] = {
@@ -50,9 +49,9 @@ class SDTMConfig:
     r, delta: the share of image tokens saved falls by a cosine from r + delta to r - delta. switch: the share of the schedule
     at which the structure stage ends. detail_attention: merge attention in the detail stage too, not the MLP alone.
     window: side of the windows in tokens. threshold: least likeness of what is merged, 1 for equal tokens, 0 for any.
-    a_s, a_d: how much fairness counts in the structure and the detail stage. rotate: shift windows and leaders.
-    reuse: how many evaluations a matching serves. mcw: how much of what sets merged tokens apart is lost; the rest is
-    remembered from the last whole evaluation (temporal reuse), of which there is one every `protect_steps`.
+    a_s, a_d: how much fairness counts in the structure and the detail stage. rotate: at each matching another
+    token leads its window. reuse: how many evaluations a matching serves. mcw: how much of what sets merged tokens apart is
+    lost; the rest is remembered from the last whole evaluation (temporal reuse), of which there is one every `protect_steps`.
     protect_blocks: blocks without merging, counted from the end where negative. start_percent, end_percent: nothing is
     merged outside this share of the schedule. a_p: log weight of the prompt in joint attention, from +a_p at the start to
     -a_p at the end. proportional: in attention a merged token weighs as many as it stands for, as in ToMe (Bolya et al., 2023);
@@ -252,8 +251,7 @@ class MergingRun:
         """Match the tokens of every image anew; False where nothing is to be merged."""
         self.target = self.stage, self.saved = self._target(progress)
         self.age = 0
-        side, offset = self.config.window, OFFSETS[self.turn % len(OFFSETS)] if self.config.rotate else (0, 0)
-        members = windows(self.grid.size, (side, side), self.grid.frames, tuple(o * (side // 2) for o in offset))
+        members = windows(self.grid.size, (self.config.window, self.config.window), self.grid.frames)
         own = [members[self._free(index, members)] for index in range(len(self.images))]
         self.saved = min(self.saved, *(self._room(m) for m in own))
         ready = all(image.features is not None for image in self.images)

@@ -18,8 +18,7 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 def merges(draw):
     """A merge of one of the two kinds, with random scores, of a grid of any size."""
     size, side, frames = draw(sizes), draw(st.integers(2, 3)), draw(st.integers(1, 2))
-    offset = (draw(st.integers(0, side - 1)), draw(st.integers(0, side - 1)))
-    members = windows(size, (side, side), frames, offset)
+    members = windows(size, (side, side), frames)
     count, (width, k) = frames * size[0] * size[1], members.shape
     generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
     lead = draw(st.integers(0, 11))

@@ -118,7 +118,7 @@ def test_a_matching_serves_several_evaluations_and_then_moves():
         step(merging, i)
         made.append(merging.images[0].merge)
     assert made[0] is made[1] is made[2] and made[3] is made[4] is made[5] and made[0] is not made[3]
-    assert not torch.equal(made[0].groups[0], made[3].groups[0])
+    assert not torch.equal(made[0].places, made[3].places)
 
 
 def test_merged_counts_come_in_buckets():
