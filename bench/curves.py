@@ -74,8 +74,8 @@ def advantages(ours: Points, peer: Points, between: tuple[float, float] = (1.3, 
         def times(pick: np.ndarray | None, i: int = i) -> float:
             take = slice(None) if pick is None else pick
             fidelity, speed = peer.fidelity[i, take].mean(), 1 / (1 / peer.ratio[i, take]).mean()
-            ratio, measured = ours.curve(pick)
-            reached = ratio[-1] if fidelity < measured.min() else ratio_at(fidelity, ratio, measured)
+            ratio, measured = hull(*ours.curve(pick))
+            reached = ratio[-1] if fidelity < measured[-1] else ratio_at(fidelity, ratio, measured)
             return reached / speed
 
         speed = float(1 / (1 / peer.ratio[i]).mean())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..engine.trace import KINDS
-from .curves import Points, advantages
+from .curves import Advantage, Points, advantages
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -62,7 +62,7 @@ class Data:
     def points(
         self, method: str, figure: str = "psnr", kinds: list[str] | None = None, wall: bool = False, small: bool = False
     ) -> Points | None:
-        """A method's strengths by MACs, or by wall clock where it was timed; None where it has no complete strength.
+        """A method's strengths by MACs, or those that were timed by wall clock; None where it has no complete strength.
 
         small: only pictures whose objects take at most `SMALL` of the frame.
         """
@@ -73,9 +73,9 @@ class Data:
             if small and not 0 < float(row["share"]) <= SMALL:
                 continue
             value = float(row[figure])
-            if np.isfinite(value):
+            if np.isfinite(value) and (not wall or (method, row["setting"]) in self.seconds):
                 cost = float(row["dense_macs"]) / max(float(row["macs"]), 1.0)
-                ratio = self.seconds.get((method, row["setting"]), np.nan) if wall else cost
+                ratio = self.seconds[method, row["setting"]] if wall else cost
                 cells[row["setting"]][int(row["prompt"])] = (ratio, value)
         if not cells:
             return None
@@ -114,6 +114,13 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():.1f}" if len(values) else "-"
 
 
+def _times(advantage: Advantage) -> str:
+    """As told in tables; more faithful than any strength of ours is no number."""
+    if not np.isfinite(advantage.times):
+        return "more faithful than any"
+    return f"{advantage.times:.2f} ({advantage.low:.2f} to {advantage.high:.2f})"
+
+
 def _against(data: Data, ours: str, wall: bool, kinds: list[str]) -> list[str]:
     mine = data.points(ours, kinds=kinds, wall=wall)
     if mine is None:
@@ -125,8 +132,7 @@ def _against(data: Data, ours: str, wall: bool, kinds: list[str]) -> list[str]:
             continue
         peer = data.points(method, kinds=kinds, wall=wall)
         for a in advantages(mine, peer) if peer else []:
-            times = f"{a.times:.2f} ({a.low:.2f} to {a.high:.2f})"
-            lines.append(f"| {a.peer} | {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} | {times} |")
+            lines.append(f"| {a.peer} | {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} | {_times(a)} |")
     return lines
 
 
@@ -141,8 +147,8 @@ def _worth(data: Data) -> list[str]:
         "|---|---|---|---|",
     ]  # fmt: skip
     for a in advantages(mine, other, (1.3, 4.0)):
-        worst, times = other.fidelity[other.settings.index(a.setting)].min(), f"{a.times:.2f} ({a.low:.2f} to {a.high:.2f})"
-        lines.append(f"| {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} / {worst:.1f} | {times} |")
+        worst = other.fidelity[other.settings.index(a.setting)].min()
+        lines.append(f"| {a.setting} | {a.peer_ratio:.2f} | {a.fidelity:.1f} / {worst:.1f} | {_times(a)} |")
     lines += ["", f"| {ALWAYS} | x cheaper | PSNR inside, mean / worst |", "|---|---|---|"]
     for i, setting in enumerate(mine.settings):
         ratio, fidelity = 1 / (1 / mine.ratio[i]).mean(), mine.fidelity[i]

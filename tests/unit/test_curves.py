@@ -48,3 +48,9 @@ def test_a_peer_more_faithful_than_all_of_ours_has_no_advantage_to_report():
 def test_a_peer_less_faithful_than_all_of_ours_meets_our_fastest():
     (found,) = advantages(points("ours", [1.5, 2.0], [50, 40]), points("peer", [1.6], [20]))
     assert found.times == pytest.approx(2.0 / 1.6)
+
+
+def test_below_our_fastest_but_above_one_we_would_pass_over_is_no_gap():
+    ours, peer = points("ours", [1.5, 2.9, 3.0], [50, 40, 45]), points("peer", [1.5], [43])
+    (found,) = advantages(ours, peer)
+    assert found.times == pytest.approx(3.0 / 1.5), "it was nan between the two"
