@@ -75,8 +75,7 @@ def advantages(ours: Points, peer: Points, between: tuple[float, float] = (1.3, 
             take = slice(None) if pick is None else pick
             fidelity, speed = peer.fidelity[i, take].mean(), 1 / (1 / peer.ratio[i, take]).mean()
             ratio, measured = hull(*ours.curve(pick))
-            reached = ratio[-1] if fidelity < measured[-1] else ratio_at(fidelity, ratio, measured)
-            return reached / speed
+            return ratio_at(max(fidelity, measured[-1]), ratio, measured) / speed
 
         speed = float(1 / (1 / peer.ratio[i]).mean())
         if not between[0] <= speed <= between[1]:

@@ -159,6 +159,7 @@ class MergingRun:
         first_sigma: float = float("inf"), last_sigma: float = 0.0,
     ):  # fmt: skip
         self.config, self.sigmas, self.grid = config, tuple(sigmas), grid
+        self.members = windows(grid.size, (config.window, config.window), grid.frames)
         self.first_sigma, self.last_sigma = first_sigma, last_sigma
         self.images = [Image(Details(1 - config.mcw, (i, images), config.memory)) for i in range(images)]
         self.spared, self.depth = config.spared_blocks(depth), depth
@@ -251,8 +252,7 @@ class MergingRun:
         """Match the tokens of every image anew; False where nothing is to be merged."""
         self.target = self.stage, self.saved = self._target(progress)
         self.age = 0
-        members = windows(self.grid.size, (self.config.window, self.config.window), self.grid.frames)
-        own = [members[self._free(index, members)] for index in range(len(self.images))]
+        own = [self.members[self._free(index)] for index in range(len(self.images))]
         self.saved = min(self.saved, *(self._room(m) for m in own))
         ready = all(image.features is not None for image in self.images)
         for index, image in enumerate(self.images):
@@ -261,13 +261,13 @@ class MergingRun:
         self.turn += 1
         return ready and self.saved > 0
 
-    def _free(self, index: int, members: Tensor) -> Tensor:
+    def _free(self, index: int) -> Tensor:
         """Bool (W,): windows without an attended token."""
         if self.attended is None:
-            return torch.ones(len(members), dtype=torch.bool)
+            return torch.ones(len(self.members), dtype=torch.bool)
         mask = self.attended[index][None, None].float()
         mask = F.adaptive_max_pool2d(mask, self.grid.size)[0, 0].flatten().repeat(self.grid.frames) > 0
-        return ~mask[members].any(1)
+        return ~mask[self.members].any(1)
 
     def _room(self, members: Tensor) -> int:
         """How many parts of the tokens these windows (W, k) can save."""
