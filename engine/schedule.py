@@ -110,11 +110,12 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2) -> list[int]
 
 def flow_gaps(length: int, pace: float) -> list[int]:
     """Gaps between dense evaluations over `length` steps of a flow: from two steps they grow by one to the pace, and before the
-    end they shrink again in the same way to two, at paces under three to one, since nothing mends what the last ones get wrong.
+    end they shrink again in the same way to two, since nothing mends what the last one gets wrong.
 
-    At paces above `FLOW_PACE` by two. Steps alone count: schedulers of flows space them by themselves. On the demo transformer
-    this is 2 to 13 dB better at equal cost than gaps that are even but for a longer warm-up and a dense end, at 12, 16, 20 and
-    30 steps, under euler and dpmpp_2m; most at 12, where the latter were below simply taking fewer steps.
+    Paces above `FLOW_PACE` grow by two, and those under three end with a gap of one. Steps alone count: schedulers of flows
+    space them by themselves. On the demo transformer this is 2 to 13 dB better at equal cost than gaps that are even but for a
+    longer warm-up and a dense end, at 12, 16, 20 and 30 steps, under euler and dpmpp_2m; most at 12, where those were below
+    simply taking fewer steps.
     """
     growth = 1 if pace <= FLOW_PACE else 2
     least = 1 if growth == 2 or pace < 3 else 2
