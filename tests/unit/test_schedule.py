@@ -52,7 +52,8 @@ def test_the_pace_is_kept_in_steps_and_log_sigma():
 
 
 @pytest.mark.parametrize(("steps", "pace", "kinds"), [
-    (30, 5.0, "ddsdssdsssdssssdssssdsssdssdsd"), (30, 8.0, "ddsdsssdsssssdsssssdssssdssdsd"), (30, 2.0, "dd" + 13 * "sd" + "dd"),
+    (30, 5.0, "ddsdssdsssdssssdssssdsssdssdsd"), (30, 8.0, "ddsdsssdsssssdsssssdssssdssdsd"),
+    (30, 2.0, "dd" + 13 * "sd" + "dd"),
     (20, 5.0, "ddsdssdsssdsssdssdsd"), (16, 5.0, "ddsdssdsssdssdsd"), (12, 2.0, "ddsdsdsdsddd"), (12, 5.0, "ddsdssdssdsd"),
     (12, 8.0, "ddsdssdssdsd"), (10, 5.0, "dddsdssdsd"), (8, 5.0, "dddsdsdd"), (4, 8.0, "dddd"),
 ])  # fmt: skip
