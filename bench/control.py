@@ -165,9 +165,9 @@ def main() -> int:
     parser.add_argument("--docs", action="store_true", help="write the tables to docs/ too")
     args = parser.parse_args()
     boot()
-    from ..host.demo import show_controlnet
+    from ..host.demo import show_adapters
 
-    show_controlnet()
+    show_adapters()
     args.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in METHODS if name == "dense" or name in args.only.split(";")]
     asked, samplers = scenes(args.scenes, args.seed), args.samplers.split(",")

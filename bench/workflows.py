@@ -94,6 +94,30 @@ def comparison() -> Graph:
     return g
 
 
+def demo_image_prompt() -> Graph:
+    """A picture of the bundled model as the prompt of another, beside Highlight Diffusion."""
+    g = Graph("highlight_demo_image_prompt")
+    model, clip, vae, vision = g.add("HighlightDemoModel", 0, kind="unet")
+    (adapter,) = g.add("IPAdapterModelLoader", 0, ipadapter_file="highlight_demo_image_prompt.safetensors")
+    prompt = "a large yellow star at the top left and a small blue circle at the right on a checked brown background"
+    (positive,) = g.add("CLIPTextEncode", 1, "Prompt of the first picture", clip=clip, text=prompt)
+    (empty,) = g.add("CLIPTextEncode", 1, "No prompt", clip=clip, text="")
+    (latent,) = g.add("EmptyLatentImage", 1, width=256, height=256, batch_size=1)
+    shared = {"cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
+    (samples,) = g.add(
+        "KSampler", 2, "First picture", model=model, positive=positive, negative=empty, latent_image=latent, seed=5, steps=20,
+        **shared,
+    )  # fmt: skip
+    (first,) = g.add("VAEDecode", 2, samples=samples, vae=vae)
+    g.add("PreviewImage", 2, "The image prompt", images=first)
+    settings = {"weight": 1.0, "weight_type": "linear", "combine_embeds": "concat", "embeds_scaling": "V only"}
+    (adapted,) = g.add("IPAdapterAdvanced", 3, model=model, ipadapter=adapter, image=first, clip_vision=vision, **settings)
+    fast, trace = g.add("HighlightDiffusion", 3, model=adapted)
+    _sample(g, 4, fast, trace, empty, empty, latent, vae, g.name, seed=6, steps=30, **shared)
+    g.note(0, "Nothing to download: the model and its adapter are bundled." + NEEDS_IP_ADAPTER + WATCH)
+    return g
+
+
 def sd15_controlnet() -> Graph:
     g = Graph("highlight_sd15_controlnet")
     model, clip, vae = g.add("CheckpointLoaderSimple", 0, ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
@@ -207,7 +231,7 @@ def flux() -> Graph:
 
 
 GRAPHS: list[Callable[[], Graph]] = [
-    comparison, sd15_controlnet, sdxl_ip_adapter, sd15_controlnet_ip_adapter, sd35_sdtm, flux,
+    comparison, demo_image_prompt, sd15_controlnet, sdxl_ip_adapter, sd15_controlnet_ip_adapter, sd35_sdtm, flux,
 ]  # fmt: skip
 
 

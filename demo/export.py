@@ -1,5 +1,5 @@
 """Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt`, or --mmdit, --vae,
---control."""
+--control, --image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from .control import WEIGHTS as CONTROL
+from .image_prompt import ADAPTER, VISION
 from .load import WEIGHTS
 
 LIMIT = 24 * 2**20
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--mmdit", type=Path)
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--control", type=Path)
+    parser.add_argument("--image", type=Path)
     args = parser.parse_args()
     if args.unet:
         average = torch.load(args.unet, map_location="cpu")["average"]
@@ -43,6 +45,10 @@ def main() -> None:
         save("mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
     if args.control:
         save(CONTROL, torch.load(args.control, map_location="cpu")["average"])
+    if args.image:
+        trained = torch.load(args.image, map_location="cpu")["student"]
+        save(VISION, of(trained, "vision"))
+        save(ADAPTER, of(trained, "adapter"))
     if args.vae:
         save("vae", torch.load(args.vae, map_location="cpu")["vae"])
 

@@ -70,16 +70,16 @@ class TextConfig:
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, causal: bool):
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.heads, self.causal = config.num_attention_heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(-2))
 
 
 class MLP(nn.Module):
@@ -94,9 +94,11 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: TextConfig):
+    """Of CLIP's encoders; causal: whether a token sees those before it alone, as in that of texts."""
+
+    def __init__(self, config: TextConfig, causal: bool = True):
         super().__init__()
-        self.layer_norm1, self.self_attn = nn.LayerNorm(config.hidden_size), SelfAttention(config)
+        self.layer_norm1, self.self_attn = nn.LayerNorm(config.hidden_size), SelfAttention(config, causal)
         self.layer_norm2, self.mlp = nn.LayerNorm(config.hidden_size), MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:

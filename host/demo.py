@@ -1,7 +1,10 @@
-"""The bundled demo model as ComfyUI's own MODEL, CLIP and VAE."""
+"""The bundled demo model as ComfyUI's own MODEL, CLIP, VAE and CLIP_VISION, and where its adapters are found."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -15,6 +18,8 @@ from comfy.supported_models_base import ClipTarget
 
 from ..demo.control import WEIGHTS as CONTROL
 from ..demo.diffusion import FLOW_SHIFT
+from ..demo.image_prompt import ADAPTER, IMAGE_SIZE, PATCH, VISION
+from ..demo.image_prompt import CONFIG as VISION_CONFIG
 from ..demo.load import WEIGHTS, read_weights
 from ..demo.mmdit import MMDiTConfig
 from ..demo.text import TextConfig, full_embedding
@@ -121,13 +126,29 @@ def load_vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=read_weights("vae"))
 
 
+def load_vision() -> comfy.clip_vision.ClipVisionModel:
+    sizes = {name: getattr(VISION_CONFIG, name) for name in TextConfig.__dataclass_fields__}
+    vision = comfy.clip_vision.ClipVisionModel({
+        **sizes, "model_type": "clip_vision_model", "num_channels": 3, "image_size": IMAGE_SIZE, "patch_size": PATCH,
+        "projection_dim": VISION_CONFIG.hidden_size, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    })  # fmt: skip
+    missing, unexpected = vision.load_sd(read_weights(VISION))
+    if wrong := [*missing, *unexpected]:
+        raise RuntimeError(f"the demo's vision weights do not fit this ComfyUI's CLIP vision: {', '.join(wrong)}")
+    return vision
+
+
 def load_demo(kind: str = "unet") -> tuple:
     """MODEL of a kind ("unet" or "mmdit"), CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
     return {"unet": load_unet, "mmdit": load_mmdit}[kind](), load_clip(), load_vae()
 
 
-def show_controlnet() -> None:
-    """Let ComfyUI's own Load ControlNet Model find the demo's net."""
-    folder = str((WEIGHTS / CONTROL).parent)
-    if folder not in folder_paths.get_folder_paths("controlnet"):
-        folder_paths.add_model_folder_path("controlnet", folder)
+def show_adapters() -> None:
+    """Let ComfyUI's own Load ControlNet Model, and IPAdapter_plus' loader, find the demo's."""
+    known = folder_paths.folder_names_and_paths
+    if "ipadapter" not in known:  # the pack adds its own folder only where it is the first
+        folder_paths.add_model_folder_path("ipadapter", str(Path(folder_paths.models_dir) / "ipadapter"))
+    for kind, weights in (("controlnet", CONTROL), ("ipadapter", ADAPTER)):
+        folder = str((WEIGHTS / weights).parent)
+        if folder not in folder_paths.get_folder_paths(kind):
+            folder_paths.add_model_folder_path(kind, folder)

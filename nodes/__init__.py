@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..host.demo import show_controlnet
+from ..host.demo import show_adapters
 from .demo import HighlightDemoModel
 from .highlight import HighlightDiffusion
 from .preview import HighlightMaskPreview
@@ -13,7 +13,7 @@ from .words import HighlightWords
 
 class HighlightExtension(ComfyExtension):
     async def on_load(self) -> None:
-        show_controlnet()
+        show_adapters()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

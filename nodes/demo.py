@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.demo import load_demo
+from ..host.demo import load_demo, load_vision
 from .types import CATEGORY, aliases
 
 
@@ -26,9 +26,10 @@ class HighlightDemoModel(io.ComfyNode):
                 io.Model.Output(tooltip="The model, for 32x32 latents."),
                 io.Clip.Output(tooltip="A tiny CLIP that knows the words of the demo scenes."),
                 io.Vae.Output(tooltip="A small 8x VAE."),
+                io.ClipVision.Output(tooltip="A tiny CLIP vision encoder, for the unet's image prompt with IPAdapter_plus."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, kind: str = "unet") -> io.NodeOutput:
-        return io.NodeOutput(*load_demo(kind))
+        return io.NodeOutput(*load_demo(kind), load_vision())

@@ -249,7 +249,7 @@ FILES: dict[str, tuple[str, Callable[[], Weights]]] = {
 }
 
 
-BUNDLED = {"highlight_demo_outline.safetensors"}  # which the pack brings itself
+BUNDLED = {"highlight_demo_outline.safetensors", "highlight_demo_image_prompt.safetensors"}  # which the pack brings itself
 
 
 def files_of(workflow: dict) -> Iterator[str]:

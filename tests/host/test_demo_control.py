@@ -13,7 +13,7 @@ from highlight_diffusion.demo.scenes import render
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
-from highlight_diffusion.host.demo import load_demo, show_controlnet
+from highlight_diffusion.host.demo import load_demo, show_adapters
 
 import nodes as comfy_nodes
 
@@ -24,8 +24,8 @@ SCENES = scenes(2, seed=31)
 def net():
     import folder_paths
 
-    show_controlnet()
-    show_controlnet()
+    show_adapters()
+    show_adapters()
     name = WEIGHTS.split("/")[1] + ".safetensors"
     assert folder_paths.get_filename_list("controlnet").count(name) == 1
     return comfy_nodes.ControlNetLoader().load_controlnet(name)[0]
