@@ -70,7 +70,7 @@ def _edges(g: Graph, column: int) -> Link:
 def comparison() -> Graph:
     """Dense and accelerated beside each other, one seed, with the bundled model."""
     g = Graph("highlight_comparison")
-    model, clip, vae = g.add("HighlightDemoModel", 0, kind="unet")
+    model, clip, vae, _ = g.add("HighlightDemoModel", 0, kind="unet")
     prompt = "a large green triangle at the top right and a small red square at the left on a dotted blue background"
     (positive,) = g.add("CLIPTextEncode", 1, "Prompt", clip=clip, text=prompt)
     (negative,) = g.add("CLIPTextEncode", 1, "Negative prompt", clip=clip, text="")
