@@ -114,7 +114,8 @@ def demo_image_prompt() -> Graph:
     (adapted,) = g.add("IPAdapterAdvanced", 3, model=model, ipadapter=adapter, image=first, clip_vision=vision, **settings)
     fast, trace = g.add("HighlightDiffusion", 3, model=adapted)
     _sample(g, 4, fast, trace, empty, empty, latent, vae, g.name, seed=6, steps=30, **shared)
-    g.note(0, "Nothing to download: the model and its adapter are bundled." + NEEDS_IP_ADAPTER + WATCH)
+    bundled = "Nothing to download: the model, its vision encoder and the adapter **highlight_demo_image_prompt** are bundled."
+    g.note(0, bundled + NEEDS_IP_ADAPTER + WATCH)
     return g
 
 
