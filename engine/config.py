@@ -98,8 +98,8 @@ class HighlightConfig:
             raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
         if self.levels < 0:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
-        if not self.pace >= 1:
-            raise ValueError(f"pace is {self.pace}; it must be 1 or more")
+        if not 1 <= self.pace < float("inf"):
+            raise ValueError(f"pace is {self.pace}; it must be a finite number, 1 or more")
         for name in ("correct", "shallow"):
             if (value := getattr(self, name)) not in ("auto", "always", "never"):
                 raise ValueError(f'{name} is "{value}"; choose auto, always or never')

@@ -24,6 +24,7 @@ def test_bad_interval_is_named(text):
         ({"forecast": "guess"}, 'forecast is "guess"'),
         ({"pace": 0.5}, "pace is 0.5"),
         ({"pace": float("nan")}, "pace is nan"),
+        ({"pace": float("inf")}, "pace is inf"),
         ({"interval": (0,)}, "interval"),
         ({"interval": ()}, "interval"),
     ],
