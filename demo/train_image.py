@@ -1,4 +1,4 @@
-"""Train the demo's image prompt: `python -m demo.train_image --minutes 25 --out runs/image`.
+"""Train the demo's image prompt: `python -m demo.train_image --minutes 80 --out runs/image`.
 
 First the vision encoder learns to see: what lies in each patch, and the answers to questions about the scene, as texts had
 to. Then the UNet and its text encoder, which stay as they are, teach: at each cross-attention, what the picture's tokens
@@ -189,7 +189,7 @@ def distance(adapter: Adapter, lesson: list[tuple[Tensor, Tensor]], tokens: Tens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/image"))
-    parser.add_argument("--minutes", type=float, default=25.0, help="budget of processor time")
+    parser.add_argument("--minutes", type=float, default=80.0, help="budget of processor time")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=1e-3)
