@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_vision
 import comfy.latent_formats
@@ -126,9 +129,17 @@ def load_vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=read_weights("vae"))
 
 
+def clip_vision(config: dict[str, Any]) -> comfy.clip_vision.ClipVisionModel:
+    """A CLIP vision model of a Hugging Face config, from a file, since ComfyUI 0.8 reads it from nowhere else."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config))
+        return comfy.clip_vision.ClipVisionModel(str(path))
+
+
 def load_vision() -> comfy.clip_vision.ClipVisionModel:
     sizes = {name: getattr(VISION_CONFIG, name) for name in TextConfig.__dataclass_fields__}
-    vision = comfy.clip_vision.ClipVisionModel({
+    vision = clip_vision({
         **sizes, "model_type": "clip_vision_model", "num_channels": 3, "image_size": IMAGE_SIZE, "patch_size": PATCH,
         "projection_dim": VISION_CONFIG.hidden_size, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
     })  # fmt: skip

@@ -12,6 +12,7 @@ from highlight_diffusion.engine.highlight import Given
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.engine.window import Window, fit
 from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.demo import clip_vision
 from highlight_diffusion.host.run import KEY
 from highlight_diffusion.host.unet import affine
 from safetensors.torch import save_file
@@ -82,7 +83,7 @@ def adapter_file(model: tiny.Tiny, plus: bool, path) -> str:
 
 @pytest.fixture(scope="module")
 def vision() -> comfy.clip_vision.ClipVisionModel:
-    model = comfy.clip_vision.ClipVisionModel(VISION)
+    model = clip_vision(VISION)
     tiny.randomise(model.model)
     return model
 
