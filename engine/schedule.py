@@ -108,23 +108,25 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2) -> list[int]
     return gaps
 
 
-def flow_gaps(length: int, pace: float) -> list[int]:
+def flow_gaps(length: int, pace: float, few: bool = False) -> list[int]:
     """Gaps between dense evaluations over `length` steps of a flow: from two steps they grow by one to the pace, on average,
     and before the end they shrink again in the same way to two, since nothing mends what the last one gets wrong.
 
-    Paces above `FLOW_PACE` grow by more, and those under three end with a gap of one. Steps alone count: schedulers of flows
-    space them by themselves. On the demo transformer this is 2 to 13 dB better at equal cost than gaps that are even but for a
-    longer warm-up and a dense end, at 12, 16, 20 and 30 steps, under euler and dpmpp_2m; most at 12, where those were below
-    simply taking fewer steps.
+    Paces above `FLOW_PACE` grow by more, or in `few` steps from three and back to three; those under three end with a gap of
+    one. Steps alone count: schedulers of flows space them by themselves. On the demo transformer this is 2 to 13 dB better at
+    equal cost than gaps that are even but for a longer warm-up and a dense end, at 12, 16, 20 and 30 steps, under euler and
+    dpmpp_2m; most at 12, where those were below simply taking fewer steps.
     """
+    first = 2 + (few and pace > FLOW_PACE)
+    pace = min(pace, FLOW_PACE) if few else pace
     growth = max(1, math.floor(pace) - math.floor(FLOW_PACE) + 1)
-    least = 2 if growth == 1 and pace >= 3 else 1
+    least = first if growth == 1 and pace >= 3 else 1
     gaps: list[int] = []
     left = length
     while left:
         paced = math.floor(pace * (len(gaps) + 1)) - math.floor(pace * len(gaps))
-        gap = min(paced, gaps[-1] + growth if gaps else 2)
-        while gap > 1 and (sum(range(gap, least - 1, -growth)) > left or gap == left > 2):
+        gap = min(paced, gaps[-1] + growth if gaps else first)
+        while gap > 1 and (max(gap, sum(range(gap, least - 1, -growth))) > left or gap == left > first):
             gap -= 1
         gaps.append(gap)
         left -= gap
@@ -140,14 +142,13 @@ def warm_up(config: HighlightConfig, steps: int, axis: Axis = log_sigma, shallow
     return 1 if shallow else WARMUP - (config.pace >= BRISK)
 
 
-def effective_pace(config: HighlightConfig, steps: int, sampler: str, axis: Axis = log_sigma) -> float:
-    """The pace that suits what is forecast: less of it under fresh noise, and in flows little more than `FLOW_PACE`, in short
-    schedules none."""
+def effective_pace(config: HighlightConfig, sampler: str, axis: Axis = log_sigma) -> float:
+    """The pace that suits what is forecast: less of it under fresh noise, and little more than `FLOW_PACE` in flows."""
     pace = config.pace * (NOISY_PACE if adds_noise(sampler) else 1)
     if axis is not log_ratio:
         return pace
     pace = max(pace, min(config.pace, 2.0))  # below two nothing would be saved
-    return min(pace, FLOW_PACE + (pace - FLOW_PACE) / 3 * (steps >= FINE))
+    return min(pace, FLOW_PACE + (pace - FLOW_PACE) / 3)
 
 
 def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Axis = log_sigma) -> bool:
@@ -220,10 +221,10 @@ def make_plan(
     elif config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:
-        pace = max(1.0, effective_pace(config, steps, sampler, axis))
+        pace = max(1.0, effective_pace(config, sampler, axis))
         corrected = max(CORRECTED_GAP, pace - 2) if pace >= CORRECTED_PACE else math.inf
         if axis is log_ratio:
-            gaps = flow_gaps(last - position, pace)
+            gaps = flow_gaps(last - position, min(pace, FLOW_PACE) if steps < BRIEF else pace, few=steps < FINE)
         else:
             gaps = paced_gaps(sigmas[position : last + 1], pace, dense_tail(sampler))
     for gap in gaps:
