@@ -10,7 +10,8 @@ SHIPPED = ("__init__.py", "engine", "host", "nodes", "demo")
 NETWORK = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "websocket", "websockets"}
 CODE = {"pickle", "cPickle", "dill", "marshal", "shelve", "ctypes", "subprocess", "pty", "runpy", "code"}
 CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen", "numpy.load", "np.load"}
-TRAINERS = {"train.py", "train_vae.py", "train_control.py", "train_image.py", "export.py"}  # commands of demo/, which no node imports
+# Commands of demo/, which no node imports.
+TRAINERS = {"train.py", "train_vae.py", "train_control.py", "train_image.py", "export.py"}
 
 
 def shipped(pack: Path) -> list[Path]:
