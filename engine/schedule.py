@@ -117,6 +117,7 @@ def flow_gaps(length: int, pace: float, few: bool = False) -> list[int]:
     this is 2 to 13 dB better at equal cost than gaps that are even but for a longer warm-up and a dense end, at 12, 16, 20 and
     30 steps, under euler and dpmpp_2m; most at 12, where those were below simply taking fewer steps.
     """
+    pace = min(pace, max(length, FLOW_PACE + 1))  # of a longer gap there is none, and the loops below count
     growth = max(1, math.floor(pace) - math.floor(FLOW_PACE) + 1)
     if few and pace > FLOW_PACE:
         length, pace, growth = length + (length > 0), 4.0, 2

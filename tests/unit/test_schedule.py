@@ -70,6 +70,13 @@ def test_gaps_of_flows_fill_the_way(length, pace, few):
     assert not gaps or max(gaps[0], gaps[-1]) <= 2
 
 
+@pytest.mark.parametrize("pace", [1e9, 1e308])
+def test_gaps_of_flows_are_found_at_once_at_an_absurd_pace(pace):
+    """They were counted down to from there, which never ended."""
+    plan = make_plan(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=pace), axis=log_ratio)
+    assert plan[0].kind == "dense" and any(step.kind == "skipped" for step in plan)
+
+
 def test_gaps_of_flows_are_fewer_at_a_higher_pace():
     counts = [len(flow_gaps(28, pace)) for pace in (1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0)]
     assert counts == sorted(set(counts), reverse=True)
