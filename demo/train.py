@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -54,16 +55,26 @@ def make_examples(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, list[s
     return np.stack(latents), np.stack(weights), captions
 
 
-def load_examples(path: Path, count: int, workers: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Make the training set once and keep it: latents, object weights, captions."""
+def kept_examples(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Make a training set once and keep it."""
     if not path.exists():
+        np.savez(path, **make())
+    data = np.load(path)
+    return {name: data[name] for name in data.files}
+
+
+def load_examples(path: Path, count: int, workers: int) -> tuple[Tensor, Tensor, list[str]]:
+    """The training set: latents, object weights, captions."""
+
+    def make() -> dict[str, np.ndarray]:
         chunk = 500
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(make_examples, range(count // chunk), [chunk] * (count // chunk)))
         captions = [caption for part in parts for caption in part[2]]
-        np.savez(path, latents=np.concatenate([p[0] for p in parts]), weights=np.concatenate([p[1] for p in parts]),
-                 captions=np.array(captions))  # fmt: skip
-    data = np.load(path)
+        return {"latents": np.concatenate([p[0] for p in parts]), "weights": np.concatenate([p[1] for p in parts]),
+                "captions": np.array(captions)}  # fmt: skip
+
+    data = kept_examples(path, make)
     return torch.from_numpy(data["latents"]), torch.from_numpy(data["weights"]), [str(c) for c in data["captions"]]
 
 
@@ -180,6 +191,26 @@ def learning_rate(share: float, peak: float) -> float:
     return peak * min(1.0, share / 0.01) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+def encode_captions(text: nn.Module, captions: np.ndarray) -> Tensor:
+    """Contexts (count, 77, 128) of many captions."""
+    with torch.inference_mode():
+        return torch.cat([text(torch.stack([tokenize(str(c)) for c in part]))
+                          for part in np.array_split(captions, 1 + len(captions) // 64)])  # fmt: skip
+
+
+def note(log: logging.Logger, folder: Path, row: dict) -> None:
+    """Tell how training goes, and add it to the folder's log."""
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    log.info("%s", row)
+
+
+def save_checkpoint(state: dict, path: Path) -> None:
+    """Never half of one, whenever the process ends."""
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     clock = time.monotonic()
@@ -238,13 +269,10 @@ def train(args: argparse.Namespace) -> None:
             mean, layout_mean = np.mean(losses[-50:], 0)
             row = {"step": step, "seconds": round(spent), "side": x0.shape[-1], "loss": round(float(mean), 5),
                    "layout": round(float(layout_mean), 5)}  # fmt: skip
-            with (args.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log.info("%s", row)
+            note(log, args.out, row)
         if spent - saved_at > 240 or spent >= budget:
             saved_at = spent
-            torch.save({**masters.state(), "step": step, "spent": spent}, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            save_checkpoint({**masters.state(), "step": step, "spent": spent}, checkpoint)
 
 
 def main() -> None:

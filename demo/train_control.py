@@ -9,7 +9,6 @@ own checkpoint when started again with the same --out, and ends sooner with a sm
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from pathlib import Path
@@ -21,10 +20,20 @@ from torch import Tensor, nn
 
 from .control import ControlNet, controlled, moved, outline
 from .diffusion import corrupt_by_schedule
-from .load import load_plain
+from .load import encode_prompt, load_plain
 from .scenes import held_out, object_masks, render, sample_scene
-from .text import tokenize
-from .train import EMA, OBJECT_WEIGHT, RENDER_SIZE, Masters, attend_explicitly, learning_rate
+from .train import (
+    EMA,
+    OBJECT_WEIGHT,
+    RENDER_SIZE,
+    Masters,
+    attend_explicitly,
+    encode_captions,
+    kept_examples,
+    learning_rate,
+    note,
+    save_checkpoint,
+)  # fmt: skip
 from .unet import CrossAttention
 from .vae import ideal_latent
 
@@ -46,14 +55,6 @@ def make_examples(seed: int, count: int) -> dict[str, np.ndarray]:
         found["outlines"].append(np.packbits(outline(scene, RENDER_SIZE)))
         found["captions"].append(scene.caption)
     return {name: np.stack(values) if name != "captions" else np.array(values) for name, values in found.items()}
-
-
-def load_examples(path: Path, count: int) -> dict[str, np.ndarray]:
-    """Make the training set once and keep it."""
-    if not path.exists():
-        np.savez(path, **make_examples(20261121, count))
-    data = np.load(path)
-    return {name: data[name] for name in data.files}
 
 
 def hints(bits: np.ndarray, widths: Tensor) -> Tensor:
@@ -80,15 +81,12 @@ def fresh_control(unet: nn.Module) -> ControlNet:
 
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    examples = load_examples(args.out / "examples.npz", args.examples)
+    examples = kept_examples(args.out / "examples.npz", lambda: make_examples(20261121, args.examples))
     latents, masks = torch.from_numpy(examples["latents"]), torch.from_numpy(examples["masks"])
     CrossAttention.attend = staticmethod(attend_explicitly)
     torch.manual_seed(0)
     unet, text, _ = load_plain()
-    with torch.inference_mode():
-        empty = text(tokenize("")[None])
-        contexts = torch.cat([text(torch.stack([tokenize(str(c)) for c in part])).half()
-                              for part in np.array_split(examples["captions"], 1 + len(latents) // 64)])  # fmt: skip
+    empty, contexts = encode_prompt(text, ""), encode_captions(text, examples["captions"]).half()
     net = fresh_control(unet)
     masters = Masters(net, args.lr)
     step, before, losses = 0, 0.0, []
@@ -124,13 +122,10 @@ def train(args: argparse.Namespace) -> None:
         spent = before + time.process_time() - start
         if step % 50 == 0:
             row = {"step": step, "seconds": round(spent), "loss": round(float(np.mean(losses[-50:])), 5)}
-            with (args.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log.info("%s", row)
+            note(log, args.out, row)
         if spent - saved_at > 120 or spent >= budget:
             saved_at = spent
-            torch.save({**masters.state(), "step": step, "spent": spent}, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            save_checkpoint({**masters.state(), "step": step, "spent": spent}, checkpoint)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ The budget counts this process's own time on the processor; it resumes from its 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from pathlib import Path
@@ -25,10 +24,9 @@ from torch import Tensor, nn
 from .diffusion import corrupt_by_schedule
 from .image_prompt import CONFIG, IMAGE_SIZE, PATCH, Adapter, VisionEncoder, attend, pixels, places, queries
 from .layout import CLASSES, TextReader, answers
-from .load import load_plain
+from .load import encode_prompt, load_plain
 from .scenes import held_out, render, sample_scene
-from .text import tokenize
-from .train import RENDER_SIZE, attend_explicitly, learning_rate
+from .train import RENDER_SIZE, attend_explicitly, encode_captions, kept_examples, learning_rate, note, save_checkpoint
 from .unet import CrossAttention, UNet
 from .vae import ideal_latent
 
@@ -112,20 +110,13 @@ class Teacher:
 
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "examples.npz"
-    if not path.exists():
-        np.savez(path, **make_examples(20261122, args.examples))
-    examples = {name: data for name, data in np.load(path).items()}
+    examples = kept_examples(args.out / "examples.npz", lambda: make_examples(20261122, args.examples))
     latents, pictures, truth = (torch.from_numpy(examples[name]) for name in ("latents", "pictures", "answers"))
     CrossAttention.attend = staticmethod(attend_explicitly)
     unet, text, _ = load_plain()
-    with torch.inference_mode():
-        empty = text(tokenize("")[None]).bfloat16()
-        contexts = torch.cat([text(torch.stack([tokenize(str(c)) for c in part])).bfloat16()
-                              for part in np.array_split(examples["captions"], 1 + len(latents) // 64)])  # fmt: skip
+    empty, contexts = encode_prompt(text, "").bfloat16(), encode_captions(text, examples["captions"]).bfloat16()
     torch.manual_seed(0)
     student = Student(unet)
-    whiten(student.vision.vision_model.embeddings.patch_embedding, pictures)
     teacher = Teacher(unet.to(torch.bfloat16))
     optimiser = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
     step, before, rows, checkpoint = 0, 0.0, [], args.out / "last.pt"
@@ -136,6 +127,8 @@ def train(args: argparse.Namespace) -> None:
         step, before = saved["step"], saved["spent"]
         torch.manual_seed(step)
         log.info("resumed at step %d, %.0f s spent", step, before)
+    else:
+        whiten(student.vision.vision_model.embeddings.patch_embedding, pictures)
     start, budget = time.process_time(), 60 * args.minutes
     spent = saved_at = before
     while spent < budget:
@@ -164,14 +157,11 @@ def train(args: argparse.Namespace) -> None:
         if step % 50 == 0:
             means = dict(zip(("patches", "questions", "attention"), np.mean(rows[-50:], 0).round(4).tolist(), strict=True))
             row = {"step": step, "seconds": round(spent), **means}
-            with (args.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log.info("%s", row)
+            note(log, args.out, row)
         if spent - saved_at > 120 or spent >= budget:
             saved_at = spent
             state = {"student": student.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            save_checkpoint(state, checkpoint)
 
 
 def distance(adapter: Adapter, lesson: list[tuple[Tensor, Tensor]], tokens: Tensor) -> Tensor:

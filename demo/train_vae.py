@@ -6,7 +6,6 @@ The encoder learns `ideal_latent`, the decoder learns the picture back from it. 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .scenes import render, sample_scene
-from .train import learning_rate
+from .train import learning_rate, note, save_checkpoint
 from .vae import SCALE, VAE, ideal_latent
 
 log = logging.getLogger("demo.train_vae")
@@ -76,12 +75,11 @@ def train(args: argparse.Namespace) -> None:
             psnr = -10 * (error**2).mean().log10().item()
             row = {"step": step, "seconds": round(spent), "loss": round(loss.item(), 5), "psnr": round(psnr, 2),
                    "latent_mse": round(encoder_error.item(), 5)}  # fmt: skip
-            with (args.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log.info("%s", row)
+            note(log, args.out, row)
         if spent - saved_at > 120 or spent >= budget:
             saved_at = spent
-            torch.save({"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}, checkpoint)
+            state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
+            save_checkpoint(state, checkpoint)
 
 
 def main() -> None:

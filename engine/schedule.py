@@ -127,7 +127,7 @@ def flow_gaps(length: int, pace: float, few: bool = False) -> list[int]:
     while left:
         paced = math.floor(pace * (len(gaps) + 1)) - math.floor(pace * len(gaps))
         gap = min(paced, gaps[-1] + growth if gaps else 2)
-        while gap > 1 and (max(gap, sum(range(gap, least - 1, -growth))) > left or gap == left > 2):
+        while gap > 1 and (sum(range(gap, least - 1, -growth)) > left or gap == left > 2):
             gap -= 1
         gaps.append(gap)
         left -= gap
@@ -196,10 +196,11 @@ def make_plan(
 ) -> list[PlannedStep]:  # fmt: skip
     """Plan the steps at these sigmas (the final 0 left out); only `first` to `last` (inclusive) may be anything but dense.
 
-    The warm-up and the last planned step are dense. When `correcting` (None: unless it never is to be), a gap of three or
-    more that is long for its pace has one partial step in its middle, where the highlight is to correct the forecast. A
-    second one in a gap brings little anywhere. An adaptive interval leaves the steps between warm-up and end open: they
-    are planned as skipped, and `AdaptiveGaps` says while sampling which are not.
+    The warm-up is dense, and so is the last planned step, but where `shallow_gaps` or `flow_gaps` reach beyond it. When
+    `correcting` (None: unless it never is to be), a gap of three or more that is long for its pace has one partial step in
+    its middle, where the highlight is to correct the forecast. A second one in a gap brings little anywhere. An adaptive
+    interval leaves the steps between warm-up and end open: they are planned as skipped, and `AdaptiveGaps` says while
+    sampling which are not.
     """
     steps = len(sigmas)
     last = steps - 1 if last is None else last
