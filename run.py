@@ -144,8 +144,12 @@ def main() -> int:
         "compatibility": ["tests", "-m", "compatibility", "--write-compatibility"],
         "workflows-full": ["tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"],
     }  # fmt: skip
-    commands = ["demo", *tests, "workflows", "judge", "bench", "shapes", "ablate", "control", "live", "locales", "screenshots"]
-    parser.add_argument("command", choices=commands)
+    modules = {
+        "demo": "bench.demo", "judge": "bench.judge", "bench": "bench.compare", "shapes": "bench.shapes",
+        "ablate": "bench.ablate", "control": "bench.control", "live": "bench.live", "workflows": "tools.workflows",
+        "locales": "tools.locales", "screenshots": "tools.screenshots", "train": "tools.train",
+    }  # fmt: skip
+    parser.add_argument("command", choices=[*modules, *tests])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
     arguments = parser.parse_args()
     comfyui = set_up()
@@ -160,8 +164,7 @@ def main() -> int:
     if arguments.command in tests:
         program = ["-m", "pytest", *tests[arguments.command]]
     else:
-        programs = {"bench": "compare"}
-        program = [str(PACK / "bench" / "start.py"), programs.get(arguments.command, arguments.command)]
+        program = [str(PACK / "tools" / "start.py"), modules[arguments.command]]
     return subprocess.run([_python(), *program, *arguments.rest], cwd=PACK, env=environment).returncode
 
 

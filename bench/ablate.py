@@ -23,16 +23,16 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import STREAMS, PlainModel, listening
 from ..demo.unet import UNet
 from ..engine.config import HighlightConfig
-from ..engine.forecast import Forecast
-from ..engine.heatmap import HeatmapAccumulator
-from ..engine.highlight import Region, find_region
-from ..engine.schedule import make_plan
-from ..engine.window import Window, computing, fit, recording
+from ..engine.partial.window import Window, computing, fit, recording
+from ..engine.placement.plan import make_plan
+from ..engine.prediction.forecast import Forecast
+from ..engine.region.heatmap import HeatmapAccumulator
+from ..engine.region.highlight import Region, find_region
+from ..tools.console import say
+from ..tools.server import PACK
 from .cost import CostModel
-from .demo import say
 from .heatmaps import lines as heatmap_lines
 from .prompts import demo as demo_prompts
-from .server import PACK
 
 STEPS, CFG, FRAME = 30, 3.0, (32, 32)
 HISTORY = 2  # recordings a partial evaluation needs

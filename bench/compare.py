@@ -22,12 +22,12 @@ from PIL import Image
 from scipy import ndimage
 
 from ..engine.trace import KINDS
+from ..tools.comfy import Sampling, Subject, boot
+from ..tools.console import say
+from ..tools.server import PACK
 from . import prompts
 from .cost import macs
-from .demo import say
 from .fidelity import psnr, ssim
-from .host import Sampling, Subject, boot
-from .server import PACK
 
 BORDER = 5  # pixels on either side of an object's outline
 TIMED = 5  # rounds of timed runs

@@ -23,10 +23,10 @@ from ..demo.detector import colour_map
 from ..demo.scenes import Scene, held_out, object_masks, sample_scene
 from ..engine.config import PACES, HighlightConfig
 from ..engine.trace import Run, Trace
-from .demo import say
+from ..tools.comfy import Sampling, Subject, boot, node
+from ..tools.console import say
+from ..tools.server import PACK
 from .fidelity import psnr, ssim
-from .host import Sampling, Subject, boot, node
-from .server import PACK
 
 SIDE = 256
 DOCS = """# Control nets: speed and fidelity beside them

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..demo.plain import PlainModel, dense_call, window_call
 from ..engine.config import HighlightConfig
+from ..engine.partial.window import Window, shallow_window
 from ..engine.run import HighlightRun
 from ..engine.trace import Box, Evaluation, Run
-from ..engine.window import Window, shallow_window
 
 
 def _cpu_attention(q: tuple, k: tuple, v: tuple, *args, out_shape=None, **kwargs) -> int:

@@ -30,13 +30,14 @@ from ..demo.plain_flow import PlainFlow
 from ..demo.scenes import Scene, parse_caption
 from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
-from ..engine.overlay import frames
+from ..engine.report.overlay import frames
 from ..engine.trace import KINDS
+from ..tools.console import say
+from ..tools.server import PACK, Server
+from ..tools.workflow import of_type, to_prompt
 from .cost import Cost, CostModel
 from .fidelity import psnr, ssim
 from .probe import compare
-from .server import PACK, Server
-from .workflow import of_type, to_prompt
 
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
@@ -123,11 +124,6 @@ def backend(options: Sequence[str] = OPTIONS, kind: str = "unet") -> Iterator[Ba
     say(f"starting ComfyUI ({comfyui}) on the CPU ...")
     with Server(Path(comfyui), options=options) as server:
         yield ServerBackend(server, kind)
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 @dataclass

@@ -18,9 +18,9 @@ from ..demo.text import END, START, tokenize
 from ..demo.unet import UNet
 from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
-from ..engine.heatmap import TokenWeights, combine, grid_of, normalised, token_maps
-from ..engine.highlight import refine
-from ..engine.window import swapped
+from ..engine.partial.window import swapped
+from ..engine.region.heatmap import TokenWeights, combine, grid_of, normalised, token_maps
+from ..engine.region.highlight import refine
 from .prompts import demo as demo_prompts
 
 STEPS, CFG, FRAME, GRID = 30, 3.0, (32, 32), (16, 16)

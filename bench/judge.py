@@ -11,7 +11,8 @@ import sys
 from ..demo.detector import all_right
 from ..demo.load import DENOISERS
 from ..demo.scenes import unseen_scenes
-from .demo import backend, say
+from ..tools.console import say
+from .demo import backend
 
 SEED = 555  # of the prompts; the committed ones of the demo have another
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..engine.rough import LatentColours
+from ..engine.report.latent_rgb import LatentColours
 from ..engine.trace import Evaluation, Run
-from .demo import say
-from .host import boot
+from ..tools.comfy import boot
+from ..tools.console import say
 
 SHAPES = {
     "SD1.5, 512x512": (1, 4, 64, 64),

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.axis import log_ratio
 from ..engine.config import PACES, HighlightConfig
-from ..engine.merging import Merge
-from ..engine.recording import Kept
-from ..engine.reweight import WeighingTap
+from ..engine.merging.key_bias import WeighingTap
+from ..engine.merging.matching import Merge
+from ..engine.merging.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
+from ..engine.merging.sites import ATTENTION, MLP, Details, MergedTokens, merging
+from ..engine.partial.cache import Kept
+from ..engine.partial.tokens import TokenGrid
+from ..engine.placement.time_axis import log_ratio
 from ..engine.run import HighlightRun
-from ..engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
-from ..engine.stations import ATTENTION, MLP, Details, MergedTokens, merging
-from ..engine.tokens import TokenGrid
 from ..engine.trace import Evaluation, Run
 from .shapes import STREAMS, build_sd3, timed
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.config import ADAPTIVE, PACES, HighlightConfig
-from ..engine.schedule import CORRECTED_PACE
-from ..engine.sdtm import PRESETS, SDTMConfig
+from ..engine.merging.sdtm import PRESETS, SDTMConfig
+from ..engine.placement.plan import CORRECTED_PACE
 from ..engine.trace import Trace
-from .host import Sampling, installed, node
+from ..tools.comfy import Sampling, installed, node
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from ..engine.config import HighlightConfig
-from ..engine.heatmap import HeatmapAccumulator, token_maps
-from ..engine.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
-from ..engine.window import Window, computing, fit, recording, shallow_window
+from ..engine.partial.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from ..engine.partial.window import Window, computing, fit, recording, shallow_window
+from ..engine.region.heatmap import HeatmapAccumulator, token_maps
+from ..tools.comfy import boot
+from ..tools.console import say
+from ..tools.server import PACK
 from .cost import macs
-from .demo import say
-from .host import boot
-from .server import PACK
 
 AREAS = (0.10, 0.25, 0.50, 0.75)
 STREAMS = ("positive", "negative")

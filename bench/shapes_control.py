@@ -9,8 +9,8 @@ import torch
 
 from ..demo.diffusion import normal_sigmas
 from ..engine.config import PACES, HighlightConfig
-from ..engine.schedule import make_plan
-from ..engine.window import Window, computing, fit, recording
+from ..engine.partial.window import Window, computing, fit, recording
+from ..engine.placement.plan import make_plan
 from .cost import macs
 from .shapes import SIDE, STREAMS, build, square, timed
 

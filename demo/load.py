@@ -24,7 +24,7 @@ def read_weights(part: str) -> dict[str, Tensor]:
     """
     path = WEIGHTS / f"{part}.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; reinstall the pack, or make it with python -m demo.export")
+        raise FileNotFoundError(f"{path} is missing; reinstall the pack, or make it with python run.py train export")
     return {name: weight.float() for name, weight in load_file(path).items()}
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.axis import log_sigma
 from ..engine.config import HighlightConfig
-from ..engine.heatmap import HeatmapAccumulator, grid_of, token_maps
-from ..engine.response import Response, Space, impulse_response
+from ..engine.merging.sdtm import SDTMConfig
+from ..engine.partial.window import Window, computing, fit, recording, shallow_window, swapped, windows_of
+from ..engine.placement.time_axis import log_sigma
+from ..engine.prediction.response import Response, Space, impulse_response
+from ..engine.region.heatmap import HeatmapAccumulator, grid_of, token_maps
 from ..engine.run import HighlightRun
-from ..engine.sdtm import SDTMConfig
 from ..engine.trace import Evaluation, Run
-from ..engine.window import Window, computing, fit, recording, shallow_window, swapped, windows_of
 from .diffusion import normal_sigmas, timestep_of
 from .unet import UNet
 

@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ..engine.axis import log_ratio
-from ..engine.heatmap import token_maps
-from ..engine.reweight import WeighingTap
+from ..engine.merging.key_bias import WeighingTap
+from ..engine.merging.sdtm import MergingRun, SDTMConfig
+from ..engine.merging.sites import ATTENTION, MergedTokens, Station, attention, merging, mlp, recording_details
+from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
+from ..engine.placement.time_axis import log_ratio
+from ..engine.region.heatmap import token_maps
 from ..engine.run import HighlightRun
-from ..engine.sdtm import MergingRun, SDTMConfig
-from ..engine.stations import ATTENTION, MergedTokens, Station, attention, merging, mlp, recording_details
-from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
 from ..engine.trace import Evaluation
 from .diffusion import STEPS, flow_sigmas
 from .mmdit import JointBlock, MMDiT

@@ -11,15 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .adaptive import AdaptiveGaps
-from .axis import Axis, log_sigma
 from .config import ADAPTIVE, HighlightConfig
-from .forecast import Forecast
-from .heatmap import HeatmapAccumulator
-from .highlight import Given, Region, find_region
-from .recording import Surroundings
-from .response import Response, Space
-from .schedule import (
+from .merging.sdtm import MergingRun
+from .partial.cache import Surroundings
+from .partial.window import windows_of
+from .placement.adaptive import AdaptiveGaps
+from .placement.plan import (
     CORRECTED_GAP,
     PlannedStep,
     adds_noise,
@@ -31,10 +28,13 @@ from .schedule import (
     solves_an_sde,
     step_of,
 )
-from .sdtm import MergingRun
+from .placement.time_axis import Axis, log_sigma
+from .prediction.forecast import Forecast
+from .prediction.response import Response, Space
+from .region.heatmap import HeatmapAccumulator
+from .region.highlight import Given, Region, find_region
 from .stopwatch import Stopwatch
 from .trace import Box, Boxes, Evaluation, Kind, Run, inside
-from .window import windows_of
 
 # Boxes of each image of a batch -> what is recorded for them.
 Surround = Callable[[Sequence[tuple[Box, ...]]], Sequence[Surroundings]]

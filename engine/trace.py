@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from .rough import LatentColours
+from .report.latent_rgb import LatentColours
 
 Kind = Literal["dense", "partial", "shallow", "skipped"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

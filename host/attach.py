@@ -14,9 +14,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..engine.config import HighlightConfig
-from ..engine.highlight import Given
-from ..engine.report import as_line
-from ..engine.sdtm import SDTMConfig
+from ..engine.merging.sdtm import SDTMConfig
+from ..engine.region.highlight import Given
+from ..engine.report.numbers import as_line
 from ..engine.trace import Run, Trace
 from .dit import DiTRun
 from .families import FAMILIES, family_of

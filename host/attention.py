@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
-from ..engine.heatmap import HeatmapAccumulator, TokenWeights, grid_of, token_maps
+from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, grid_of, token_maps
 
 LAYERS = 6  # cross-attentions listened to; more cost more and say the same
 FACTORS = (2, 4)  # of the latent's resolution: fine enough to place an object, coarse enough to mean one

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.config import Control
-from ..engine.recording import Key, Keys, Surroundings
+from ..engine.partial.cache import Key, Keys, Surroundings
 
 Residuals = dict[str, Any]  # "input", "middle", "output" -> a list of tensors or None
 Crop = Callable[[Residuals], Residuals]

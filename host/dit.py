@@ -13,15 +13,15 @@ import comfy.model_sampling
 import torch
 from torch import Tensor, nn
 
-from ..engine.axis import log_ratio, log_sigma
 from ..engine.config import HighlightConfig
-from ..engine.heatmap import token_maps
-from ..engine.highlight import Given
-from ..engine.merging import Merge
-from ..engine.reweight import WeighingTap
-from ..engine.sdtm import MergingRun, SDTMConfig
-from ..engine.stations import ATTENTION, MergedTokens, merging, recording_details
-from ..engine.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
+from ..engine.merging.key_bias import WeighingTap
+from ..engine.merging.matching import Merge
+from ..engine.merging.sdtm import MergingRun, SDTMConfig
+from ..engine.merging.sites import ATTENTION, MergedTokens, merging, recording_details
+from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
+from ..engine.placement.time_axis import log_ratio, log_sigma
+from ..engine.region.heatmap import token_maps
+from ..engine.region.highlight import Given
 from ..engine.trace import Run
 from .control import Residuals, mapped
 from .families import family_of

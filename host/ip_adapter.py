@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.window import Window
+from ..engine.partial.window import Window
 
 
 def is_ip_adapter(replacement: Any) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.messages import Messages
-from ..engine.rough import LatentColours, pictures, sample
+from ..engine.report.latent_rgb import LatentColours, pictures, sample
+from ..engine.report.messages import Messages
 from ..engine.trace import Evaluation, Run
 
 EVENT = "highlight_diffusion.run"

@@ -15,11 +15,11 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..engine.axis import Axis, log_sigma
 from ..engine.config import HighlightConfig
-from ..engine.heatmap import TokenWeights
-from ..engine.highlight import Given
-from ..engine.recording import Key, Surroundings
+from ..engine.partial.cache import Key, Surroundings
+from ..engine.placement.time_axis import Axis, log_sigma
+from ..engine.region.heatmap import TokenWeights
+from ..engine.region.highlight import Given
 from ..engine.run import HighlightRun, Surround
 from ..engine.trace import Evaluation, Run
 from . import ip_adapter

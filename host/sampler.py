@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..engine.response import Response, Space, impulse_response
+from ..engine.prediction.response import Response, Space, impulse_response
 
 # What a sampler that wants more of a model than predictions may raise: numbers have no second branch.
 UNSUITED = (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError, ZeroDivisionError, NotImplementedError)

@@ -12,9 +12,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..engine.config import HighlightConfig
-from ..engine.highlight import Given
+from ..engine.partial.window import Window, computing, fit, recording, shallow_window, windows_of
+from ..engine.region.highlight import Given
 from ..engine.trace import Run
-from ..engine.window import Window, computing, fit, recording, shallow_window, windows_of
 from .attention import HeatmapTap, cross_attention_sites
 from .control import Residuals, mapped
 from .ip_adapter import in_window

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..engine.heatmap import TokenWeights
+from ..engine.region.heatmap import TokenWeights
 
 WORDS = "highlight_words"  # of a cond, holding TokenWeights
 MAX_WORDS = 24  # that have heatmaps of their own

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..engine.config import PACES, HighlightConfig, parse_interval
-from ..engine.highlight import Given
+from ..engine.region.highlight import Given
 from ..engine.trace import Trace
 from ..host.attach import attach
 from .types import ADVANCED, CATEGORY, HighlightTrace, aliases

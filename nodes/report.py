@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..engine.report import as_text, report
-from ..engine.report_picture import picture
+from ..engine.report.numbers import as_text, report
+from ..engine.report.picture import picture
 from ..engine.trace import Trace
 from .types import ADVANCED, CATEGORY, EMPTY_TRACE, HighlightTrace, aliases
 

@@ -22,7 +22,7 @@ def load(path: Path):
     return module
 
 
-load(PACK / "bench" / "start.py").load_pack()
+load(PACK / "tools" / "start.py").load_pack()
 programs = load(PACK / "run.py")
 COMFYUI, CHROMIUM = programs.find_comfyui(), programs.find_chromium()
 if COMFYUI:
@@ -92,7 +92,7 @@ def packed(repository, tmp_path_factory) -> Path:
 def server(comfyui, packed, tmp_path_factory):
     """One headless ComfyUI in a fresh folder, with the pack as the registry hands it out, for all tests that want one:
     starting it takes longer than most of them."""
-    from highlight_diffusion.bench.server import Server
+    from highlight_diffusion.tools.server import Server
 
     with Server(comfyui, packed, base=release.fresh_folder(comfyui, tmp_path_factory.mktemp("ComfyUI"))) as running:
         yield running
@@ -101,7 +101,7 @@ def server(comfyui, packed, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server_of_workflows(comfyui, packed, tmp_path_factory):
     """Another, beside the pack whose nodes some of the workflows have, if it is there."""
-    from highlight_diffusion.bench.server import Server
+    from highlight_diffusion.tools.server import Server
 
     others = [path for path in (packs.place(packs.IP_ADAPTER),) if path.is_dir()]
     base = release.fresh_folder(comfyui, tmp_path_factory.mktemp("ComfyUI"), *others)

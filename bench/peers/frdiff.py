@@ -11,7 +11,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
-from ...engine.window import swapped
+from ...engine.partial.window import swapped
 from .common import Inputs, with_unet_wrapper
 
 SHARPNESS = 10.0  # of the change from reused scores to reused features

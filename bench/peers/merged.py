@@ -10,8 +10,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ...engine.tokens import TokenGrid
-from ...engine.window import swapped
+from ...engine.partial.tokens import TokenGrid
+from ...engine.partial.window import swapped
 from ...host.families import family_of
 from .common import Steps
 

@@ -12,7 +12,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...engine.tokens import AttentionTap, Pick, TokenGrid, TokenSubset
+from ...engine.partial.tokens import AttentionTap, Pick, TokenGrid, TokenSubset
 from ...host.dit import OVERRIDE, tapped
 from ...host.families import family_of
 from .common import Steps

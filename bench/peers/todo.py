@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...engine.tokens import AttentionTap, TokenGrid
+from ...engine.partial.tokens import AttentionTap, TokenGrid
 from ...host.dit import OVERRIDE, tapped
 from ...host.families import family_of
 

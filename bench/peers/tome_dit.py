@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.stations import ATTENTION, MLP
-from ...engine.tokens import TokenGrid
+from ...engine.merging.sites import ATTENTION, MLP
+from ...engine.partial.tokens import TokenGrid
 from .merged import Bipartite, Merger, most_alike, window_members, with_merger
 
 

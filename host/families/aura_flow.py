@@ -1,7 +1,7 @@
 """AuraFlow: blocks with text and image apart, then blocks on [text, image]; positions are added at the input."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ...engine.stations import Stations
-from ...engine.tokens import Enter
+from ...engine.merging.sites import Stations
+from ...engine.partial.tokens import Enter
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Flux.1, Flux.2 and Chroma: blocks with text and image apart, then blocks on [text, image]; rotary positions."""
 
-from ...engine.stations import attention, mlp, parallel
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp, parallel
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

@@ -1,7 +1,7 @@
 """HiDream-I1: [image, text] in every block, the text's states renewed in each; rotary positions of the whole sequence."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

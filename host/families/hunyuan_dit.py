@@ -1,7 +1,7 @@
 """HunyuanDiT: self-attention of the image, cross-attention to text, long skips; rotary positions (cosines, sines)."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

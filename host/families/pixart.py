@@ -1,7 +1,7 @@
 """PixArt alpha and sigma: self-attention of the image, cross-attention to text; positions are added at the input."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

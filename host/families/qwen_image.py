@@ -1,7 +1,7 @@
 """Qwen-Image: text and image apart in every block, rotary positions of [text, image]."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

@@ -1,7 +1,7 @@
 """SD3 and SD3.5: joint attention of text and image with weights of their own; positions are added at the input."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

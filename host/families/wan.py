@@ -1,7 +1,7 @@
 """Wan 2.1 text to video: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
 
-from ...engine.stations import attention, mlp
-from ...engine.tokens import Pick
+from ...engine.merging.sites import attention, mlp
+from ...engine.partial.tokens import Pick
 from .base import Family
 
 

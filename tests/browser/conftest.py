@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from highlight_diffusion.bench.ui import FLAGS, Ui
+from highlight_diffusion.tools.ui import FLAGS, Ui
 from playwright.sync_api import Browser, sync_playwright
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from highlight_diffusion.bench.ui import PREVIEW, Ui
+from highlight_diffusion.tools.ui import PREVIEW, Ui
 
 CONTRAST = """(() => {
     const light = (colour) => {

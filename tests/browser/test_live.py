@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from highlight_diffusion.bench.ui import PATCH, PREVIEW, SAMPLER, STEPS, Ui, View
+from highlight_diffusion.tools.ui import PATCH, PREVIEW, SAMPLER, STEPS, Ui, View
 
 
 def test_frames_arrive_on_the_preview_node_while_it_samples(ui: Ui):

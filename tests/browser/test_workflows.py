@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from highlight_diffusion.bench.server import PACK
-from highlight_diffusion.bench.ui import Ui
-from highlight_diffusion.bench.workflow import to_prompt
+from highlight_diffusion.tools.server import PACK
+from highlight_diffusion.tools.ui import Ui
+from highlight_diffusion.tools.workflow import to_prompt
 
 from host import packs
 

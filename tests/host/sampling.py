@@ -6,8 +6,8 @@ import comfy.hooks
 import comfy.samplers
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.highlight import Given
-from highlight_diffusion.engine.sdtm import SDTMConfig
+from highlight_diffusion.engine.merging.sdtm import SDTMConfig
+from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.trace import Run, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 

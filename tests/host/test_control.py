@@ -8,10 +8,10 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.highlight import Given
-from highlight_diffusion.engine.tokens import TokenSubset
+from highlight_diffusion.engine.partial.tokens import TokenSubset
+from highlight_diffusion.engine.partial.window import Window, fit
+from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.engine.window import Window, fit
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.run import KEY
 from highlight_diffusion.host.unet import UNetRun, affine

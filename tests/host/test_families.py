@@ -5,8 +5,8 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.recording import Kept
-from highlight_diffusion.engine.tokens import TokenSubset
+from highlight_diffusion.engine.partial.cache import Kept
+from highlight_diffusion.engine.partial.tokens import TokenSubset
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.families import FAMILIES, family_of
@@ -32,7 +32,7 @@ def model(name) -> tiny.Tiny:
 
 
 def given_mask(model):
-    from highlight_diffusion.engine.highlight import Given
+    from highlight_diffusion.engine.region.highlight import Given
 
     height, width = model.size
     mask = torch.zeros(1, height, width)

@@ -6,7 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.trace import Run
 
 from . import tiny

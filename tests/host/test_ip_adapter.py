@@ -8,9 +8,9 @@ import comfy.supported_models as supported
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.engine.partial.window import Window, fit
+from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.engine.window import Window, fit
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.demo import clip_vision
 from highlight_diffusion.host.run import KEY

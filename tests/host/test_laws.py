@@ -8,8 +8,8 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.partial.window import Window, fit, shallow_window
 from highlight_diffusion.engine.trace import KINDS, Trace
-from highlight_diffusion.engine.window import Window, fit, shallow_window
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import KEY, attach
 from highlight_diffusion.host.unet import affine

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import aiohttp
 import pytest
 import torch
-from highlight_diffusion.bench.server import Server
-from highlight_diffusion.bench.workflow import of_type, to_prompt
-from highlight_diffusion.engine.rough import pictures, sample
+from highlight_diffusion.engine.report.latent_rgb import pictures, sample
 from highlight_diffusion.host.live import latent_colours, watch
+from highlight_diffusion.tools.server import Server
+from highlight_diffusion.tools.workflow import of_type, to_prompt
 from safetensors.torch import load_file
 
 from . import tiny

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from highlight_diffusion.bench import locales
+from highlight_diffusion.tools import locales
 
 SYNTAX = re.compile(r"[{}@|]")  # has a meaning to vue-i18n, which the frontend reads these with
 

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 import torch
 from highlight_diffusion.bench.cost import macs
-from highlight_diffusion.bench.host import Sampling, Subject, installed, node
 from highlight_diffusion.bench.methods import DENSE, methods
 from highlight_diffusion.engine.config import PACES
+from highlight_diffusion.tools.comfy import Sampling, Subject, installed, node
 
 PROMPT = "a large red circle at the left on a plain gray background"
 SAMPLING = Sampling(steps=10)

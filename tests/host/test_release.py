@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 from comfy_config.config_parser import load_pyproject_settings
-from highlight_diffusion.bench.server import Server
+from highlight_diffusion.tools.server import Server
 
 from . import release, schema
 from .test_nodes import IDS
@@ -31,7 +31,7 @@ def test_the_zip_holds_the_pack_and_nothing_of_its_workshop(packed, pack):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert ours and ours <= files, f"not in the zip: {sorted(ours - files)}; committed, and not in .comfyignore?"
-    assert not [name for name in files if name.split("/")[0] in ("tests", "bench", ".ci", ".github", "run.py")]
+    assert not [name for name in files if name.split("/")[0] in ("tests", "bench", "tools", ".ci", ".github", "run.py")]
 
 
 def test_weights_are_safetensors_alone(packed):

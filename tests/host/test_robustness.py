@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import KEY, attach
 

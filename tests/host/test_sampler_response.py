@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.schedule import forecast_space
+from highlight_diffusion.engine.placement.plan import forecast_space
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.sampler import sampler_response

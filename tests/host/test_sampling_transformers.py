@@ -9,7 +9,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.highlight import Given
+from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.host.families import family_of
 
 from . import tiny

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from highlight_diffusion.bench.server import ServerError
-from highlight_diffusion.bench.workflow import of_type, to_prompt
+from highlight_diffusion.tools.server import ServerError
+from highlight_diffusion.tools.workflow import of_type, to_prompt
 from PIL import Image
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfy.text_encoders import flux, qwen_image, sd3_clip
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.heatmap import HeatmapAccumulator, TokenWeights
+from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights
 from highlight_diffusion.engine.trace import Run, Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach

@@ -7,9 +7,9 @@ frontend makes the same prompts of them is tested in tests/browser/test_workflow
 import json
 
 import pytest
-from highlight_diffusion.bench.server import PACK
-from highlight_diffusion.bench.workflow import to_prompt
 from highlight_diffusion.engine.trace import KINDS
+from highlight_diffusion.tools.server import PACK
+from highlight_diffusion.tools.workflow import to_prompt
 from PIL import Image
 
 from . import checkpoints, packs
@@ -58,7 +58,7 @@ def test_a_workflow_has_a_thumbnail_and_says_which_files_go_where(name, pack):
 
 def test_the_workflows_are_what_their_generator_writes(pack):
     packs.folder(packs.IP_ADAPTER)
-    from highlight_diffusion.bench import workflows
+    from highlight_diffusion.tools import workflows
 
     workflows.load_nodes()
     for make in workflows.GRAPHS:

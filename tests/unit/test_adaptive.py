@@ -1,4 +1,4 @@
-from highlight_diffusion.engine.adaptive import GROWTH, AdaptiveGaps
+from highlight_diffusion.engine.placement.adaptive import GROWTH, AdaptiveGaps
 
 
 def after(*errors, pace=5.0):

@@ -5,11 +5,11 @@ from highlight_diffusion.bench import ablate
 from highlight_diffusion.bench.compare import Tally
 from highlight_diffusion.bench.cost import CostModel, macs
 from highlight_diffusion.bench.fidelity import BEST, psnr, ssim
-from highlight_diffusion.bench.host import Sampling
-from highlight_diffusion.bench.workflow import of_type, to_prompt
 from highlight_diffusion.demo.plain import PlainModel
 from highlight_diffusion.demo.unet import UNet
 from highlight_diffusion.engine.trace import Evaluation, Run
+from highlight_diffusion.tools.comfy import Sampling
+from highlight_diffusion.tools.workflow import of_type, to_prompt
 
 
 def test_psnr_of_a_known_error():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from highlight_diffusion.engine.forecast import PERSISTENCE, Forecast, reach
+from highlight_diffusion.engine.prediction.forecast import PERSISTENCE, Forecast, reach
 
 
 def line(sigma: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from highlight_diffusion.engine.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of
+from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of
 
 
 def maps(*spots: tuple[int, int] | None, size: int = 8) -> torch.Tensor:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.heatmap import HeatmapAccumulator, combine, grid_of, token_maps
-from highlight_diffusion.engine.highlight import Given, boxes_mask, find_region
+from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, combine, grid_of, token_maps
+from highlight_diffusion.engine.region.highlight import Given, boxes_mask, find_region
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

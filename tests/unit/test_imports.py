@@ -10,7 +10,8 @@ ALLOWED = {
     "host": {"host", "engine", "demo"},
     "nodes": {"nodes", "host", "engine"},
     "demo": {"demo", "engine"},
-    "bench": {"bench", "demo", "engine", "host", "nodes"},
+    "tools": {"tools", "demo", "engine", "host", "nodes"},
+    "bench": {"bench", "tools", "demo", "engine", "host", "nodes"},
 }
 
 
@@ -33,5 +34,5 @@ def test_imports_flow_one_way(pack, folder):
     for path in (pack / folder).rglob("*.py"):
         for inner, outer in imports(path, len(path.relative_to(pack).parts) - 1):
             assert inner is None or inner in ALLOWED[folder], f"{path} imports {inner}"
-            assert outer not in COMFYUI or folder in ("host", "bench"), f"{path} imports {outer}"
+            assert outer not in COMFYUI or folder in ("host", "tools", "bench"), f"{path} imports {outer}"
             assert outer != "comfy_api" or folder in ("host", "nodes"), f"{path} imports {outer}"

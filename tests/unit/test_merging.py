@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from highlight_diffusion.engine.merging import fairness, likeness, merge_tokens, merge_windows, similarity, windows
-from highlight_diffusion.engine.reweight import WeighingTap, prompt_weight
-from highlight_diffusion.engine.stations import MergedTokens
+from highlight_diffusion.engine.merging.key_bias import WeighingTap, prompt_weight
+from highlight_diffusion.engine.merging.matching import fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from highlight_diffusion.engine.merging.sites import MergedTokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from highlight_diffusion.engine.messages import MAX_CELLS, Messages, encoded, word_maps
+from highlight_diffusion.engine.report.messages import MAX_CELLS, Messages, encoded, word_maps
 from highlight_diffusion.engine.trace import Evaluation, Run
 
 SIGMAS = tuple(float(s) for s in torch.linspace(10, 0, 13))

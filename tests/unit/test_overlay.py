@@ -3,8 +3,15 @@
 import pytest
 import torch
 from highlight_diffusion.demo.vae import SCALE, ideal_latent, rgb_factors
-from highlight_diffusion.engine.overlay import DARK, SHOWS, frames
-from highlight_diffusion.engine.rough import MAX_PICTURES, MAX_VALUES, LatentColours, picture_of_latent, pictures, sample
+from highlight_diffusion.engine.report.latent_rgb import (
+    MAX_PICTURES,
+    MAX_VALUES,
+    LatentColours,
+    picture_of_latent,
+    pictures,
+    sample,
+)
+from highlight_diffusion.engine.report.overlay import DARK, SHOWS, frames
 from highlight_diffusion.engine.trace import Evaluation, Run
 
 

@@ -8,9 +8,9 @@ from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import PlainModel, dense_call, sample, window_call
 from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.partial.window import fit, shallow_window, windows_of
 from highlight_diffusion.engine.run import HighlightRun
 from highlight_diffusion.engine.trace import Run, inside
-from highlight_diffusion.engine.window import fit, shallow_window, windows_of
 
 CONFIG = HighlightConfig(correct="always")
 PROMPT = "a large red circle at the top left on a plain navy background"

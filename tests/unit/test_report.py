@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from highlight_diffusion.engine.report import as_line, as_text, estimate_dense, fallbacks, report
-from highlight_diffusion.engine.report_picture import picture
+from highlight_diffusion.engine.report.numbers import as_line, as_text, estimate_dense, fallbacks, report
+from highlight_diffusion.engine.report.picture import picture
 from highlight_diffusion.engine.stopwatch import Stopwatch
 from highlight_diffusion.engine.trace import Evaluation, Run, Trace
 

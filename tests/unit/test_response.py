@@ -4,9 +4,9 @@ import pytest
 import torch
 from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.demo.plain import euler
-from highlight_diffusion.engine import forecast as forecasts
-from highlight_diffusion.engine.forecast import Forecast
-from highlight_diffusion.engine.response import impulse_response
+from highlight_diffusion.engine.prediction import forecast as forecasts
+from highlight_diffusion.engine.prediction.forecast import Forecast
+from highlight_diffusion.engine.prediction.response import impulse_response
 
 SIGMAS = normal_sigmas(12).tolist()
 

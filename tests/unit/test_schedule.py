@@ -1,9 +1,7 @@
 import pytest
 from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
-from highlight_diffusion.engine.axis import log_ratio
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.response import Response
-from highlight_diffusion.engine.schedule import (
+from highlight_diffusion.engine.placement.plan import (
     correction_pays,
     dense_tail,
     effective_pace,
@@ -16,6 +14,8 @@ from highlight_diffusion.engine.schedule import (
     step_of,
     warm_up,
 )
+from highlight_diffusion.engine.placement.time_axis import log_ratio
+from highlight_diffusion.engine.prediction.response import Response
 from hypothesis import given
 from hypothesis import strategies as st
 

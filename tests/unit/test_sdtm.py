@@ -7,12 +7,12 @@ import torch
 from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import sample
 from highlight_diffusion.demo.plain_flow import PlainFlow
-from highlight_diffusion.engine.axis import log_ratio
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.merging.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig, parse_blocks, patches, progress_of
+from highlight_diffusion.engine.merging.sites import ATTENTION, MLP
+from highlight_diffusion.engine.partial.tokens import TokenGrid
+from highlight_diffusion.engine.placement.time_axis import log_ratio
 from highlight_diffusion.engine.run import HighlightRun
-from highlight_diffusion.engine.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig, parse_blocks, patches, progress_of
-from highlight_diffusion.engine.stations import ATTENTION, MLP
-from highlight_diffusion.engine.tokens import TokenGrid
 from highlight_diffusion.engine.trace import Evaluation, Run
 
 OFF = HighlightConfig(enabled=False)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from highlight_diffusion.demo.mmdit import MMDiT, MMDiTConfig
 from highlight_diffusion.demo.plain_flow import PlainFlow, tapped
-from highlight_diffusion.engine.recording import Kept
-from highlight_diffusion.engine.tokens import BUCKETS, KEPT, TEXT, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from highlight_diffusion.engine.partial.cache import Kept
+from highlight_diffusion.engine.partial.tokens import BUCKETS, KEPT, TEXT, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

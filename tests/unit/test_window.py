@@ -3,7 +3,7 @@
 import pytest
 import torch
 from highlight_diffusion.demo.unet import UNet, UNetConfig
-from highlight_diffusion.engine.window import Window, computing, fit, recording, shallow_window
+from highlight_diffusion.engine.partial.window import Window, computing, fit, recording, shallow_window
 
 KEYS = ("positive", "negative")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .axis import Axis, log_sigma
-from .config import Memory
-from .forecast import extrapolate, reach
+from ..config import Memory
+from ..placement.time_axis import Axis, log_sigma
+from ..prediction.forecast import extrapolate, reach
 
 PERSISTENCE = 0.7  # how much of the last slope of what was recorded goes on, measured on the demo model
 Key = Hashable  # one image stream of a batch: a cond of the host

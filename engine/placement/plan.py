@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .axis import Axis, log_ratio, log_sigma
-from .config import ADAPTIVE, ForecastSpace, HighlightConfig
-from .response import Response
-from .trace import Kind
+from ..config import ADAPTIVE, ForecastSpace, HighlightConfig
+from ..prediction.response import Response
+from ..trace import Kind
+from .time_axis import Axis, log_ratio, log_sigma
 
 # Samplers that add fresh noise: only the denoised image is smooth along their path.
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a")

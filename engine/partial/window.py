@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recording import Key, Keys, Surroundings
-from .trace import Box
+from ..trace import Box
+from .cache import Key, Keys, Surroundings
 
 Affine = Callable[[nn.GroupNorm, Tensor], tuple[Tensor, Tensor]]
 

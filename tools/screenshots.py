@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from .demo import say
+from .console import say
 from .server import PACK, Server
 from .ui import FLAGS, PATCH, PREVIEW, SAMPLER, Ui
 

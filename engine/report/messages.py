@@ -12,9 +12,9 @@ import io
 from PIL import Image
 from torch import Tensor
 
-from .report import as_line
-from .rough import MAX_PICTURES
-from .trace import Evaluation, Run
+from ..trace import Evaluation, Run
+from .latent_rgb import MAX_PICTURES
+from .numbers import as_line
 
 MAX_CELLS = 2**16  # of one map, all images of a batch together
 QUALITY = 85

@@ -1,4 +1,4 @@
-"""Train the demo's ControlNet, outlines to scenes: `python -m demo.train_control --hours 1 --out runs/control`.
+"""Train the demo's ControlNet, outlines to scenes: `python run.py train control --hours 1 --out runs/control`.
 
 The UNet and the text encoder stay as they are; the net starts as a copy of the UNet's encoder. Objects lie anywhere in
 the frame, while captions name the nearest of the nine places, so where an object goes is learnt from the outline.
@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .control import ControlNet, controlled, moved, outline
-from .diffusion import corrupt_by_schedule
-from .load import encode_prompt, load_plain
-from .scenes import held_out, object_masks, render, sample_scene
-from .train import (
+from ...demo.control import ControlNet, controlled, moved, outline
+from ...demo.diffusion import corrupt_by_schedule
+from ...demo.load import encode_prompt, load_plain
+from ...demo.scenes import held_out, object_masks, render, sample_scene
+from ...demo.unet import CrossAttention
+from ...demo.vae import ideal_latent
+from .denoiser import (
     EMA,
     OBJECT_WEIGHT,
     RENDER_SIZE,
@@ -34,10 +36,8 @@ from .train import (
     note,
     save_checkpoint,
 )  # fmt: skip
-from .unet import CrossAttention
-from .vae import ideal_latent
 
-log = logging.getLogger("demo.train_control")
+log = logging.getLogger("train.control")
 DROP_PROMPT = 0.2
 
 
@@ -137,7 +137,3 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=7e-4)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

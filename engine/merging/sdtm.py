@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Memory
-from .merging import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows
-from .reweight import prompt_weight
-from .schedule import OFF
-from .stations import ATTENTION, MLP, Details
-from .tokens import TokenGrid
-from .trace import Evaluation
+from ..config import Memory
+from ..partial.tokens import TokenGrid
+from ..placement.plan import OFF
+from ..trace import Evaluation
+from .key_bias import prompt_weight
+from .matching import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from .sites import ATTENTION, MLP, Details
 
 BUCKETS = 32  # merged counts are so many-th parts of the tokens, so that few shapes occur
 

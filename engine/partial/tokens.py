@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .axis import Axis, log_sigma
-from .recording import Key, Surroundings
-from .trace import Box
+from ..placement.time_axis import Axis, log_sigma
+from ..trace import Box
+from .cache import Key, Surroundings
 from .window import swapped
 
 Place = tuple[int, int]  # a block, and which attention of it

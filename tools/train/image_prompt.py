@@ -1,4 +1,4 @@
-"""Train the demo's image prompt: `python -m demo.train_image --minutes 80 --out runs/image`.
+"""Train the demo's image prompt: `python run.py train image_prompt --minutes 80 --out runs/image`.
 
 First the vision encoder learns to see: what lies in each patch, and the answers to questions about the scene, as texts had
 to. Then the UNet and its text encoder, which stay as they are, teach: at each cross-attention, what the picture's tokens
@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion import corrupt_by_schedule
-from .image_prompt import CONFIG, IMAGE_SIZE, PATCH, Adapter, VisionEncoder, attend, pixels, places, queries
-from .layout import CLASSES, TextReader, answers
-from .load import encode_prompt, load_plain
-from .scenes import held_out, render, sample_scene
-from .train import RENDER_SIZE, attend_explicitly, encode_captions, kept_examples, learning_rate, note, save_checkpoint
-from .unet import CrossAttention, UNet
-from .vae import ideal_latent
+from ...demo.diffusion import corrupt_by_schedule
+from ...demo.image_prompt import CONFIG, IMAGE_SIZE, PATCH, Adapter, VisionEncoder, attend, pixels, places, queries
+from ...demo.layout import CLASSES, TextReader, answers
+from ...demo.load import encode_prompt, load_plain
+from ...demo.scenes import held_out, render, sample_scene
+from ...demo.unet import CrossAttention, UNet
+from ...demo.vae import ideal_latent
+from .denoiser import RENDER_SIZE, attend_explicitly, encode_captions, kept_examples, learning_rate, note, save_checkpoint
 
-log = logging.getLogger("demo.train_image")
+log = logging.getLogger("train.image_prompt")
 BLACK = 0.1  # share of black pictures
 SEEING_FIRST = 0.1  # share of the budget in which the encoder only learns to see
 SEEING_WEIGHT = 0.1  # after that
@@ -185,7 +185,3 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .demo import say
-from .host import boot
+from .comfy import boot
+from .console import say
 from .server import PACK
 
 LOCALES = PACK / "locales"

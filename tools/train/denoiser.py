@@ -1,4 +1,4 @@
-"""Train a demo model: `python -m demo.train --hours 2 --out runs/unet`, or with `--model mmdit`.
+"""Train a demo model: `python run.py train denoiser --hours 2 --out runs/unet`, or with `--model mmdit`.
 
 The UNet and the text encoder are trained together, the MMDiT beside that text encoder, frozen.
 
@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion import corrupt_by_flow, corrupt_by_schedule
-from .layout import LayoutHeads, answers, layout, teach_text
-from .load import read_weights
-from .mmdit import JointBlock, MMDiT
-from .scenes import held_out, object_masks, parse_caption, render, sample_scene
-from .text import TextEncoder, tokenize
-from .unet import CrossAttention, UNet
-from .vae import ideal_latent
+from ...demo.diffusion import corrupt_by_flow, corrupt_by_schedule
+from ...demo.layout import LayoutHeads, answers, layout, teach_text
+from ...demo.load import read_weights
+from ...demo.mmdit import JointBlock, MMDiT
+from ...demo.scenes import held_out, object_masks, parse_caption, render, sample_scene
+from ...demo.text import TextEncoder, tokenize
+from ...demo.unet import CrossAttention, UNet
+from ...demo.vae import ideal_latent
 
-log = logging.getLogger("demo.train")
+log = logging.getLogger("train.denoiser")
 RENDER_SIZE = 256
 OBJECT_WEIGHT = 4.0  # extra loss weight inside objects, which are a small part of the frame
 LAYOUT_WEIGHT = 0.1  # of the layout loss; falls to nothing over the run
@@ -291,7 +291,3 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

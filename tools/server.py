@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).resolve().parent.parent
+from .start import PACK
+
 STARTUP = 180.0  # seconds
 
 

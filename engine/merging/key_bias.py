@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .merging import Merge
-from .tokens import AttentionTap, Function, Layout
+from ..partial.tokens import AttentionTap, Function, Layout
+from .matching import Merge
 
 
 def prompt_weight(a_p: float, progress: float) -> float:

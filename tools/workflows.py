@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from .comfy import boot
 from .graph import Graph, Link, thumbnail
-from .host import boot
 from .start import PACK
 
 FOLDER = PACK / "workflows"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .axis import Axis, log_ratio, log_sigma
+from ..placement.time_axis import Axis, log_ratio, log_sigma
+from ..trace import Boxes, inside
 from .response import Response, Space
-from .trace import Boxes, inside
 
 MAX_REACH = 4.0  # how many spacings of the last two points a straight line is trusted
 # How much of the last slope goes on, measured on the demo model: all of it overshoots, none of it lags behind.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .highlight import boxes_mask
-from .trace import Evaluation, Run
+from ..region.highlight import boxes_mask
+from ..trace import Evaluation, Run
 
 # Okabe and Ito's colours, told apart by colour-blind readers
 KIND_COLOURS = {

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from .config import HighlightConfig
-from .trace import Box
+from ..config import HighlightConfig
+from ..trace import Box
 
 FLAT = 0.12  # standard deviation of a heatmap under which it points nowhere (AccelAes, 2026)
 MAX_WINDOWS = 4

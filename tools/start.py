@@ -1,4 +1,4 @@
-"""Load the pack as a package, the way ComfyUI does, and start one of the bench programs. Called by run.py."""
+"""Load the pack as a package, the way ComfyUI does, and start one of its programs. Called by run.py."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def load_pack() -> ModuleType:
 
 if __name__ == "__main__":
     load_pack()
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() not in (PACK, PACK / "bench")]
-    program = importlib.import_module(f"{NAME}.bench.{sys.argv.pop(1)}")
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() not in (PACK, PACK / "tools")]
+    program = importlib.import_module(f"{NAME}.{sys.argv.pop(1)}")
     sys.exit(program.main())

@@ -1,6 +1,6 @@
-"""Train the demo VAE: `python -m demo.train_vae --minutes 15 --out runs/vae`.
+"""Train the demo VAE: `python run.py train vae --minutes 15 --out runs/vae`.
 
-The encoder learns `ideal_latent`, the decoder learns the picture back from it. Resumes like `demo.train`.
+The encoder learns `ideal_latent`, the decoder learns the picture back from it. Resumes like `run.py train denoiser`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .scenes import render, sample_scene
-from .train import learning_rate, note, save_checkpoint
-from .vae import SCALE, VAE, ideal_latent
+from ...demo.scenes import render, sample_scene
+from ...demo.vae import SCALE, VAE, ideal_latent
+from .denoiser import learning_rate, note, save_checkpoint
 
-log = logging.getLogger("demo.train_vae")
+log = logging.getLogger("train.vae")
 CROP = 128
 ENCODER_EVERY = 4  # the encoder's task is much the easier one
 LATENT_NOISE = 0.03  # what a sampler leaves in a latent, so that the decoder forgives it
@@ -90,7 +90,3 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TypedDict
 
-from .trace import KINDS, Run, in_words
+from ..trace import KINDS, Run, in_words
 
 MB = 2**20
 

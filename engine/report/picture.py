@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..trace import Run
+from .numbers import as_text, report
 from .overlay import KIND_COLOURS
-from .report import as_text, report
-from .trace import Run
 
 WIDTH, MARGIN, TEXT, HEADING, BAR = 768, 24, 17, 34, 90  # pixels
 INK, PAPER, FAINT = (32, 32, 32), (255, 255, 255), (232, 232, 232)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import Memory
-from .merging import Merge
-from .recording import KEEPERS, Key, Recording
-from .tokens import Enter
-from .window import swapped
+from ..config import Memory
+from ..partial.cache import KEEPERS, Key, Recording
+from ..partial.tokens import Enter
+from ..partial.window import swapped
+from .matching import Merge
 
 ATTENTION, MLP = "attention", "mlp"
 Place = tuple[int, int]  # a block, and which station of it

@@ -1,4 +1,4 @@
-"""Put trained weights where the pack reads them: `python -m demo.export --unet runs/unet/last.pt`, or --mmdit, --vae,
+"""Put trained weights where the pack reads them: `python run.py train export --unet runs/unet/last.pt`, or --mmdit, --vae,
 --control, --image."""
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .control import WEIGHTS as CONTROL
-from .image_prompt import ADAPTER, VISION
-from .load import WEIGHTS
+from ...demo.control import WEIGHTS as CONTROL
+from ...demo.image_prompt import ADAPTER, VISION
+from ...demo.load import WEIGHTS
 
 LIMIT = 24 * 2**20
 
@@ -51,7 +51,3 @@ def main() -> None:
         save(ADAPTER, of(trained, "adapter"))
     if args.vae:
         save("vae", torch.load(args.vae, map_location="cpu")["vae"])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""HOW TOGETHER: structure-then-detail token merging (SDTM)."""

@@ -1,0 +1,1 @@
+"""WHEN: which evaluations of a run are dense."""

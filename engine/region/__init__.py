@@ -1,0 +1,1 @@
+"""WHERE: what the prompt looks at, as a heatmap, a highlight, and the boxes around it."""

@@ -1,0 +1,1 @@
+"""TOLD: the record of a run as numbers, words and pictures."""
