@@ -23,7 +23,9 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import STREAMS, PlainModel, listening
 from ..demo.unet import UNet
 from ..engine.config import HighlightConfig
-from ..engine.partial.window import Window, computing, fit, recording
+from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from ..engine.partial.unet_window import Window
+from ..engine.placement.context import Context
 from ..engine.placement.plan import make_plan
 from ..engine.prediction.forecast import Forecast
 from ..engine.region.heatmap import HeatmapAccumulator
@@ -81,10 +83,10 @@ class AblatedWindow(Window):
             return "rings"
         return "tokens" if hasattr(module, "to_q") else "deep"
 
-    def part(self, module, keys, sigma: float) -> Tensor:
+    def get(self, module, keys, sigma: float) -> Tensor:
         if self._ingredient(module) in self.variant.stale:
-            sigma = self.recordings[-1].sigma
-        return super().part(module, keys, sigma)
+            sigma = self.entries[-1].sigma
+        return super().get(module, keys, sigma)
 
     def conv(self, conv, x: Tensor, keys, sigma: float) -> Tensor:
         return F.pad(x, (1, 1, 1, 1)) if "rings" in self.variant.off else super().conv(conv, x, keys, sigma)
@@ -124,13 +126,13 @@ class DensePath:
         self.sigmas = normal_sigmas(STEPS).tolist()
         noise = torch.randn(1, 4, *FRAME, generator=torch.Generator().manual_seed(seed))
         self.x = noise * (1 + self.sigmas[0] ** 2) ** 0.5
-        self.forecasts = [Forecast("noise") for _ in STREAMS]
+        self.forecasts = [Forecast("eps") for _ in STREAMS]
         self.regions: dict[Variant, Region] = {}
         self.windows: dict[Variant, list[AblatedWindow]] = {}
 
     def _place(self, heatmap: Tensor) -> None:
         for variant in VARIANTS:
-            depth, align = fit(self.unet, FRAME, variant.levels)
+            depth, align = depth_and_alignment(self.unet, FRAME, variant.levels)
             _, region = find_region(heatmap, FRAME, align, HighlightConfig(halo=variant.halo))
             self.regions[variant] = region
             windows = [AblatedWindow(box, FRAME, depth=depth) for box in region.outer]
@@ -147,16 +149,16 @@ class DensePath:
                 for window in windows:
                     window.begin(sigma)
                 if windows:
-                    stack.enter_context(recording(self.unet, windows, STREAMS))
+                    stack.enter_context(recording_windows(self.unet, windows, STREAMS))
             outputs = self.model(self.x, sigma)
-        if accumulator.maps and self.forecasts[0].whole.points:  # from the second step on
+        if accumulator.maps and self.forecasts[0].frame.predictor.points:  # from the second step on
             self._place(accumulator.heatmap())
         return outputs
 
     def _compute(self, variant: Variant, sigma: float, guesses: list[Tensor]) -> list[Tensor]:
         full = [guess.clone() for guess in guesses]
         for window in self.windows[variant]:
-            with computing(self.unet, window, STREAMS, sigma):
+            with computing_window(self.unet, window, STREAMS, sigma):
                 parts = self.model(window.crop(self.x), sigma)
             for whole, part in zip(full, parts, strict=True):
                 window.paste(whole, part)
@@ -164,7 +166,7 @@ class DensePath:
 
     def points(self) -> Iterator[dict[Variant, tuple[float, float]]]:
         """At each planned partial evaluation: every variant's error over the forecast's, and its area."""
-        plan = make_plan(self.sigmas[:-1], HighlightConfig())
+        plan = make_plan(Context.of(self.sigmas[:-1], HighlightConfig()))
         with torch.inference_mode():
             for step, (sigma, following) in enumerate(zip(self.sigmas, self.sigmas[1:], strict=False)):
                 if plan[step].kind == "dense":
@@ -180,7 +182,7 @@ class DensePath:
                 self.x = self.x + (self.x - denoised) / sigma * (following - sigma)
 
     def _recorded(self) -> bool:
-        return all(len(window.recordings) == HISTORY for windows in self.windows.values() for window in windows)
+        return all(len(window.entries) == HISTORY for windows in self.windows.values() for window in windows)
 
     def _measured(self, variant: Variant, sigma: float, guesses: list[Tensor], truth: list[Tensor]) -> tuple[float, float]:
         region = self.regions[VARIANTS[0]]

@@ -22,7 +22,7 @@ from ..demo.control import WEIGHTS, moved, outline
 from ..demo.detector import colour_map
 from ..demo.scenes import Scene, held_out, object_masks, sample_scene
 from ..engine.config import PACES, HighlightConfig
-from ..engine.trace import Run, Trace
+from ..engine.trace import RunRecord, Trace
 from ..tools.comfy import Sampling, Subject, boot, node
 from ..tools.console import say
 from ..tools.server import PACK
@@ -74,7 +74,7 @@ class Row:
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
 
     def line(self, name: str, dense: Row) -> str:
         count = lambda kind: statistics.mean(run.count(kind) for run in self.runs) if self.runs else 0.0  # noqa: E731

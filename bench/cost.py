@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..demo.plain import PlainModel, dense_call, window_call
-from ..engine.config import HighlightConfig
-from ..engine.partial.window import Window, shallow_window
-from ..engine.run import HighlightRun
-from ..engine.trace import Box, Evaluation, Run
+from ..engine.job import Job
+from ..engine.partial.unet_window import Window, shallow_window
+from ..engine.region.heatmap import HeatmapAccumulator
+from ..engine.trace import Box, Evaluation
 
 
 def _cpu_attention(q: tuple, k: tuple, v: tuple, *args, out_shape=None, **kwargs) -> int:
@@ -62,17 +62,11 @@ class CostModel:
         self.listened = macs(lambda: self._dense(heatmap=True)) - self.full
         self._windows: dict[tuple[Box, int | None], int] = {}
 
-    def _state(self) -> HighlightRun:
-        run = Run(tuple(self.x.shape), "euler", tuple(float(s) for s in range(12, -1, -1)))
-        return HighlightRun(HighlightConfig(), run, self.frame, align=1)
-
     def _dense(self, heatmap: bool, windows: tuple[Window, ...] = ()) -> list[Tensor]:
-        state, evaluation = self._state(), Evaluation(0, 1, 1.0, "dense", "", 1.0)
-        if heatmap:
-            state.begin_dense(evaluation)
+        capture = HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2)) if heatmap else None
         for window in windows:
             window.begin(1.0)
-        return dense_call(self.model, state, self.x, evaluation, windows)
+        return dense_call(self.model, Job(Evaluation(0, 1, 1.0, "dense", "", 1.0), windows, capture=capture), self.x)
 
     def window(self, box: Box, depth: int | None) -> int:
         """MACs of computing one window to a depth."""
@@ -80,12 +74,12 @@ class CostModel:
             window = Window(box, self.frame, depth=depth)
             with torch.no_grad():
                 self._dense(False, (window,))
-            evaluation = Evaluation(0, 2, 0.9, "partial", "", 0.0)
-            self._windows[box, depth] = macs(lambda: window_call(self.model, self._state(), self.x, evaluation, (window,)))
+            job = Job(Evaluation(0, 2, 0.9, "partial", "", 0.0), compute=(window,))
+            self._windows[box, depth] = macs(lambda: window_call(self.model, job, self.x))
         return self._windows[box, depth]
 
     def of(self, run: dict) -> Cost:
-        """Cost of a run in the form of `Run.as_dict`."""
+        """Cost of a run in the form of `RunRecord.as_dict`."""
         dense = partial = heatmap = 0
         images = run["shape"][0]
         for evaluation in run["evaluations"]:

@@ -18,7 +18,7 @@ from ..demo.text import END, START, tokenize
 from ..demo.unet import UNet
 from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
-from ..engine.partial.window import swapped
+from ..engine.partial.patching import patched_forward
 from ..engine.region.heatmap import TokenWeights, combine, grid_of, normalised, token_maps
 from ..engine.region.highlight import refine
 from .prompts import demo as demo_prompts
@@ -86,7 +86,7 @@ def lines(prompts: int) -> list[str]:
         with torch.inference_mode():
             for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
                 listener = Listener(unet)
-                with swapped(listener.forwards):
+                with patched_forward(listener.forwards):
                     positive, other = model(x, sigma)
                 decoder = {name: maps for name, maps in listener.maps.items() if name.startswith("output")}
                 used = combine(sum(listener.maps.values()))

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from ..engine.report.latent_rgb import LatentColours
-from ..engine.trace import Evaluation, Run
+from ..engine.trace import Evaluation, LatentColours, RunRecord
 from ..tools.comfy import boot
 from ..tools.console import say
 
@@ -47,7 +46,7 @@ def hook_seconds(shape: tuple[int, ...], device: torch.device) -> tuple[list[flo
     from ..host.live import Live
 
     factors = tuple((0.1, 0.2, 0.3) for _ in range(shape[1]))
-    run = Run(shape, "euler", tuple(float(s) for s in range(EVALUATIONS, -1, -1)), colours=LatentColours(factors))
+    run = RunRecord(shape, "euler", tuple(float(s) for s in range(EVALUATIONS, -1, -1)), colours=LatentColours(factors))
     listener, seconds = Listener(), []
     live = Live(run, listener, "client")
     for i in range(EVALUATIONS):

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from ..engine.config import PACES, HighlightConfig
+from ..engine.merging.config import PRESETS, SDTMConfig
 from ..engine.merging.key_bias import WeighingTap
+from ..engine.merging.matcher import BUCKETS
 from ..engine.merging.matching import Merge
-from ..engine.merging.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig
-from ..engine.merging.sites import ATTENTION, MLP, Details, MergedTokens, merging
-from ..engine.partial.cache import Kept
+from ..engine.merging.sites import ATTENTION, MLP, MergedTokens, MergeResiduals, merging
+from ..engine.merging.stages import MergingRun
+from ..engine.partial.storage import DenseStorage
 from ..engine.partial.tokens import TokenGrid
-from ..engine.placement.time_axis import log_ratio
-from ..engine.run import HighlightRun
-from ..engine.trace import Evaluation, Run
+from ..engine.run import SamplingRun
+from ..engine.time_axis import FLOW
+from ..engine.trace import Evaluation, RunRecord
 from .shapes import STREAMS, build_sd3, timed
 
 BLOCKS = 24
@@ -63,7 +65,7 @@ def planned(preset: str, steps: int, pace: str | None) -> list[tuple[str, int, f
     config = HighlightConfig(enabled=False)
     if pace:
         config = HighlightConfig(pace=PACES[pace], correct="never")
-    run = HighlightRun(config, Run((1, 16, *grid.frame), "euler", sigmas), grid.frame, 2, axis=log_ratio, merging=merged)
+    run = SamplingRun(config, RunRecord((1, 16, *grid.frame), "euler", sigmas), grid.frame, 2, axis=FLOW, merging=merged)
     done: list[tuple[str, int, frozenset[str]]] = []
 
     def dense(evaluation: Evaluation, _) -> list[torch.Tensor]:
@@ -107,23 +109,23 @@ def measure_merging(side: int, repeats: int) -> list[str]:
     def call(options: dict | None = None) -> None:
         network(x, timesteps, context=context, y=pooled, transformer_options=options or {})
 
-    def unweighed(merge: Merge, kinds: frozenset[str], details: Details, options: dict | None = None) -> None:
+    def unweighed(merge: Merge, kinds: frozenset[str], details: MergeResiduals, options: dict | None = None) -> None:
         tokens = MergedTokens(merge)
         with merging(blocks, FAMILY.stations, FAMILY.enter, tokens, kinds, details=details, keys=keys):
             call(options)
 
-    def merged(merge: Merge, kinds: frozenset[str], details: Details) -> None:
+    def merged(merge: Merge, kinds: frozenset[str], details: MergeResiduals) -> None:
         tap = WeighingTap(grid.count, merge if ATTENTION in kinds else None, proportional=True)
         with tapped(FAMILY, network, tap):
             unweighed(merge, kinds, details, {OVERRIDE: tap})
 
     matches = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
     ready = {key: match().images[0].merge for key, match in matches.items()}
-    details = {key: Details(1.0) for key in ready}
+    details = {key: MergeResiduals(1.0) for key in ready}
     for key, merge in ready.items():  # as if recorded: what counts is its shape
         details[key].recording.parts = dict.fromkeys(
             ((b, s) for b in range(count) for s in range(2)),
-            {tuple(keys): Kept(make(streams, len(merge.members), WIDTH))},
+            {tuple(keys): DenseStorage(make(streams, len(merge.members), WIDTH))},
         )
     calls: dict[str, Callable[[], object]] = {"dense": call}
     for stage, n in ready if gpu or side <= 1024 else [("structure", n) for n in PARTS]:

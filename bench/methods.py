@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.config import ADAPTIVE, PACES, HighlightConfig
-from ..engine.merging.sdtm import PRESETS, SDTMConfig
-from ..engine.placement.plan import CORRECTED_PACE
+from ..engine.merging.config import PRESETS, SDTMConfig
 from ..engine.trace import Trace
+from ..engine.tuning import REGIONAL_PACE
 from ..tools.comfy import Sampling, installed, node
 
 
@@ -170,7 +170,7 @@ def ours(transformer: bool = False) -> Iterator[Method]:
     for pace in SWEEP:
         setting = f"pace={pace:g}" + (f" ({presets[pace]})" if pace in presets else "")
         yield _highlight("Highlight Diffusion", setting, pace=pace)
-        if pace > CORRECTED_PACE:
+        if pace > REGIONAL_PACE:
             yield _highlight("always corrected", setting, pace=pace, correct="always", shallow="never")
             if not transformer:
                 yield _highlight("always shallow", setting, pace=pace, correct="never", shallow="always")

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..demo.plain import PlainModel, sample, window_call
 from ..engine.config import HighlightConfig
+from ..engine.job import Job
+from ..engine.state import RunState
 from ..engine.trace import Boxes, inside
 
 
@@ -38,16 +40,17 @@ def _distance(values: list[Tensor], truth: list[Tensor], boxes: Boxes) -> float:
 
 
 def compare(model: PlainModel, noise: Tensor, steps: int, cfg: float, config: HighlightConfig) -> list[Comparison]:
-    """Sample with `config`; at every partial evaluation also compute the dense one, for comparison only."""
+    """Sample with `config`; at every regional evaluation also compute the dense one, for comparison only."""
     found: list[Comparison] = []
 
-    def partial(model, state, x, evaluation, windows):
-        computed, truth = window_call(model, state, x, evaluation, windows), model(x, evaluation.sigma)
-        guess = state.forecast(evaluation, x)
-        last = max(e.index for e in state.trace.evaluations if e.kind == "dense")
+    def regional(model: PlainModel, job: Job, x: Tensor, state: RunState) -> list[Tensor]:
+        evaluation = job.evaluation
+        computed, truth = window_call(model, job, x), model(x, evaluation.sigma)
+        guess = state.forecasts.predict(evaluation.index, x, evaluation.sigma)
+        last = max(e.index for e in state.record.evaluations if e.kind == "dense")
         distances = (_distance(values, truth, evaluation.boxes) for values in (computed, guess))
         found.append(Comparison(evaluation.active, evaluation.index - last, *distances))
         return computed
 
-    sample(model, noise, steps, cfg, config, partial)
+    sample(model, noise, steps, cfg, config, regional)
     return found

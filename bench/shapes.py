@@ -17,7 +17,8 @@ import torch
 
 from ..engine.config import HighlightConfig
 from ..engine.partial.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
-from ..engine.partial.window import Window, computing, fit, recording, shallow_window
+from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from ..engine.partial.unet_window import Window, shallow_window
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
 from ..tools.comfy import boot
 from ..tools.console import say
@@ -132,7 +133,7 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     streams = STREAMS[:1] if family == "SDXL" and device.type == "cpu" else STREAMS
     unet, side = build(family, device, dtype), SIDE[family]
-    depth, align = fit(unet, (side, side), levels)
+    depth, align = depth_and_alignment(unet, (side, side), levels)
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     rows = len(streams)
     x, context = make(rows, 4, side, side), make(rows, 77, 768 if family == "SD15" else 2048)
@@ -146,7 +147,7 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     def record(windows: Sequence[Window], sigma: float = 1.0) -> None:
         for window in windows:
             window.begin(sigma)
-        with recording(unet, windows, streams):
+        with recording_windows(unet, windows, streams):
             dense()
 
     def listen() -> None:
@@ -158,7 +159,7 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
         accumulator.heatmap()
 
     def compute(window: Window) -> None:
-        with computing(unet, window, streams, 1.0):
+        with computing_window(unet, window, streams, 1.0):
             unet(window.crop(x), timesteps, context, labels, transformer_options={})
 
     record(list(windows.values()))

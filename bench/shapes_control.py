@@ -9,7 +9,8 @@ import torch
 
 from ..demo.diffusion import normal_sigmas
 from ..engine.config import PACES, HighlightConfig
-from ..engine.partial.window import Window, computing, fit, recording
+from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from ..engine.partial.unet_window import Window
 from ..engine.placement.plan import make_plan
 from .cost import macs
 from .shapes import SIDE, STREAMS, build, square, timed
@@ -48,7 +49,7 @@ def measure_control(repeats: int, levels: int, size: int = 8 * SIDE["SD15"]) -> 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, side = torch.float16 if device.type == "cuda" else torch.float32, size // 8
     unet, net = build("SD15", device, dtype), build_net(device, dtype)
-    depth, align = fit(unet, (side, side), levels)
+    depth, align = depth_and_alignment(unet, (side, side), levels)
     make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     x, context, hint = make(2, 4, side, side), make(2, 77, 768), make(1, 3, size, size)  # ComfyUI's hint has one row
     timesteps = torch.full((2,), 500.0, device=device)
@@ -58,11 +59,11 @@ def measure_control(repeats: int, levels: int, size: int = 8 * SIDE["SD15"]) -> 
         unet(x, timesteps, context, None, transformer_options={})
 
     def compute() -> None:
-        with computing(unet, window, STREAMS, 1.0):
+        with computing_window(unet, window, STREAMS, 1.0):
             unet(window.crop(x), timesteps, context, None, transformer_options={})
 
     window.begin(1.0)
-    with recording(unet, [window], STREAMS):
+    with recording_windows(unet, [window], STREAMS):
         dense()
     calls: dict[str, Callable[[], object]] = {
         "UNet": dense, "net": lambda: net(x, hint, timesteps, context), "window": compute,

@@ -8,19 +8,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine.config import HighlightConfig
-from ..engine.merging.sdtm import SDTMConfig
-from ..engine.partial.window import Window, computing, fit, recording, shallow_window, swapped, windows_of
-from ..engine.placement.time_axis import log_sigma
-from ..engine.prediction.response import Response, Space, impulse_response
+from ..engine.extrapolation import PredictionType
+from ..engine.job import Job, Request
+from ..engine.merging.config import SDTMConfig
+from ..engine.partial.cache import ActivationCache
+from ..engine.partial.patching import patched_forward
+from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from ..engine.partial.unet_window import shallow_window, windows_of
+from ..engine.prediction.response import ImpulseResponse, impulse_response
 from ..engine.region.heatmap import HeatmapAccumulator, grid_of, token_maps
-from ..engine.run import HighlightRun
-from ..engine.trace import Evaluation, Run
+from ..engine.region.tracking import MakeCaches
+from ..engine.setup import start_run
+from ..engine.state import RunState
+from ..engine.time_axis import DIFFUSION
+from ..engine.trace import RunRecord
 from .diffusion import normal_sigmas, timestep_of
 from .unet import UNet
 
@@ -48,14 +56,28 @@ def listening(unet: UNet, accumulator: HeatmapAccumulator, frame: tuple[int, int
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
             listen(module)
-    with swapped(forwards):
+    with patched_forward(forwards):
         yield
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How parts of a frame are computed.
+
+    align: latent cells that regions are snapped to. make_caches: makes the caches of what regions lack. depth: of the UNet's
+    blocks, None for all of them. shallow: the cache of what shallow evaluations lack, None where there are none.
+    """
+
+    align: int
+    make_caches: MakeCaches
+    depth: int | None = None
+    shallow: ActivationCache | None = None
 
 
 class PlainModel:
     """The two streams of a guided demo UNet: x (B, 4, H, W) and sigma -> denoised positive and negative."""
 
-    axis = staticmethod(log_sigma)
+    axis = DIFFUSION
 
     def __init__(self, unet: UNet, positive: Tensor, negative: Tensor):
         self.unet, self.positive, self.negative = unet, positive, negative
@@ -72,16 +94,14 @@ class PlainModel:
         """What sampling starts from, for noise of unit variance."""
         return noise * (1 + sigma**2) ** 0.5
 
-    def fit(self, frame: tuple[int, int], levels: int):
-        """What windows are snapped to, what is recorded for them, their depth, and what shallow evaluations compute."""
-        depth, align = fit(self.unet, frame, levels)
-        return align, windows_of(frame, depth=depth), depth, shallow_window(frame)
+    def parts(self, frame: tuple[int, int], levels: int) -> Parts:
+        """How parts of a frame are computed."""
+        depth, align = depth_and_alignment(self.unet, frame, levels)
+        return Parts(align, windows_of(frame, depth=depth), depth, shallow_window(frame))
 
-    def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
-        return dense_call(self, state, x, evaluation, windows)
-
-    def partial(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]) -> list[Tensor]:
-        return window_call(self, state, x, evaluation, windows)
+    def do(self, job: Job, x: Tensor) -> list[Tensor]:
+        """Do a job at x."""
+        return window_call(self, job, x) if job.compute else dense_call(self, job, x)
 
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         scale = (sigma**2 + 1) ** 0.5
@@ -93,30 +113,24 @@ class PlainModel:
         return [x / scale**2 - part * sigma / scale for part in v.chunk(2)]
 
 
-def dense_call(
-    model: PlainModel, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]
-) -> list[Tensor]:
-    """A full evaluation that also records for `windows` and listens for the heatmap, where that is wanted."""
+def dense_call(model: PlainModel, job: Job, x: Tensor) -> list[Tensor]:
+    """A full evaluation that also records and captures attention, where the job wants that."""
     with ExitStack() as stack:
-        if state.accumulator is not None:
-            stack.enter_context(listening(model.unet, state.accumulator, state.frame))
-        if windows:
-            stack.enter_context(recording(model.unet, windows, STREAMS))
-        return model(x, evaluation.sigma)
+        if job.capture is not None:
+            stack.enter_context(listening(model.unet, job.capture, tuple(x.shape[-2:])))
+        if job.record:
+            stack.enter_context(recording_windows(model.unet, job.record, STREAMS))
+        return model(x, job.evaluation.sigma)
 
 
-Call = Callable[[PlainModel, HighlightRun, Tensor, Evaluation, Sequence[Window]], list[Tensor]]
-
-
-def window_call(
-    model: PlainModel, state: HighlightRun, x: Tensor, evaluation: Evaluation, windows: Sequence[Window]
-) -> list[Tensor]:
+def window_call(model: PlainModel, job: Job, x: Tensor) -> list[Tensor]:
     """The windows alone, in tensors of full size."""
     full = [torch.zeros_like(x) for _ in STREAMS]
-    for window in windows:
-        own = slice(window.image, window.image + 1) if window.images > 1 else slice(None)
-        with computing(model.unet, window, STREAMS, evaluation.sigma):
-            parts = model.of(own)(window.crop(x[own]), evaluation.sigma)
+    for window in job.compute:
+        image, images = window.rows.image, window.rows.images
+        own = slice(image, image + 1) if images > 1 else slice(None)
+        with computing_window(model.unet, window, STREAMS, job.evaluation.sigma):
+            parts = model.of(own)(window.crop(x[own]), job.evaluation.sigma)
         for whole, part in zip(full, parts, strict=True):
             window.paste(whole, part)
     return full
@@ -129,42 +143,42 @@ def euler(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Sequenc
     return x
 
 
-def sample(
-    model: Any, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, partial: Call | None = None,
-    merging: SDTMConfig | None = None,
-) -> tuple[Tensor, Run]:  # fmt: skip
-    """Euler over `steps` of a model's own schedule, from noise (B, 4, H, W); returns the latent and the trace's run.
+Regional = Callable[[Any, Job, Tensor, RunState], list[Tensor]]
 
-    model: a `PlainModel`, or a `PlainFlow`. partial: another way to compute partial evaluations. merging: for a `PlainFlow`.
+
+def sample(
+    model: Any, noise: Tensor, steps: int, cfg: float, config: HighlightConfig, regional: Regional | None = None,
+    merging: SDTMConfig | None = None,
+) -> tuple[Tensor, RunRecord]:  # fmt: skip
+    """Euler over `steps` of a model's own schedule, from noise (B, 4, H, W); returns the latent and the run's record.
+
+    model: a `PlainModel`, or a `PlainFlow`. regional: another way to compute regional evaluations. merging: for a `PlainFlow`.
     """
     sigmas = model.sigmas(steps)
-    run = Run(tuple(noise.shape), "euler", tuple(sigmas))
-    frame = tuple(noise.shape[-2:])
-    align, surround, run.depth, whole = model.fit(frame, config.levels)
+    record = RunRecord(tuple(noise.shape), "euler", tuple(sigmas))
+    parts = model.parts(tuple(noise.shape[-2:]), config.levels)
+    record.depth = parts.depth
 
-    def respond(space: Space) -> Response | None:
-        return impulse_response(lambda answer, x: euler(answer, x, sigmas), space)
+    def respond(prediction: PredictionType) -> ImpulseResponse | None:
+        return impulse_response(lambda answer, x: euler(answer, x, sigmas), prediction)
 
-    state = HighlightRun(config, run, frame, align, surround=surround, response=respond, axis=model.axis, whole=whole)
-    if merging is not None:
-        state.merging = model.merging(merging, noise.shape, sigmas)
-
-    def computed(x: Tensor, evaluation: Evaluation, windows: Sequence[Any]) -> list[Tensor]:
-        if partial is not None:
-            return partial(model, state, x, evaluation, windows)
-        return model.partial(state, x, evaluation, windows)
+    run = start_run(
+        config, record, parts.align, parts.make_caches, axis=model.axis, respond=respond, shallow=parts.shallow,
+        methods=[] if merging is None else [model.merging(merging, noise.shape, sigmas)],
+    )  # fmt: skip
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        positive, negative = state.evaluate(
-            x, sigma, "plain",
-            dense=lambda evaluation, windows: model.dense(state, x, evaluation, windows),
-            partial=lambda evaluation, windows: computed(x, evaluation, windows),
-        )  # fmt: skip
+        def compute(job: Job) -> list[Tensor]:
+            if regional is not None and job.evaluation.kind == "partial":
+                return regional(model, job, x, run.state)
+            return model.do(job, x)
+
+        positive, negative = run.evaluate(Request(x, sigma, "plain"), compute)
         return negative + cfg * (positive - negative)
 
     started = time.perf_counter()
     with torch.inference_mode():
         x = euler(denoise, model.noised(noise, sigmas[0]), sigmas)
-    state.settle()
-    run.seconds, run.completed = time.perf_counter() - started, True
-    return x, run
+    run.settle()
+    record.seconds, record.completed = time.perf_counter() - started, True
+    return x, record

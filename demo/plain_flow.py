@@ -8,17 +8,18 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from ..engine.job import Job
+from ..engine.merging.config import SDTMConfig
+from ..engine.merging.job import MergeJob
 from ..engine.merging.key_bias import WeighingTap
-from ..engine.merging.sdtm import MergingRun, SDTMConfig
 from ..engine.merging.sites import ATTENTION, MergedTokens, Station, attention, merging, mlp, recording_details
-from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
-from ..engine.placement.time_axis import log_ratio
+from ..engine.merging.stages import MergingRun
+from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
 from ..engine.region.heatmap import token_maps
-from ..engine.run import HighlightRun
-from ..engine.trace import Evaluation
+from ..engine.time_axis import FLOW
 from .diffusion import STEPS, flow_sigmas
 from .mmdit import JointBlock, MMDiT
-from .plain import STREAMS
+from .plain import STREAMS, Parts
 
 LISTENED = range(2, 6)  # blocks of which the heatmap is made
 
@@ -52,7 +53,7 @@ def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterato
 class PlainFlow:
     """The two streams of a guided demo MMDiT: x (B, 4, H, W) and sigma -> denoised positive and negative."""
 
-    axis = staticmethod(log_ratio)
+    axis = FLOW
 
     def __init__(self, mmdit: MMDiT, positive: Tensor, negative: Tensor):
         self.mmdit, self.positive, self.negative = mmdit, positive, negative
@@ -69,10 +70,10 @@ class PlainFlow:
         """What sampling starts from, for noise of unit variance."""
         return noise * sigma
 
-    def fit(self, frame: tuple[int, int], levels: int):
-        """What windows are snapped to, what is recorded for them, their depth, and what shallow evaluations compute."""
+    def parts(self, frame: tuple[int, int], levels: int) -> Parts:
+        """How parts of a frame are computed; a transformer has no levels and no shallow evaluations."""
         patch = self.mmdit.config.patch_size
-        return patch, subsets_of(TokenGrid(frame, patch), self.axis), None, None
+        return Parts(patch, subsets_of(TokenGrid(frame, patch), self.axis))
 
     def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
         """The state of merging for latents of a shape."""
@@ -87,51 +88,57 @@ class PlainFlow:
         velocity = self.mmdit(torch.cat([x, x]).to(dtype), timesteps, context.to(dtype)).float()
         return [x - sigma * part for part in velocity.chunk(2)]
 
-    def dense(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
-        """A full evaluation that also records for `subsets` and listens for the heatmap, where that is wanted, or one with
-        merged tokens."""
-        if state.merging is not None and state.merging.kinds:
-            return self._merged(state.merging, x, evaluation.sigma)
+    def do(self, job: Job, x: Tensor) -> list[Tensor]:
+        """Do a job at x."""
+        task = job.task(MergeJob)
+        if job.compute:
+            return self._subsets(job, x)
+        return self._dense(job, x) if task is None or task.record else self._merged(task, x, job.evaluation.sigma)
+
+    def _dense(self, job: Job, x: Tensor) -> list[Tensor]:
+        """A full evaluation that also records and captures attention, where the job wants that."""
         grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
 
         def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
             if block in LISTENED:
-                state.accumulator.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
+                job.capture.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
 
-        tap = RecordingTap(subsets, STREAMS, grid.count, hear=hear if state.accumulator is not None else None)
+        tap = RecordingTap(job.record, STREAMS, grid.count, hear=hear if job.capture is not None else None)
+        task, blocks = job.task(MergeJob), self.mmdit.joint_blocks
         with ExitStack() as stack:
             stack.enter_context(tapped(self.mmdit, tap))
-            recording = state.merging.images if state.merging is not None and state.merging.recording else ()
-            for image in (image for image in recording if image.merge is not None):
-                stack.enter_context(recording_details(
-                    self.mmdit.joint_blocks, stations, MergedTokens(image.merge), image.details, STREAMS,
-                    state.merging.kinds_of_stage, state.merging.spared,
-                ))  # fmt: skip
-            return self(x, evaluation.sigma)
+            for image in task.images if task is not None else ():
+                if image.merge is not None:
+                    tokens = MergedTokens(image.merge)
+                    stack.enter_context(
+                        recording_details(blocks, stations, tokens, image.residuals, STREAMS, task.parts, task.spared)
+                    )
+            return self(x, job.evaluation.sigma)
 
-    def _merged(self, state: MergingRun, x: Tensor, sigma: float) -> list[Tensor]:
+    def _merged(self, task: MergeJob, x: Tensor, sigma: float) -> list[Tensor]:
         """Every image by itself, with its own merge."""
-        parts, count, blocks = [], state.grid.count, self.mmdit.joint_blocks
-        for i, image in enumerate(state.images):
+        parts, blocks = [], self.mmdit.joint_blocks
+        grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
+        for i, image in enumerate(task.images):
             own, merge = slice(i, i + 1), image.merge
             with ExitStack() as stack:
-                if state.weighs:
-                    seen = merge if ATTENTION in state.kinds else None
-                    tap = WeighingTap(count, seen, state.spared, state.prompt_weight, state.config.proportional)
+                if task.key_bias is not None:
+                    seen = merge if ATTENTION in task.parts else None
+                    tap = WeighingTap(grid.count, seen, task.spared, task.key_bias.prompt, task.key_bias.proportional)
                     stack.enter_context(tapped(self.mmdit, tap))
                 if merge is not None:
-                    details, tokens = image.details if state.remembers else None, MergedTokens(merge)
-                    stack.enter_context(merging(blocks, stations, _enter, tokens, state.kinds, state.spared, details, STREAMS))
+                    residuals, tokens = image.residuals if task.uses_residuals else None, MergedTokens(merge)
+                    stack.enter_context(merging(blocks, stations, _enter, tokens, task.parts, task.spared, residuals, STREAMS))
                 parts.append(self.of(own)(x[own], sigma))
         return [torch.cat(stream) for stream in zip(*parts, strict=True)]
 
-    def partial(self, state: HighlightRun, x: Tensor, evaluation: Evaluation, subsets: Sequence[TokenSubset]) -> list[Tensor]:
+    def _subsets(self, job: Job, x: Tensor) -> list[Tensor]:
         """The subsets alone, in tensors of full size."""
         full = [torch.zeros_like(x) for _ in STREAMS]
-        for subset in subsets:
-            own = slice(subset.image, subset.image + 1)
+        for subset in job.compute:
+            own = slice(subset.rows.image, subset.rows.image + 1)
             pick = Pick(subset)
-            with tapped(self.mmdit, SubsetTap(pick, STREAMS, evaluation.sigma), pick):
-                for whole, part in zip(full, self.of(own)(x[own], evaluation.sigma), strict=True):
+            with tapped(self.mmdit, SubsetTap(pick, STREAMS, job.evaluation.sigma), pick):
+                for whole, part in zip(full, self.of(own)(x[own], job.evaluation.sigma), strict=True):
                     whole[own] = part
         return full

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
-ForecastSpace = Literal["auto", "noise", "denoised"]
-Correct = Literal["auto", "always", "never"]
-Shallow = Literal["auto", "always", "never"]
+# The options of each knob are written here and nowhere else.
+ForecastOf = Literal["auto", "noise", "denoised"]
+When = Literal["auto", "always", "never"]
 Memory = Literal["device", "8 bit", "offload"]
 Control = Literal["auto", "reuse", "compute"]
+FORECASTS, WHENS, MEMORIES, CONTROLS = (get_args(kind) for kind in (ForecastOf, When, Memory, Control))
 AUTO, ADAPTIVE = "auto", "adaptive"
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
+
+
+def check_shares(config: Any, *names: str) -> None:
+    """Raises ValueError where one of these fields does not lie between 0 and 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
+
+
+def check_percents(config: Any) -> None:
+    """Raises ValueError where start_percent and end_percent are no range within 0 and 1."""
+    check_shares(config, "start_percent", "end_percent")
+    if config.start_percent >= config.end_percent:
+        raise ValueError(
+            f"start_percent {config.start_percent} is not below end_percent {config.end_percent}; swap or widen them"
+        )
+
+
+def check_choice(config: Any, name: str, options: Sequence[str]) -> None:
+    """Raises ValueError where a field is none of its options."""
+    value = getattr(config, name)
+    if value not in options:
+        *others, last = options
+        raise ValueError(f'{name} is "{value}"; choose {", ".join(others)} or {last}')
 
 
 def parse_interval(text: str) -> Interval:
@@ -67,27 +94,26 @@ class HighlightConfig:
     start_percent: float = 0.0
     end_percent: float = 1.0
     warmup: int = 0
-    correct: Correct = "auto"
-    shallow: Shallow = "auto"
+    correct: When = "auto"
+    shallow: When = "auto"
     threshold: float = 0.6
     halo: int = 2
     levels: int = 2
     max_area: float = 0.6
-    forecast: ForecastSpace = "auto"
+    forecast: ForecastOf = "auto"
     memory: Memory = "device"
     control: Control = "auto"
     revise: bool = True
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("start_percent", "end_percent", "threshold", "max_area"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
-        if self.start_percent >= self.end_percent:
-            raise ValueError(
-                f"start_percent {self.start_percent} is not below end_percent {self.end_percent}; swap or widen them"
-            )
+        check_percents(self)
+        check_shares(self, "threshold", "max_area")
+        check_choice(self, "correct", WHENS)
+        check_choice(self, "shallow", WHENS)
+        check_choice(self, "memory", MEMORIES)
+        check_choice(self, "control", CONTROLS)
+        check_choice(self, "forecast", FORECASTS)
         if isinstance(self.interval, str) and self.interval != ADAPTIVE:
             raise ValueError(f'interval is "{self.interval}"; use "{ADAPTIVE}", None, or a tuple of gaps')
         if isinstance(self.interval, tuple) and min(self.interval, default=0) < 1:
@@ -100,17 +126,8 @@ class HighlightConfig:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
         if not 1 <= self.pace < float("inf"):
             raise ValueError(f"pace is {self.pace}; it must be a finite number, 1 or more")
-        for name in ("correct", "shallow"):
-            if (value := getattr(self, name)) not in ("auto", "always", "never"):
-                raise ValueError(f'{name} is "{value}"; choose auto, always or never')
         if self.shallow == "always" and self.interval == ADAPTIVE:
             raise ValueError("shallow is always, but an adaptive interval goes by forecasts; choose another, or auto")
-        if self.memory not in ("device", "8 bit", "offload"):
-            raise ValueError(f'memory is "{self.memory}"; choose device, 8 bit or offload')
-        if self.control not in ("auto", "reuse", "compute"):
-            raise ValueError(f'control is "{self.control}"; choose auto, reuse or compute')
-        if self.forecast not in ("auto", "noise", "denoised"):
-            raise ValueError(f'forecast is "{self.forecast}"; choose auto, noise or denoised')
 
     @property
     def active(self) -> bool:

@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from .trace import Evaluation
+
 
 class Stopwatch:
     """Started when made. On a CUDA device it is two events in the stream, since calls return before their work is done."""
@@ -40,3 +42,23 @@ class Stopwatch:
         if self._elapsed is None:
             raise RuntimeError("the stopwatch still runs; stop it first")
         return self._elapsed
+
+
+class Watches:
+    """The stopwatches of a run's evaluations, read as soon as that needs no waiting."""
+
+    def __init__(self) -> None:
+        self._running: list[tuple[Evaluation, Stopwatch]] = []
+
+    def stop(self, watch: Stopwatch, evaluation: Evaluation) -> None:
+        """Stop the watch of an evaluation."""
+        watch.stop()
+        self._running.append((evaluation, watch))
+        if watch.done:
+            self.settle()
+
+    def settle(self) -> None:
+        """Fill in the seconds of all evaluations, waiting for the device where it is still at work."""
+        for evaluation, watch in self._running:
+            evaluation.seconds = watch.seconds
+        self._running.clear()

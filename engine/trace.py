@@ -5,20 +5,36 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from threading import Event
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from .report.latent_rgb import LatentColours
-
 Kind = Literal["dense", "partial", "shallow", "skipped"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ControlUse = Literal["", "computed", "reused"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
 Boxes = tuple[tuple[Box, ...], ...]  # those of each image of a batch
+
+
+def _same(latent: Tensor) -> Tensor:
+    return latent
+
+
+@dataclass(frozen=True)
+class LatentColours:
+    """What a model's latent format knows of colours, for previews.
+
+    factors: a row of R, G, B in -1..1 for each channel of the latent the model sees; without any, its mean is shown in
+    grey. reshape: what the latent passes before them. scale: takes a latent from outside the sampler to the model's.
+    """
+
+    factors: tuple[tuple[float, ...], ...] = ()
+    bias: tuple[float, ...] = (0.0, 0.0, 0.0)
+    reshape: Callable[[Tensor], Tensor] = _same
+    scale: Callable[[Tensor], Tensor] = _same
 
 
 def inside(boxes: Boxes) -> Iterator[tuple]:
@@ -81,7 +97,7 @@ class Evaluation:
 
 
 @dataclass
-class Run:
+class RunRecord:
     """One sampling run.
 
     shape: the latent's (B, C, H, W). sigmas: the full schedule, the final 0 included. highlight: bool (B, h, w) or None,
@@ -148,13 +164,13 @@ class Trace:
     """The last few runs of one node, newest last. Empty when ComfyUI served the sampler from its cache."""
 
     def __init__(self, keep: int = 8):
-        self.runs: deque[Run] = deque(maxlen=keep)
+        self.runs: deque[RunRecord] = deque(maxlen=keep)
 
     @property
-    def last(self) -> Run | None:
+    def last(self) -> RunRecord | None:
         return self.runs[-1] if self.runs else None
 
-    def before_last(self, back: int) -> Run | None:
+    def before_last(self, back: int) -> RunRecord | None:
         """The run so many before the last, None for an empty trace. Raises ValueError when there are not so many."""
         if not self.runs:
             return None

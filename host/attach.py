@@ -8,38 +8,45 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
 
 from ..engine.config import HighlightConfig
-from ..engine.merging.sdtm import SDTMConfig
+from ..engine.merging.config import SDTMConfig
 from ..engine.region.highlight import Given
 from ..engine.report.numbers import as_line
-from ..engine.trace import Run, Trace
+from ..engine.trace import RunRecord, Trace
+from .call import ModelCall
 from .dit import DiTRun
 from .families import FAMILIES, family_of
 from .live import latent_colours, watch
-from .run import KEY, ModelRun
+from .run import JOB, KEY, ModelRun, Sampling
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
+HIGHLIGHT, MERGING = "highlight", "merging"  # the methods' ids
 WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the pack's nodes ask of one MODEL: each of the two methods at most once, with the trace it hands out."""
+class MethodRequest:
+    """What one node of the pack asks of a MODEL.
 
-    highlight: HighlightConfig = HighlightConfig(enabled=False)
-    given: Given = Given()
-    merging: SDTMConfig | None = None
-    traces: tuple[tuple[str, Trace, str], ...] = ()  # method, trace, node id
+    config: its settings. trace: where its runs are handed out. node_id: of the node. masks: the user's.
+    """
 
-    def by(self, method: str, trace: Trace, node_id: str) -> tuple[tuple[str, Trace, str], ...]:
-        """The traces once this method's node hands out this one."""
-        return (*(own for own in self.traces if own[0] != method), (method, trace, node_id))
+    config: Any
+    trace: Trace
+    node_id: str = ""
+    masks: Given = Given()  # noqa: RUF009
+
+
+Requests = Mapping[str, MethodRequest]  # by the method's id: each method at most once
 
 
 def attach(
@@ -47,12 +54,10 @@ def attach(
 ) -> ModelPatcher:
     """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
 
-    `given` holds a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that
-    is not supported.
+    given: a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that is not
+    supported.
     """
-    executor, asked = executor_of(model), asked_of(model)
-    traces = asked.by("highlight", trace, node_id)
-    return _attached(model, executor, replace(asked, highlight=config, given=given or Given(), traces=traces))
+    return _attached(model, executor_of(model), HIGHLIGHT, MethodRequest(config, trace, node_id, given or Given()))
 
 
 def attach_merging(model: ModelPatcher, config: SDTMConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
@@ -64,21 +69,21 @@ def attach_merging(model: ModelPatcher, config: SDTMConfig, trace: Trace, node_i
             "SDTM Token Merging is for diffusion transformers, and this is a UNet; ComfyUI's own node TomePatchModel merges "
             "tokens of UNets, and Highlight Diffusion supports them"
         )
-    executor, asked = executor_of(model), asked_of(model)
-    return _attached(model, executor, replace(asked, merging=config, traces=asked.by("merging", trace, node_id)))
+    return _attached(model, executor_of(model), MERGING, MethodRequest(config, trace, node_id))
 
 
-def asked_of(model: ModelPatcher) -> Asked:
+def requests_of(model: ModelPatcher) -> Requests:
     """What nodes of the pack asked of this MODEL before."""
     found = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
-    return found[-1].asked if found else Asked()
+    return found[-1].requests if found else {}
 
 
-def _attached(model: ModelPatcher, executor: type[ModelRun], asked: Asked) -> ModelPatcher:
+def _attached(model: ModelPatcher, executor: type[ModelRun], method: str, request: MethodRequest) -> ModelPatcher:
+    others = {name: own for name, own in requests_of(model).items() if name != method}
     clone = model.clone()
     for kind in WRAPPED:
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor, asked))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor, {**others, method: request}))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
@@ -104,22 +109,19 @@ def executor_of(model: ModelPatcher) -> type[ModelRun]:
 class _OuterSample:
     """Creates the state of a run around the whole sampling call."""
 
-    def __init__(self, executor: type[ModelRun], asked: Asked):
-        self.executor, self.asked = executor, asked
+    def __init__(self, backend: type[ModelRun], requests: Requests):
+        self.backend, self.requests = backend, requests
 
     def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
-        function = getattr(sampler, "sampler_function", None)
-        name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
-        colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
-        asked = self.asked
-        nodes = tuple(node for _, _, node in asked.traces)
-        run = Run(tuple(noise.shape), name, tuple(float(s) for s in sigmas), nodes, colours)
+        run = _record(guider, noise, sampler, sigmas, self.requests)
         options = guider.model_options.setdefault("transformer_options", {})
-        merging = {"merging": asked.merging} if asked.merging is not None else {}
-        state = options[KEY] = self.executor(asked.highlight, run, guider, asked.given, sampler, sigmas, **merging)
-        for _, trace, _ in asked.traces:
-            trace.runs.append(run)
+        highlight = self.requests.get(HIGHLIGHT)
+        methods = {name: own.config for name, own in self.requests.items() if name != HIGHLIGHT}
+        config, masks = (highlight.config, highlight.masks) if highlight else (HighlightConfig(enabled=False), Given())
+        state = options[KEY] = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods))
+        for own in self.requests.values():
+            own.trace.runs.append(run)
         started = time.perf_counter()
         try:
             state.live = watch(run)
@@ -133,6 +135,15 @@ class _OuterSample:
             if state.live:
                 state.live.close()
             log.info("Highlight Diffusion: %s", as_line(run))
+
+
+def _record(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, requests: Requests) -> RunRecord:
+    """The record of a run that is about to start."""
+    function = getattr(sampler, "sampler_function", None)
+    name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+    colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
+    nodes = tuple(own.node_id for own in requests.values())
+    return RunRecord(tuple(noise.shape), name, tuple(float(s) for s in sigmas), nodes, colours)
 
 
 def _state(model_options: dict) -> ModelRun:
@@ -156,4 +167,6 @@ def _apply_model(
     executor: WrapperExecutor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
     options = transformer_options or {}
-    return options[KEY].apply_model(executor, x, t, c_concat, c_crossattn, control, options, **kwargs)
+    call = ModelCall(executor, x, t, c_concat, c_crossattn, control, options, kwargs)
+    job = options.get(JOB)
+    return call() if job is None else options[KEY].apply_model(job, call)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.config import Control
-from ..engine.partial.cache import Key, Keys, Surroundings
+from ..engine.partial.cache import ActivationCache, Key, Keys
 
 Residuals = dict[str, Any]  # "input", "middle", "output" -> a list of tensors or None
 Crop = Callable[[Residuals], Residuals]
@@ -90,7 +90,7 @@ class RecordedControl:
     def __init__(self) -> None:
         self.places: dict[Key, Residuals] = {}  # of each stream: its lists, with a number for each tensor of its own
 
-    def keep(self, region: Surroundings, keys: Keys, residuals: Residuals) -> None:
+    def keep(self, region: ActivationCache, keys: Keys, residuals: Residuals) -> None:
         """Add a region's residuals to its newest recording. Call it after the model's, whose streams are all there."""
         numbers: dict[int, int] = {}
 
@@ -100,17 +100,17 @@ class RecordedControl:
             if id(value) not in numbers:
                 numbers[id(value)] = len(numbers)
                 part = value.expand(len(keys), *value.shape[1:])
-                region.keep(("control", numbers[id(value)]), keys, part, tokens=value.ndim == 3)
+                region.put(("control", numbers[id(value)]), keys, part, tokens=value.ndim == 3)
             return numbers[id(value)]
 
         places = {name: [number(v) for v in values] for name, values in residuals.items()}
         self.places.update(dict.fromkeys(keys, places))
 
-    def at(self, region: Surroundings, keys: Keys, sigma: float) -> Residuals | None:
+    def at(self, region: ActivationCache, keys: Keys, sigma: float) -> Residuals | None:
         """A region's residuals extrapolated to sigma, None where the nets of these streams gave none."""
         places = self.places.get(keys[0])
         if places is None:
             return None
         count = 1 + max((n for values in places.values() for n in values if n is not None), default=-1)
-        parts = [region.part(("control", n), keys, sigma) for n in range(count)]
+        parts = [region.get(("control", n), keys, sigma) for n in range(count)]
         return {name: [None if n is None else parts[n] for n in values] for name, values in places.items()}

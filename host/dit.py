@@ -1,93 +1,92 @@
-"""Highlight Diffusion on ComfyUI's diffusion transformers: some image tokens of the frame."""
+"""Highlight Diffusion on ComfyUI's diffusion transformers: some image tokens of the frame, or merged ones."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import comfy.model_sampling
 import torch
 from torch import Tensor, nn
 
-from ..engine.config import HighlightConfig
+from ..engine.job import Job
+from ..engine.merging.job import ImageMerge, MergeJob
 from ..engine.merging.key_bias import WeighingTap
 from ..engine.merging.matching import Merge
-from ..engine.merging.sdtm import MergingRun, SDTMConfig
 from ..engine.merging.sites import ATTENTION, MergedTokens, merging, recording_details
+from ..engine.merging.stages import MergingRun
 from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
-from ..engine.placement.time_axis import log_ratio, log_sigma
-from ..engine.region.heatmap import token_maps
-from ..engine.region.highlight import Given
-from ..engine.trace import Run
+from ..engine.region.heatmap import HeatmapAccumulator, token_maps
+from ..engine.time_axis import DIFFUSION, FLOW
+from .call import ATTENTION_OVERRIDE, ModelCall
 from .control import Residuals, mapped
 from .families import family_of
 from .families.base import Family, chosen
-from .run import ModelRun, check_latent
+from .run import ModelRun, Sampling, check_latent
 
-OVERRIDE = "optimized_attention_override"
 LAYERS = 4  # blocks listened to
 
 
 class DiTRun(ModelRun):
     """One sampling run on a transformer."""
 
-    def __init__(
-        self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor,
-        merging: SDTMConfig | None = None,
-    ):  # fmt: skip
-        model = guider.model_patcher
-        check_latent(run.shape, model)
+    def __init__(self, sampling: Sampling):
+        model, record = sampling.model, sampling.record
+        check_latent(record.shape, model)
         self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
-        patch, frames = self.family.patch(self.network), run.shape[2] if len(run.shape) == 5 else 1
-        self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
+        patch, frames = self.family.patch(self.network), record.shape[2] if len(record.shape) == 5 else 1
+        self.grid = TokenGrid(tuple(record.shape[-2:]), patch, frames)
         self.trailing = self.family.trailing(self.network, self.grid.count)
         self.blocks = list(self.family.blocks(self.network))
         self.listened = set(chosen(self.blocks, LAYERS))
-        sampling = model.get_model_object("model_sampling")
-        flow = isinstance(sampling, comfy.model_sampling.CONST)
-        axis = log_ratio if flow else log_sigma
-        super().__init__(config, run, guider, given, sampler, sigmas, patch, subsets_of(self.grid, axis), axis)
-        if merging is not None:
-            ends = sampling.percent_to_sigma(merging.start_percent), sampling.percent_to_sigma(merging.end_percent)
-            self.engine.merging = MergingRun(merging, run.sigmas, self.grid, run.shape[0], len(self.blocks), *ends)
+        axis = FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
+        methods = []
+        if (config := sampling.methods.get("merging")) is not None:
+            methods.append(MergingRun(
+                config, record.sigmas, self.grid, record.shape[0], len(self.blocks), sampling.sigma_range(config)
+            ))  # fmt: skip
+        super().__init__(sampling, patch, subsets_of(self.grid, axis), axis, methods=methods)
 
-    def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
-        arguments = t, c_concat, c_crossattn, control
-        if self.current is None or tuple(x.shape[-2:]) != self.engine.frame or self.in_groups(x, options):
-            return executor(x, *arguments, options, **kwargs)
-        keys = list(zip(options["uuids"], options["cond_or_uncond"], strict=True))
-        if self.computed:
-            return self._subsets(executor, keys, x, arguments, options, **kwargs)
-        state = self.engine.merging
-        if state is not None and state.kinds:
-            return self._merged(executor, keys, x, arguments, options, **kwargs)
+    def apply_model(self, job: Job, call: ModelCall) -> Tensor:
+        if tuple(call.x.shape[-2:]) != self.frame or self.note_grouped_call(call):
+            return call()
+        if job.compute:
+            return self._subsets(job, call)
+        task = job.task(MergeJob)
+        if task is not None and not task.record:
+            return self._merged(task, call)
         with ExitStack() as stack:
-            if state is not None and state.recording:
-                self._record_details(stack, keys)
-            return self._whole(executor, keys, x, arguments, options, **kwargs)
+            for image in task.images if task is not None else ():
+                if image.merge is not None:
+                    tokens = self._merge_tokens(image.merge)
+                    stack.enter_context(recording_details(
+                        self.blocks, self.family.stations, tokens, image.residuals, call.keys, task.parts, task.spared,
+                    ))  # fmt: skip
+            return self._dense(job, call)
 
-    def _whole(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
-        """A dense evaluation, tapped where something records or listens."""
-        t, _, _, control = arguments
-        accumulator, rows = self.engine.accumulator, self.positive_rows(options)
-        hear = self._hear(accumulator, rows, len(keys), len(x)) if accumulator is not None and rows else None
-        if not self.recorded and hear is None:
-            return executor(x, *arguments, options, **kwargs)
-        for subset in self.recorded:
-            subset.to(x.device)
+    def _dense(self, job: Job, call: ModelCall) -> Tensor:
+        """A dense call, tapped where something is recorded or captured."""
+        rows = self.positive_rows(call.options)
+        hear = self._hear(job.capture, rows, len(call.keys), len(call.x)) if job.capture is not None and rows else None
+        if not job.record and hear is None:
+            return call()
+        for subset in job.record:
+            subset.to(call.x.device)
         tap = RecordingTap(
-            self.recorded, keys, self.grid.count, self.family.text_first, self.trailing, options.get(OVERRIDE), hear
-        )
-        cropped = self.cropped_control(control, lambda subset: partial(_pick_control, self._pick(subset), len(x)))
-        foreign_tokens = control is not None and not self._fits(control)
+            job.record, call.keys, self.grid.count, self.family.text_first, self.trailing,
+            call.options.get(ATTENTION_OVERRIDE), hear,
+        )  # fmt: skip
+        crop = lambda subset: partial(_pick_control, self._pick(subset), len(call.x))  # noqa: E731
+        cropped = self.cropped_control(job, call.control, crop)
+        foreign_tokens = call.control is not None and not self._fits(call.control)
         with tapped(self.family, self.network, tap):
-            output = executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
-        self.keep_control(keys, cropped)
-        self._judge(tap, t, foreign_tokens)
+            output = call.overriding(tap)()
+        self.keep_control(job, call.keys, cropped)
+        self._judge(tap, call.t, foreign_tokens)
         return output
 
     def _pick(self, subset: TokenSubset) -> Pick:
@@ -107,7 +106,9 @@ class DiTRun(ModelRun):
         elif t.ndim > 1 and t.shape[1] > 1:
             self.no_parts = "every token has a timestep of its own"
 
-    def _hear(self, accumulator, rows, streams: int, batch: int) -> Callable[[int, Tensor, Tensor, int], None]:
+    def _hear(
+        self, accumulator: HeatmapAccumulator, rows, streams: int, batch: int
+    ) -> Callable[[int, Tensor, Tensor, int], None]:
         """Adds how much the image's tokens look at the text's, in the blocks that are listened to.
 
         Where another node attends with a part of the batch, as normalised attention guidance does, it is not heard.
@@ -131,72 +132,51 @@ class DiTRun(ModelRun):
     def _merge_tokens(self, merge: Merge) -> MergedTokens:
         return MergedTokens(merge, self.family.text_first, self.trailing)
 
-    def _record_details(self, stack: ExitStack, keys) -> None:
-        """While the stack is open, what a coming merge will lack is recorded for every image."""
-        state = self.engine.merging
-        for image in state.images:
-            if image.merge is not None:
-                stack.enter_context(recording_details(
-                    self.blocks, self.family.stations, self._merge_tokens(image.merge), image.details, keys,
-                    state.kinds_of_stage, state.spared,
-                ))  # fmt: skip
-
-    def _merged(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
+    def _merged(self, task: MergeJob, call: ModelCall) -> Tensor:
         """Every image by itself, since each has its own merge: one call for a single one."""
-        state, parts = self.engine.merging, []
-        t, c_concat, c_crossattn, control = arguments
-        for image in state.images:
-
-            def own(value, image=image):
-                whole = isinstance(value, Tensor) and len(value) == len(x) and len(state.images) > 1
-                return image.details.rows(value).contiguous() if whole else value
-
-            given = options
+        parts = []
+        for image in task.images:
+            own = self._call_of(image, task, call)
             with ExitStack() as stack:
-                if state.weighs:
-                    tap = self._weighing(image.merge, options)
+                if task.key_bias is not None:
+                    tap = self._weighing(task, image.merge, call)
                     stack.enter_context(tapped(self.family, self.network, tap))
-                    given = {**options, OVERRIDE: tap}
+                    own = own.overriding(tap)
                 if image.merge is not None:
-                    details = image.details if state.remembers else None
+                    residuals = image.residuals if task.uses_residuals else None
                     stack.enter_context(merging(
-                        self.blocks, self.family.stations, self.family.enter, self._merge_tokens(image.merge), state.kinds,
-                        state.spared, details, keys,
+                        self.blocks, self.family.stations, self.family.enter, self._merge_tokens(image.merge), task.parts,
+                        task.spared, residuals, call.keys,
                     ))  # fmt: skip
-                parts.append(executor(
-                    own(x), own(t), own(c_concat), own(c_crossattn), control and mapped(control, own), given,
-                    **{name: own(value) for name, value in kwargs.items()},
-                ))  # fmt: skip
+                parts.append(own())
         return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
 
-    def _weighing(self, merge: Merge | None, options: dict) -> WeighingTap:
-        state = self.engine.merging
+    def _call_of(self, image: ImageMerge, task: MergeJob, call: ModelCall) -> ModelCall:
+        """The call for one image of the batch, the whole call where it is the only one."""
+        if len(task.images) == 1:
+            return replace(call, control=call.control and mapped(call.control, lambda value: value))
+        rows = image.residuals.rows
+        control = call.control and mapped(call.control, lambda value: call.rows_of(rows, value))
+        return replace(call.of_image(rows), control=control)
+
+    def _weighing(self, task: MergeJob, merge: Merge | None, call: ModelCall) -> WeighingTap:
         return WeighingTap(
-            self.grid.count, merge if ATTENTION in state.kinds else None, state.spared, state.prompt_weight,
-            state.config.proportional, self.family.text_first, self.trailing, options.get(OVERRIDE),
+            self.grid.count, merge if ATTENTION in task.parts else None, task.spared, task.key_bias.prompt,
+            task.key_bias.proportional, self.family.text_first, self.trailing, call.options.get(ATTENTION_OVERRIDE),
         )  # fmt: skip
 
-    def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
-        if not all(subset.joins(keys) for subset in self.computed):
+    def _subsets(self, job: Job, call: ModelCall) -> Tensor:
+        """The subsets by themselves, in a tensor of the whole call's size."""
+        if not all(subset.joins(call.keys) for subset in job.compute):
             self.no_parts = "prompts of different lengths are computed together that were not before"
-            return executor(x, *arguments, options, **kwargs)
-        full = torch.zeros_like(x)
-        for subset in self.computed:
-
-            def own(value, subset=subset):
-                whole = isinstance(value, Tensor) and len(value) == len(x)
-                return subset.rows(value).contiguous() if whole else value  # some models view it
-
+            return call()
+        full = torch.zeros_like(call.x)
+        for subset in job.compute:
             pick = self._pick(subset)
-            residuals = self.control_in(subset, keys, arguments[3], partial(_pick_control, pick, len(x)))
-            t, c_concat, c_crossattn, _ = arguments
-            tap = SubsetTap(pick, keys, self.current.sigma, options.get(OVERRIDE))
+            control = self.control_in(job, subset, call, partial(_pick_control, pick, len(call.x)))
+            tap = SubsetTap(pick, call.keys, job.evaluation.sigma, call.options.get(ATTENTION_OVERRIDE))
             with tapped(self.family, self.network, tap, pick):
-                out = executor(
-                    own(x), own(t), own(c_concat), own(c_crossattn), residuals,
-                    {**options, OVERRIDE: tap}, **{name: own(value) for name, value in kwargs.items()},
-                )  # fmt: skip
-            subset.rows(full)[...] = out
+                subset.rows.of(full)[...] = replace(call.of_image(subset.rows), control=control).overriding(tap)()
         return full
 
 
@@ -224,4 +204,4 @@ def _tapped_function(module: ModuleType, tap: AttentionTap) -> Iterator[None]:
 
 def _pick_control(pick: Pick, rows: int, control: Residuals) -> Residuals:
     """A control net's residuals (B, tokens, C) for the subset, of a call with so many rows."""
-    return mapped(control, lambda value: pick.image(pick.subset.rows(value) if len(value) == rows else value))
+    return mapped(control, lambda value: pick.image(pick.subset.rows.of(value) if len(value) == rows else value))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.partial.window import Window
+from ..engine.partial.unet_window import Window
 
 
 def is_ip_adapter(replacement: Any) -> bool:
@@ -36,7 +36,7 @@ def in_window(options: dict, window: Window) -> dict:
     """A copy of transformer_options for a call on a window."""
     replace = options.get("patches_replace", {})
     slots = replace.get("attn2", {})
-    if window.images == 1 and all(settings.get("mask") is None for settings in adapters(options)):
+    if window.rows.images == 1 and all(settings.get("mask") is None for settings in adapters(options)):
         return options
     placed = {site: _Placed(slot, window) if is_ip_adapter(slot) else slot for site, slot in slots.items()}
     return {**options, "patches_replace": {**replace, "attn2": placed}}
@@ -62,13 +62,13 @@ class _Placed:
 
     def _rows(self, own: Tensor) -> Tensor:
         """A tensor of a whole call, zero but for this image's rows."""
-        if self.window.images == 1:
+        if self.window.rows.images == 1:
             return own
-        whole = own.new_zeros(len(own), self.window.images, *own.shape[1:])
-        whole[:, self.window.image] = own
+        whole = own.new_zeros(len(own), self.window.rows.images, *own.shape[1:])
+        whole[:, self.window.rows.image] = own
         return whole.flatten(0, 1)
 
     def _inside(self, tokens: Tensor, level: tuple[int, int]) -> Tensor:
         """The window's part of the tokens (rows, level's, C) of a whole call, a view (streams, h, w, C)."""
         y0, y1, x0, x1 = self.window.at(*level)
-        return self.window.rows(tokens).unflatten(1, level)[:, y0:y1, x0:x1]
+        return self.window.rows.of(tokens).unflatten(1, level)[:, y0:y1, x0:x1]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.report.latent_rgb import LatentColours, pictures, sample
+from ..engine.report.latent_rgb import pictures, sample
 from ..engine.report.messages import Messages
-from ..engine.trace import Evaluation, Run
+from ..engine.trace import Evaluation, LatentColours, RunRecord
 
 EVENT = "highlight_diffusion.run"
 INTERVAL = 0.05  # seconds between messages, at least
@@ -26,7 +26,7 @@ BACKLOG = 16  # messages waiting in ComfyUI's queue above which a client is late
 PATIENCE = 2.0  # seconds the last message waits for a late client
 
 
-def watch(run: Run) -> Live | None:
+def watch(run: RunRecord) -> Live | None:
     """A `Live` for the client that queued what is running, or None where none is connected."""
     module = sys.modules.get("server")  # not there where no server runs: a script
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
@@ -52,7 +52,7 @@ def latent_colours(latent_format: Any) -> LatentColours:
 class Live:
     """One run's way to one client. `show` and `close` are for the sampler's thread and never wait."""
 
-    def __init__(self, run: Run, server: Any, client: str):
+    def __init__(self, run: RunRecord, server: Any, client: str):
         self.run, self.server, self.client = run, server, client
         self.messages = Messages(run, latest=True)
         self.waiting: deque[tuple[Evaluation, Tensor, Any]] = deque()

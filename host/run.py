@@ -1,13 +1,14 @@
 """One sampling run on any of ComfyUI's models: what it does at each of the sampler's calls.
 
-Evaluations are decided at CALC_COND_BATCH, where control nets can be skipped with the model and post-cfg functions
-still run; what is partial of them is computed at APPLY_MODEL, where every tensor of a call is at hand, by the
-executor of the kind of model: host/unet.py or host/dit.py.
+Evaluations are decided at CALC_COND_BATCH, where control nets can be skipped with the model and post-cfg functions still run.
+The job that comes of it travels in the call's transformer_options to APPLY_MODEL, where every tensor is at hand, and is done
+there by the executor of the kind of model: host/unet.py or host/dit.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,19 +17,25 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..engine.config import HighlightConfig
-from ..engine.partial.cache import Key, Surroundings
-from ..engine.placement.time_axis import Axis, log_sigma
+from ..engine.job import Job, Request
+from ..engine.method import Method
+from ..engine.partial.cache import ActivationCache
 from ..engine.region.heatmap import TokenWeights
 from ..engine.region.highlight import Given
-from ..engine.run import HighlightRun, Surround
-from ..engine.trace import Evaluation, Run
+from ..engine.region.tracking import MakeCaches
+from ..engine.run import SamplingRun
+from ..engine.setup import start_run
+from ..engine.time_axis import DIFFUSION, TimeAxis
+from ..engine.trace import RunRecord
 from . import ip_adapter
+from .call import ModelCall
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
 from .sampler import sampler_response
 from .words import weights_of
 
-KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
+KEY = "highlight_diffusion"  # of our wrappers, and of the run in transformer_options
+JOB = "highlight_diffusion_job"  # of the job of one call in its transformer_options
 CONDITIONING_WITHOUT_WINDOWS = {
     "area": "area conditioning is in use",
     "gligen": "GLIGEN is in use",
@@ -36,40 +43,68 @@ CONDITIONING_WITHOUT_WINDOWS = {
 }
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """One call of a sampler, as OUTER_SAMPLE sees it.
+
+    config: of Highlight Diffusion. record: where the run is written down. guider, sampler, sigmas: ComfyUI's. masks: the
+    user's. methods: the configs of the methods that take part, by their ids.
+    """
+
+    config: HighlightConfig
+    record: RunRecord
+    guider: Any
+    sampler: Any
+    sigmas: Tensor
+    masks: Given = Given()  # noqa: RUF009
+    methods: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ModelPatcher:
+        return self.guider.model_patcher
+
+    def sigma_range(self, config: Any) -> tuple[float, float]:
+        """The sigmas between which a config's start and end percent let it work."""
+        sampling = self.model.get_model_object("model_sampling")
+        return sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
+
+
 class ModelRun:
-    """Base of the executors. `apply_model` is theirs to write: it computes `self.computed`, or the whole model while
-    `self.recorded` are recorded."""
+    """Base of the executors, whose own part is `apply_model`.
+
+    align, make_caches, axis, shallow, methods: as `start_run` takes them.
+    """
 
     def __init__(
-        self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor, align: int,
-        surround: Surround, axis: Axis = log_sigma, whole: Surroundings | None = None,
+        self, sampling: Sampling, align: int, make_caches: MakeCaches, axis: TimeAxis = DIFFUSION,
+        shallow: ActivationCache | None = None, methods: Sequence[Method] = (),
     ):  # fmt: skip
-        self.guider = guider
-        model = guider.model_patcher
-        sampling = model.get_model_object("model_sampling")
-        first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
-        respond = partial(sampler_response, sampler, model, sigmas)
-        self.engine = HighlightRun(
-            config, run, tuple(run.shape[-2:]), align, first, last, surround, given, respond, axis, whole=whole
-        )
+        self.guider, self.config, self.record = sampling.guider, sampling.config, sampling.record
+        self.engine: SamplingRun = start_run(
+            sampling.config, sampling.record, align, make_caches, axis=axis, masks=sampling.masks, shallow=shallow,
+            sigma_range=sampling.sigma_range(sampling.config), methods=methods,
+            respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
+        )  # fmt: skip
         self.words: dict[Any, TokenWeights | None] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.calls = 0
         self.live: Live | None = None
-        self.current: Evaluation | None = None
-        self.recorded: Sequence[Surroundings] = ()
-        self.computed: Sequence[Surroundings] = ()
         self.control = RecordedControl()
-        self.reuses_control = False  # in partial evaluations, as far as nets run at the present sigma
 
-    def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """The latent's (H, W)."""
+        return tuple(self.record.shape[-2:])
+
+    def apply_model(self, job: Job, call: ModelCall) -> Tensor:
+        """Do a job in one call of the model; returns its denoised rows."""
         raise NotImplementedError
 
-    def in_groups(self, x: Tensor, options: dict) -> bool:
-        """Whether a call has but some of the batch's pictures, as where another node slides over its frames. Then nothing
-        is recorded or computed in part, since a window would belong to another picture in every call."""
-        whole = len(x) == len(options["uuids"]) * self.engine.trace.shape[0]
-        if whole or tuple(x.shape[-2:]) != self.engine.frame:
+    def note_grouped_call(self, call: ModelCall) -> bool:
+        """Whether a call has only some of the batch's pictures, as where another node slides over the frames of a video. From
+        then on nothing is computed in part, since a region would belong to another picture in every call."""
+        whole = len(call.x) == len(call.options["uuids"]) * self.record.shape[0]
+        if whole or tuple(call.x.shape[-2:]) != self.frame:
             return False
         self.no_parts = "another node computes the pictures of the batch in groups"
         return True
@@ -81,63 +116,66 @@ class ModelRun:
     # -- CALC_COND_BATCH -----------------------------------------------------------------------------------------
 
     def calc_cond_batch(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
+        """Answer one batch of conds: the evaluation itself, or a further pass of PAG, SLG or SAG, which runs another model in
+        effect and so is computed as it is."""
         self.calls += 1
-        if self.calls > 1:  # extra passes of PAG, SLG, SAG: another model in effect, so never mixed with the forecast
+        if self.calls > 1:
             return executor(model, conds, x_in, timestep, model_options)
-        self._look_around(conds, x_in, model_options)
         sigma = float(timestep.flatten()[0])
         nets = nets_at(conds, sigma)
-        self.reuses_control = bool(nets) and reuses(self.engine.config.control, nets)
+        reusable = bool(nets) and reuses(self.config.control, nets)
 
-        def compute(evaluation: Evaluation, recorded: Sequence[Surroundings], computed: Sequence[Surroundings]) -> list[Tensor]:
-            self.current, self.recorded, self.computed = evaluation, recorded, computed
-            reused = bool(computed) and self.reuses_control
-            evaluation.control = "" if not nets else "reused" if reused else "computed"
-            try:
-                return executor(model, without_nets(conds, sigma) if reused else conds, x_in, timestep, model_options)
-            finally:
-                self.current, self.recorded, self.computed = None, (), ()
+        def compute(job: Job) -> list[Tensor]:
+            reused = bool(job.compute) and reusable
+            job.evaluation.control = "" if not nets else "reused" if reused else "computed"
+            carried = {**model_options.get("transformer_options", {}), JOB: replace(job, reuse_control=reusable)}
+            options = {**model_options, "transformer_options": carried}
+            return executor(model, without_nets(conds, sigma) if reused else conds, x_in, timestep, options)
 
-        adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
-        return self.engine.evaluate(
-            x_in, sigma, (_signature(conds, x_in, sigma), adapters),
-            dense=lambda evaluation, windows: compute(evaluation, windows, ()),
-            partial=lambda evaluation, windows: compute(evaluation, (), windows), ran_out=ran_out,
-        )  # fmt: skip
+        return self.engine.evaluate(self._request(conds, x_in, sigma, model_options), compute, ran_out)
 
-    def _look_around(self, conds, x_in: Tensor, model_options: dict) -> None:
-        """Note what else is at work: some things rule out windows, some rule out saving anything."""
-        self.engine.dense_reason = None
-        if "multigpu_clones" in model_options:
-            self.engine.dense_reason = "several GPUs share the work"
-        elif model_options.get("context_handler") is not None:
-            self.engine.dense_reason = "context windows are in use"
-        elif tuple(x_in.shape[-2:]) != self.engine.frame:
-            self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
-        elif len(x_in) != self.engine.trace.shape[0]:
-            self.engine.dense_reason = f"{len(x_in)} of {self.engine.trace.shape[0]} pictures are computed at a time"
-        self.engine.no_windows = self.no_parts or foreign(conds, model_options)
+    def _request(self, conds, x_in: Tensor, sigma: float, model_options: dict) -> Request:
+        """What is asked for, and what else is at work: some things rule out regions, some rule out saving anything."""
         for cond in (c for group in conds if group for c in group):
             if cond["uuid"] not in self.words:
                 self.words[cond["uuid"]] = weights_of(cond)
+        adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
+        return Request(
+            x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
+            self.no_parts or foreign(conds, model_options),
+        )  # fmt: skip
+
+    def _dense_because(self, x_in: Tensor, model_options: dict) -> str | None:
+        """Why nothing may be saved, or None."""
+        if "multigpu_clones" in model_options:
+            return "several GPUs share the work"
+        if model_options.get("context_handler") is not None:
+            return "context windows are in use"
+        if tuple(x_in.shape[-2:]) != self.frame:
+            return f"the frame is {tuple(x_in.shape[-2:])}, not {self.frame}"
+        if len(x_in) != self.record.shape[0]:
+            return f"{len(x_in)} of {self.record.shape[0]} pictures are computed at a time"
+        return None
 
     # -- control nets --------------------------------------------------------------------------------------------
 
-    def cropped_control(self, control: Residuals | None, crop: Callable[[Surroundings], Crop]) -> list[Residuals]:
-        """Residuals of a dense call for each region that is recorded; none where nothing will use them. Before the call,
-        since a model empties the lists."""
-        return [crop(region)(control) for region in self.recorded] if control and self.reuses_control else []
+    def cropped_control(
+        self, job: Job, control: Residuals | None, crop: Callable[[ActivationCache], Crop]
+    ) -> list[Residuals]:  # fmt: skip
+        """The residuals of a dense call for each region that is recorded; none where nothing will use them. Call it before the
+        model, which empties the lists."""
+        return [crop(region)(control) for region in job.record] if control and job.reuse_control else []
 
-    def keep_control(self, keys: Sequence[Key], cropped: Sequence[Residuals]) -> None:
+    def keep_control(self, job: Job, keys: Sequence[Any], cropped: Sequence[Residuals]) -> None:
         """Add what `cropped_control` returned to the recordings, after the call."""
-        for region, residuals in zip(self.recorded, cropped, strict=False):
+        for region, residuals in zip(job.record, cropped, strict=False):
             self.control.keep(region, tuple(keys), residuals)
 
-    def control_in(self, region: Surroundings, keys: Sequence[Key], control: Residuals | None, crop: Crop) -> Residuals | None:
-        """The residuals of a partial call for a region: as recorded, or `control` cropped where the nets did run."""
-        if control is None:
+    def control_in(self, job: Job, region: ActivationCache, call: ModelCall, crop: Crop) -> Residuals | None:
+        """The residuals of a call for a region: as recorded, or cropped where the nets did run."""
+        if call.control is None:
             return None
-        return self.control.at(region, tuple(keys), self.current.sigma) if self.reuses_control else crop(control)
+        return self.control.at(region, call.keys, job.evaluation.sigma) if job.reuse_control else crop(call.control)
 
     # -- conds ---------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..engine.prediction.response import Response, Space, impulse_response
+from ..engine.extrapolation import PredictionType
+from ..engine.prediction.response import ImpulseResponse, impulse_response
 
 # What a sampler that wants more of a model than predictions may raise: numbers have no second branch.
 UNSUITED = (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError, ZeroDivisionError, NotImplementedError)
@@ -30,7 +31,7 @@ class _Numbers:
         return self.answer(x, float(sigma.flatten()[0]))
 
 
-def sampler_response(sampler: Any, model: ModelPatcher, sigmas: Tensor, space: Space) -> Response | None:
+def sampler_response(sampler: Any, model: ModelPatcher, sigmas: Tensor, prediction: PredictionType) -> ImpulseResponse | None:
     """How `sampler` (a KSAMPLER) passes predictions on over `sigmas`; None where it is not linear or cannot be asked.
 
     Noise of the sampler's own is left out, and the random generators stay as they are.
@@ -48,6 +49,6 @@ def sampler_response(sampler: Any, model: ModelPatcher, sigmas: Tensor, space: S
 
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return impulse_response(run, space)
+            return impulse_response(run, prediction)
     except UNSUITED:
         return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import comfy.ops
 import torch
@@ -11,14 +11,14 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, VideoResBl
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..engine.config import HighlightConfig
-from ..engine.partial.window import Window, computing, fit, recording, shallow_window, windows_of
-from ..engine.region.highlight import Given
-from ..engine.trace import Run
+from ..engine.job import Job
+from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from ..engine.partial.unet_window import Window, shallow_window, windows_of
 from .attention import HeatmapTap, cross_attention_sites
+from .call import ModelCall
 from .control import Residuals, mapped
 from .ip_adapter import in_window
-from .run import ModelRun, check_latent
+from .run import ModelRun, Sampling, check_latent
 
 
 def is_unet(model: ModelPatcher) -> bool:
@@ -36,48 +36,50 @@ def affine(norm: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
 class UNetRun(ModelRun):
     """One sampling run on a UNet."""
 
-    def __init__(self, config: HighlightConfig, run: Run, guider: Any, given: Given, sampler: Any, sigmas: Tensor):
-        model = guider.model_patcher
-        check_latent(run.shape, model)
-        unet, frame = model.get_model_object("diffusion_model"), tuple(run.shape[-2:])
+    def __init__(self, sampling: Sampling):
+        check_latent(sampling.record.shape, sampling.model)
+        unet, frame = sampling.model.get_model_object("diffusion_model"), tuple(sampling.record.shape[-2:])
         self.sites = cross_attention_sites(unet)
-        depth, align = fit(unet, frame, config.levels)
-        run.depth = depth
-        whole = shallow_window(frame, affine)
-        super().__init__(config, run, guider, given, sampler, sigmas, align, windows_of(frame, affine, depth), whole=whole)
+        depth, align = depth_and_alignment(unet, frame, sampling.config.levels)
+        sampling.record.depth = depth
+        super().__init__(sampling, align, windows_of(frame, affine, depth), shallow=shallow_window(frame, affine))
 
-    def apply_model(self, executor, x: Tensor, t, c_concat, c_crossattn, control, options: dict, **kwargs) -> Tensor:
-        if self.current is None or self.in_groups(x, options):
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        unet = executor.class_obj.diffusion_model
-        keys = list(zip(options["uuids"], options["cond_or_uncond"], strict=True))
-        if self.computed:
-            return self._windows(executor, unet, keys, x, t, c_concat, c_crossattn, control, options, **kwargs)
-        accumulator, rows = self.engine.accumulator, self.positive_rows(options)
-        if accumulator is not None and rows and tuple(x.shape[-2:]) == self.engine.frame:
-            options = HeatmapTap(accumulator, self.sites, rows, len(keys), self.engine.frame).attached(options)
-        if not self.recorded:
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        cropped = self.cropped_control(control, lambda window: partial(_crop_control, window, unet, len(x)))
-        with recording(unet, self.recorded, keys):
-            output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    def apply_model(self, job: Job, call: ModelCall) -> Tensor:
+        if self.note_grouped_call(call):
+            return call()
+        unet = call.function.class_obj.diffusion_model
+        if job.compute:
+            return self._windows(job, unet, call)
+        call = self._captured(job, call)
+        if not job.record:
+            return call()
+        cropped = self.cropped_control(job, call.control, lambda window: partial(_crop_control, window, unet, len(call.x)))
+        with recording_windows(unet, job.record, call.keys):
+            output = call()
         # of their own: views would hold those of the whole frame
-        self.keep_control(keys, [mapped(residuals, Tensor.clone) for residuals in cropped])
+        self.keep_control(job, call.keys, [mapped(residuals, Tensor.clone) for residuals in cropped])
         return output
 
-    def _windows(self, executor, unet, keys, x: Tensor, t, c_concat, c_crossattn, control, options, **kwargs) -> Tensor:
-        full = torch.zeros_like(x)
-        for window in self.computed:
+    def _captured(self, job: Job, call: ModelCall) -> ModelCall:
+        """The call with its cross-attention captured, where that is wanted."""
+        rows = self.positive_rows(call.options)
+        if job.capture is None or not rows or tuple(call.x.shape[-2:]) != self.frame:
+            return call
+        tap = HeatmapTap(job.capture, self.sites, rows, len(call.keys), self.frame)
+        return replace(call, options=tap.attached(call.options))
 
-            def own(value, window=window):
-                return window.rows(value) if isinstance(value, Tensor) and len(value) == len(x) else value
-
-            concat = window.crop(own(c_concat)) if c_concat is not None else None
-            residuals = self.control_in(window, keys, control, partial(_crop_control, window, unet, len(x)))
-            arguments = own(t), concat, own(c_crossattn), residuals, in_window(options, window)
-            with computing(unet, window, keys, self.current.sigma):
-                out = executor(window.crop(own(x)), *arguments, **{name: own(value) for name, value in kwargs.items()})
-            window.paste(full, out)
+    def _windows(self, job: Job, unet: UNetModel, call: ModelCall) -> Tensor:
+        """The windows by themselves, in a tensor of the whole call's size."""
+        full = torch.zeros_like(call.x)
+        for window in job.compute:
+            own = call.of_image(window.rows)
+            own = replace(
+                own, x=window.crop(own.x), c_concat=None if own.c_concat is None else window.crop(own.c_concat),
+                control=self.control_in(job, window, call, partial(_crop_control, window, unet, len(call.x))),
+                options=in_window(call.options, window),
+            )  # fmt: skip
+            with computing_window(unet, window, call.keys, job.evaluation.sigma):
+                window.paste(full, own())
         return full
 
 
@@ -96,4 +98,4 @@ def _crop_control(window: Window, unet: UNetModel, rows: int, control: Residuals
         outputs = control.get("output", [])
         control["output"] = outputs[: max(0, len(outputs) - within)] + [None] * within
 
-    return mapped(control, lambda value: window.crop(window.rows(value) if len(value) == rows else value))
+    return mapped(control, lambda value: window.crop(window.rows.of(value) if len(value) == rows else value))

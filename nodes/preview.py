@@ -3,11 +3,11 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..engine.report.latent_rgb import LatentColours, picture_of_latent
+from ..engine.report.latent_rgb import picture_of_latent
 from ..engine.report.messages import Messages, word_maps
 from ..engine.report.numbers import as_line
 from ..engine.report.overlay import SHOWS, frames
-from ..engine.trace import Trace
+from ..engine.trace import LatentColours, Trace
 from ..host.files import save_json
 from .types import ADVANCED, CATEGORY, EMPTY_TRACE, HighlightTrace, aliases
 

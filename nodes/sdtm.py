@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..engine.merging.sdtm import PRESETS, SDTMConfig, parse_blocks
+from ..engine.merging.config import PRESETS, SDTMConfig, parse_blocks
 from ..engine.trace import Trace
 from ..host.attach import attach_merging
 from .types import ADVANCED, CATEGORY, HighlightTrace, aliases

@@ -11,7 +11,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
-from ...engine.partial.window import swapped
+from ...engine.partial.patching import patched_forward
 from .common import Inputs, with_unet_wrapper
 
 SHARPNESS = 10.0  # of the change from reused scores to reused features
@@ -27,13 +27,13 @@ def apply(model: Any, interval: int, steps: int, bias: float = 0.5) -> Any:
         residuals: dict[nn.Module, Tensor] = cache.setdefault("residuals", {})
         blocks = [m for m in inputs.unet.modules() if isinstance(m, (ResBlock, SpatialTransformer))]
         if step % interval == 0 or not residuals:
-            with swapped({block: _recording(block, residuals) for block in blocks}):
+            with patched_forward({block: _recording(block, residuals) for block in blocks}):
                 cache["score"] = original()
             return cache["score"]
         share = 1 / (1 + math.exp(-SHARPNESS * (step / steps - bias)))
         if share < NEGLIGIBLE:
             return cache["score"]
-        with swapped({block: _reusing(block, residuals[block]) for block in blocks}):
+        with patched_forward({block: _reusing(block, residuals[block]) for block in blocks}):
             reused = original()
         return reused.lerp(cache["score"], 1 - share)
 

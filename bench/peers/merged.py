@@ -10,8 +10,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ...engine.partial.patching import patched_forward
 from ...engine.partial.tokens import TokenGrid
-from ...engine.partial.window import swapped
 from ...host.families import family_of
 from .common import Steps
 
@@ -110,7 +110,7 @@ def around(blocks: list[nn.Module], stations: Callable, merger: Merger) -> Itera
         current: dict = {}
         for number, station in enumerate(stations(block)):
             stretch(index, number, station, current)
-    with swapped(forwards):
+    with patched_forward(forwards):
         yield
 
 

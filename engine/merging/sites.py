@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Memory
-from ..partial.cache import KEEPERS, Key, Recording
+from ..partial.cache import ONE_IMAGE, CacheEntry, ImageRows, Key, Keys, Place
+from ..partial.patching import patched_forward
 from ..partial.tokens import Enter
-from ..partial.window import swapped
 from .matching import Merge
 
 ATTENTION, MLP = "attention", "mlp"
-Place = tuple[int, int]  # a block, and which station of it
 
 
 @dataclass(frozen=True)
@@ -106,36 +105,33 @@ class MergedTokens:
         return self.of.detail(x[:, before : before + self.of.count])
 
 
-class Details:
-    """What the outputs of merged tokens differed from their group's by in the last whole evaluation: temporal reuse.
+class MergeResiduals:
+    """By how much the outputs of merged tokens differed from their group's in the last exact evaluation: temporal reuse.
 
-    A group's value is fresh, what sets its tokens apart is `share` of what it was then. image: which of a batch they are of,
-    and how many there are. memory: how they are kept.
+    A group's value is fresh; what sets its tokens apart is `share` of what it was then. rows: the image that they are of.
+    memory: how they are kept.
     """
 
-    def __init__(self, share: float, image: tuple[int, int] = (0, 1), memory: Memory = "device"):
-        self.share, self.recording, self.memory = share, Recording(0.0), memory
-        self.image, self.images = image
-
-    def rows(self, x: Tensor) -> Tensor:
-        """The rows (streams, ...) of this image, from those of a call (streams * images, ...)."""
-        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
+    def __init__(self, share: float, rows: ImageRows = ONE_IMAGE, memory: Memory = "device"):
+        self.share, self.rows, self.memory, self.entry = share, rows, memory, CacheEntry()
 
     @property
     def bytes(self) -> int:
-        return self.recording.bytes
+        return self.entry.bytes
 
     def clear(self) -> None:
-        self.recording = Recording(0.0)
+        """Drop what was recorded."""
+        self.entry = CacheEntry()
 
-    def keep(self, place: Place, keys: tuple[Key, ...], detail: Tensor) -> None:
-        detail = detail.detach()
-        detail = detail.mul_(self.share) if self.share < 1 else detail
-        self.recording.parts.setdefault(place, {})[keys] = KEEPERS[self.memory](detail)
+    def put(self, place: Place, keys: Keys, residual: Tensor) -> None:
+        """Keep the residual (rows, members, C) of these streams at a place; it is scaled in place."""
+        residual = residual.detach()
+        self.entry.put(place, keys, residual.mul_(self.share) if self.share < 1 else residual, self.memory)
 
-    def get(self, place: Place, keys: tuple[Key, ...]) -> Tensor | None:
-        held = place in self.recording.parts and self.recording.holds(keys)
-        return self.recording.part(place, keys) if held else None
+    def get(self, place: Place, keys: Keys) -> Tensor | None:
+        """The residual of these streams at a place, None where none was recorded."""
+        held = place in self.entry.parts and self.entry.holds(keys)
+        return self.entry.get(place, keys) if held else None
 
 
 def _item(output, gives: int | None) -> Tensor:
@@ -150,7 +146,7 @@ def _with_item(output, gives: int | None, value: Tensor):
 
 @contextmanager
 def recording_details(
-    blocks: Iterable[nn.Module], stations: Stations, tokens: MergedTokens, details: Details, keys: Sequence[Key],
+    blocks: Iterable[nn.Module], stations: Stations, tokens: MergedTokens, details: MergeResiduals, keys: Sequence[Key],
     kinds: frozenset[str], spared: frozenset[int] = frozenset(),
 ) -> Iterator[None]:  # fmt: skip
     """While this holds, whole calls record what a coming merge will lack."""
@@ -161,21 +157,21 @@ def recording_details(
 
         def run(*args, **kwargs):
             output = forward(*args, **kwargs)
-            details.keep(place, tuple(keys), tokens.detail(details.rows(_item(output, station.gives))))
+            details.put(place, tuple(keys), tokens.detail(details.rows.of(_item(output, station.gives))))
             return output
 
         return run
 
     for place, station in _chosen(blocks, stations, kinds, spared):
         forwards[station.last] = heard(place, station)
-    with swapped(forwards):
+    with patched_forward(forwards):
         yield
 
 
 @contextmanager
 def merging(
     blocks: Sequence[nn.Module], stations: Stations, enter: Enter, tokens: MergedTokens, kinds: frozenset[str],
-    spared: frozenset[int] = frozenset(), details: Details | None = None, keys: Sequence[Key] = (),
+    spared: frozenset[int] = frozenset(), details: MergeResiduals | None = None, keys: Sequence[Key] = (),
 ) -> Iterator[None]:  # fmt: skip
     """While this holds, the image's tokens are merged at the stations of these kinds, but in `spared` blocks.
 
@@ -218,7 +214,7 @@ def merging(
         forwards[station.first] = merged(station)
         inner = forwards.get(station.last, station.last.forward)
         forwards[station.last] = given_back(place, station, inner)
-    with swapped(forwards):
+    with patched_forward(forwards):
         yield
 
 

@@ -1,4 +1,4 @@
-"""What a partial evaluation lacks, recorded in dense ones and extrapolated to where it is needed."""
+"""The activation cache: what a partial evaluation lacks, recorded in dense ones and extrapolated to where it is needed."""
 
 from __future__ import annotations
 
@@ -9,82 +9,58 @@ import torch
 from torch import Tensor
 
 from ..config import Memory
-from ..placement.time_axis import Axis, log_sigma
-from ..prediction.forecast import extrapolate, reach
+from ..extrapolation import extrapolate, extrapolation_ratio, is_below
+from ..time_axis import DIFFUSION, TimeAxis
+from ..tuning import ACTIVATION_DAMPING
+from .storage import STORAGES, Storage
 
-PERSISTENCE = 0.7  # how much of the last slope of what was recorded goes on, measured on the demo model
-Key = Hashable  # one image stream of a batch: a cond of the host
+Key = Hashable  # one stream of a call: a cond of the host
 Keys = tuple[Key, ...]
+Place = Hashable  # where in the model a tensor was recorded
 
 
-CODED = 64  # channels that share a scale in 8 bits, where they divide evenly
+@dataclass(frozen=True)
+class ImageRows:
+    """The rows of one image in a call. A call's rows are its streams, of each of which every image of the batch is a row.
+
+    image: its index in the batch. images: how many there are.
+    """
+
+    image: int = 0
+    images: int = 1
+
+    def of(self, x: Tensor) -> Tensor:
+        """The rows (streams, ...) of this image, a view of those of a whole call (streams * images, ...)."""
+        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
 
 
-class Kept:
-    """A tensor as it is."""
-
-    def __init__(self, x: Tensor):
-        self.x = x
-
-    @property
-    def bytes(self) -> int:
-        return self.x.numel() * self.x.element_size()
-
-    def restored(self) -> Tensor:
-        return self.x
-
-
-class Coded:
-    """A tensor (..., C) in 8 bits, with a scale for every 64 channels; half a per cent off."""
-
-    def __init__(self, x: Tensor):
-        self.dtype, channels = x.dtype, x.shape[-1]
-        groups = x.unflatten(-1, (-1, CODED if channels % CODED == 0 else channels))
-        self.scale = groups.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / 127
-        self.codes = (groups / self.scale).round().to(torch.int8)
-
-    @property
-    def bytes(self) -> int:
-        return self.codes.numel() + self.scale.numel() * self.scale.element_size()
-
-    def restored(self) -> Tensor:
-        return (self.codes * self.scale).flatten(-2).to(self.dtype)
-
-
-class Offloaded(Kept):
-    """A tensor in the host's memory, copied there and back without waiting for either."""
-
-    def __init__(self, x: Tensor):
-        self.device = x.device
-        super().__init__(torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True))
-
-    def restored(self) -> Tensor:
-        return self.x.to(self.device, non_blocking=True)
-
-
-KEEPERS = {"device": Kept, "8 bit": Coded, "offload": Offloaded}
+ONE_IMAGE = ImageRows()
 
 
 @dataclass
-class Recording:
-    """What one region lacks, from one dense evaluation.
+class CacheEntry:
+    """What was recorded in one dense evaluation.
 
-    parts: its place in the model -> the streams of one call -> a tensor whose rows are those streams', one after the other.
+    parts: place -> the streams of one call -> a tensor whose rows are those streams', one after the other.
     """
 
-    sigma: float
-    parts: dict[Hashable, dict[Keys, Kept | Coded]] = field(default_factory=dict)
+    sigma: float = 0.0
+    parts: dict[Place, dict[Keys, Storage]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         return sum(part.bytes for calls in self.parts.values() for part in calls.values())
 
     def holds(self, keys: Keys) -> bool:
-        """True when these streams were recorded, in one call or several."""
+        """Whether these streams were recorded, in one call or several."""
         calls = next(iter(self.parts.values()), {})
         return keys in calls or set(keys) <= {key for call in calls for key in call}
 
-    def part(self, place: Hashable, keys: Keys) -> Tensor:
+    def put(self, place: Place, keys: Keys, part: Tensor, memory: Memory = "device") -> None:
+        """Keep what these streams have at a place."""
+        self.parts.setdefault(place, {})[keys] = STORAGES[memory](part.detach())
+
+    def get(self, place: Place, keys: Keys) -> Tensor:
         """The rows of these streams, in their order."""
         calls = self.parts[place]
         if keys in calls:
@@ -95,50 +71,48 @@ class Recording:
         return torch.cat([rows[key] for key in keys])
 
 
-class Surroundings:
+class ActivationCache:
     """The last two recordings of what one region of one image lacks.
 
-    image: which image of a batch it belongs to, and how many there are. A call's rows are its streams, of each of
-    which every image is a row; a region records and computes its own image's alone. axis: on which it is extrapolated.
-    memory: how tokens are kept, which are by far the most of it.
+    rows: the image it belongs to; a region records and computes that one's rows alone. axis: the time axis along which it is
+    extrapolated. memory: how tensors with a row for each token are kept, which are by far the most of it. damping: the share of
+    the last slope that goes on; 0 takes what was recorded last as it is.
     """
 
-    memory: Memory = "device"
-    persistence: float = PERSISTENCE  # how much of the last slope goes on; 0 takes what was recorded last as it is
-
-    def __init__(self, image: tuple[int, int] = (0, 1), axis: Axis = log_sigma):
-        self.image, self.images = image
-        self.axis = axis
-        self.recordings: list[Recording] = []
+    def __init__(self, rows: ImageRows = ONE_IMAGE, axis: TimeAxis = DIFFUSION):
+        self.rows, self.axis = rows, axis
+        self.memory: Memory = "device"
+        self.damping = ACTIVATION_DAMPING
+        self.entries: list[CacheEntry] = []
 
     @property
     def bytes(self) -> int:
-        return sum(recording.bytes for recording in self.recordings)
+        return sum(entry.bytes for entry in self.entries)
 
     def begin(self, sigma: float) -> None:
         """Start the recording of a dense evaluation; the one before the last is dropped."""
-        if self.recordings and sigma >= self.recordings[-1].sigma * (1 - 1e-6):
-            self.recordings.pop()
-        self.recordings.append(Recording(sigma))
-        del self.recordings[:-2]
+        if self.entries and not is_below(sigma, self.entries[-1].sigma):
+            self.entries.pop()
+        self.entries.append(CacheEntry(sigma))
+        del self.entries[:-2]
 
-    def rows(self, x: Tensor) -> Tensor:
-        """The rows (streams, ...) of this region's image, from those of a whole call (streams * images, ...)."""
-        return x.unflatten(0, (-1, self.images))[:, self.image] if self.images > 1 else x
+    def clear(self) -> None:
+        """Drop what was recorded."""
+        self.entries.clear()
 
-    def keep(self, place: Hashable, keys: Keys, part: Tensor, tokens: bool = False) -> None:
-        """Add what was recorded at a place to the newest recording; `tokens`: it is one row a token."""
-        keeper = KEEPERS[self.memory] if tokens else Kept
-        self.recordings[-1].parts.setdefault(place, {})[keys] = keeper(part.detach())
+    def put(self, place: Place, keys: Keys, part: Tensor, tokens: bool = False) -> None:
+        """Add what was recorded at a place to the newest recording. tokens: whether it has a row for each token."""
+        self.entries[-1].put(place, keys, part, self.memory if tokens else "device")
 
-    def part(self, place: Hashable, keys: Keys, sigma: float) -> Tensor:
-        """The recorded part for these streams, extrapolated to sigma."""
-        newer = self.recordings[-1]
-        part = newer.part(place, keys)
-        if len(self.recordings) < 2 or not self.recordings[0].holds(keys):
+    def get(self, place: Place, keys: Keys, sigma: float) -> Tensor:
+        """What was recorded at a place for these streams, extrapolated to sigma."""
+        newer = self.entries[-1]
+        part = newer.get(place, keys)
+        if len(self.entries) < 2 or not self.entries[0].holds(keys):
             return part
-        older = self.recordings[0]
-        before = older.part(place, keys)
-        if before.shape != part.shape:  # the host put other prompts together, and their text has another length
+        older = self.entries[0]
+        before = older.get(place, keys)
+        if before.shape != part.shape:  # other prompts were computed together, whose text has another length
             return part
-        return extrapolate(part, before, self.persistence * reach(sigma, newer.sigma, older.sigma, self.axis))
+        ratio = extrapolation_ratio(sigma, newer.sigma, older.sigma, self.axis)
+        return extrapolate(part, before, self.damping * ratio)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..placement.time_axis import Axis, log_sigma
+from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Box
-from .cache import Key, Surroundings
-from .window import swapped
+from .cache import ONE_IMAGE, ActivationCache, ImageRows, Key
+from .patching import patched_forward
 
 Place = tuple[int, int]  # a block, and which attention of it
 TEXT = "text"  # what of a place is recorded beside the image's tokens: those of others
@@ -67,16 +67,16 @@ class TokenGrid:
         return mask.repeat(self.frames)
 
 
-class TokenSubset(Surroundings):
+class TokenSubset(ActivationCache):
     """The tokens inside the boxes of one image, which are computed, and the last two recordings of the others.
 
     active, rest: their indices, ascending.
     """
 
     def __init__(
-        self, boxes: Sequence[Box], grid: TokenGrid, image: tuple[int, int] = (0, 1), axis: Axis = log_sigma
+        self, boxes: Sequence[Box], grid: TokenGrid, rows: ImageRows = ONE_IMAGE, axis: TimeAxis = DIFFUSION
     ):  # fmt: skip
-        super().__init__(image, axis)
+        super().__init__(rows, axis)
         self.boxes, self.grid = tuple(boxes), grid
         inside = grid.inside(boxes)
         self.active, self.rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
@@ -100,17 +100,17 @@ class TokenSubset(Surroundings):
 
     def joins(self, keys: Sequence[Key]) -> bool:
         """Whether what was recorded of these streams' text fits into one call: of several calls it may differ in length."""
-        for place, calls in self.recordings[-1].parts.items():
+        for place, calls in self.entries[-1].parts.items():
             if TEXT in place and tuple(keys) not in calls:
                 return len({part.bytes // len(call) for call, part in calls.items() if set(call) & set(keys)}) == 1
         return True
 
 
-def subsets_of(grid: TokenGrid, axis: Axis = log_sigma) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:
+def subsets_of(grid: TokenGrid, axis: TimeAxis = DIFFUSION) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:
     """One subset for each image of a batch that has boxes."""
 
     def surround(boxes: Sequence[tuple[Box, ...]]) -> list[TokenSubset]:
-        return [TokenSubset(own, grid, (image, len(boxes)), axis) for image, own in enumerate(boxes) if own]
+        return [TokenSubset(own, grid, ImageRows(image, len(boxes)), axis) for image, own in enumerate(boxes) if own]
 
     return surround
 
@@ -209,12 +209,12 @@ class RecordingTap(AttentionTap):
             self.seen.add(place[0])
             image = slice(layout.before, layout.before + self.image_tokens)
             for subset in self.subsets:
-                k_own, v_own = subset.rows(k), subset.rows(_as(q, v))
+                k_own, v_own = subset.rows.of(k), subset.rows.of(_as(q, v))
                 part = torch.cat([t[..., image, :].index_select(-2, subset.rest) for t in (k_own, v_own)], dim=-1)
-                subset.keep(place, self.keys, part, tokens=True)
+                subset.put(place, self.keys, part, tokens=True)
                 if layout.before or layout.after:
                     ends = [torch.cat([t[..., : image.start, :], t[..., image.stop :, :]], dim=-2) for t in (k_own, v_own)]
-                    subset.keep((*place, TEXT), self.keys, torch.cat(ends, dim=-1), tokens=True)
+                    subset.put((*place, TEXT), self.keys, torch.cat(ends, dim=-1), tokens=True)
         if self.hear is not None:
             self._listen(place[0], layout, q, k, heads)
         return function(q, k, v, heads, *args, **kwargs)
@@ -300,13 +300,13 @@ class SubsetTap(AttentionTap):
 
     def attend(self, place, function, q, k, v, heads, *args, **kwargs):
         self.trailing = self.pick.left(self.pick.trailing)
-        layout = self.layout(q, k) if place in self.subset.recordings[-1].parts else None
+        layout = self.layout(q, k) if place in self.subset.entries[-1].parts else None
         if layout is None:
             return function(q, k, v, heads, *args, **kwargs)
-        rest, whole = self.subset.part(place, self.keys, self.sigma).chunk(2, dim=-1), layout
+        rest, whole = self.subset.get(place, self.keys, self.sigma).chunk(2, dim=-1), layout
         ends = [self._ends(k, layout), self._ends(_as(q, v), layout)]
         if self.pick.short and layout.before + layout.after:
-            ends = self.subset.part((*place, TEXT), self.keys, self.sigma).chunk(2, dim=-1)
+            ends = self.subset.get((*place, TEXT), self.keys, self.sigma).chunk(2, dim=-1)
             count, after = ends[0].shape[-2], self.pick.trailing
             whole = Layout(count - after, after) if self.text_first else Layout(0, count)
         k, v = (self._whole(*of, layout, whole) for of in zip((k, _as(q, v)), rest, ends, strict=True))
@@ -373,5 +373,5 @@ def passing(
         forwards[block] = block_forward(index, block)
     if pick is not None:
         forwards[leave] = lambda x, *args, forward=leave.forward, **kwargs: forward(pick.back(x), *args, **kwargs)
-    with swapped(forwards):
+    with patched_forward(forwards):
         yield

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 
-GROWTH = 2  # steps by which a gap may be longer than the one before
-# How far a run may drift off its path in one gap, as a share of the prediction, for each unit of pace: pace 2 drifts
-# as little as the quality preset, 5 as the balanced.
-DRIFT_PER_PACE = 0.004
+from ..config import ADAPTIVE
+from ..tuning import ADAPTIVE_GROWTH, ADAPTIVE_ROUNDING, DRIFT_PER_PACE
+from .context import FORECAST, Context, PlannedStep
+
+
+class AdaptivePlacement:
+    """Leaves the steps between warm-up and end open: they are planned as forecasts, and `AdaptiveGaps` says while sampling
+    which of them are not."""
+
+    def suits(self, context: Context) -> bool:
+        return context.config.interval == ADAPTIVE
+
+    def place(self, context: Context, start: int) -> list[PlannedStep]:
+        count = context.last - start
+        tail = min(count, context.traits.dense_tail)
+        return [FORECAST] * (count - tail) + [PlannedStep("dense", "last steps")] * tail
 
 
 class AdaptiveGaps:
@@ -22,23 +34,23 @@ class AdaptiveGaps:
         self.last_sigma = math.inf
 
     def drift(self, sigma: float, error: float) -> float:
-        """Drift at `sigma` as a share of the prediction, where the forecast was wrong by the share `error`: on average
+        """The drift at `sigma` as a share of the prediction, where the forecast was wrong by the share `error`: on average
         half of it over the way since the last dense evaluation."""
         return error * (self.last_sigma / sigma - 1) / 2
 
     def due(self, step: int) -> bool:
-        """True when this step is to be dense."""
+        """Whether this step is to be dense."""
         return self.last_dense is None or step - self.last_dense >= self.gap
 
     def probe(self, sigma: float, error: float) -> None:
-        """A partial evaluation measured the forecast where the prompt looks: too wrong there, and the gap ends."""
+        """Take up the error that a regional evaluation measured inside the highlight: a large one ends the gap."""
         if self.drift(sigma, error) > self.tolerance:
             self.gap = 1
 
     def computed(self, step: int, sigma: float, error: float | None) -> None:
-        """A dense evaluation at `step`; `error` of the forecast there, None where there was none."""
+        """Take up a dense evaluation at `step` and the `error` of the forecast there, None where there was none."""
         if error is not None and self.last_dense is not None and step > self.last_dense:
             length = step - self.last_dense
             longest = length * math.sqrt(self.tolerance / max(self.drift(sigma, error), 1e-9))
-            self.gap = max(1, min(length + GROWTH, int(longest + 0.3)))
+            self.gap = max(1, min(length + ADAPTIVE_GROWTH, int(longest + ADAPTIVE_ROUNDING)))
         self.last_dense, self.last_sigma = step, sigma

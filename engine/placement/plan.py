@@ -1,243 +1,127 @@
-"""Where the dense evaluations go: a plan over the sampler's schedule, made before the first evaluation."""
+"""The plan of a run: what every step of the schedule is to do, made before the first evaluation."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-from ..config import ADAPTIVE, ForecastSpace, HighlightConfig
-from ..prediction.response import Response
+from ..config import ADAPTIVE, HighlightConfig
+from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
-from .time_axis import Axis, log_ratio, log_sigma
+from ..tuning import (
+    FAST_PACE,
+    FLOW_WARMUP,
+    FLOW_WARMUP_SHORT,
+    LONG_SCHEDULE,
+    REGIONAL_GAP,
+    SHALLOW_WARMUP,
+    SHORT_FLOW,
+    WARMUP,
+    WARMUP_FAST,
+)
+from .adaptive import AdaptiveGaps, AdaptivePlacement
+from .context import FORECAST, Context, Placement, PlannedStep
+from .flow import FlowGaps
+from .interval import Intervals
+from .log_sigma import LogSigmaGaps
+from .shallow import ShallowGaps
 
-# Samplers that add fresh noise: only the denoised image is smooth along their path.
-STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a")
-# Samplers that extrapolate from earlier steps, and so carry a forecast's error on into the next.
-MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradient_estimation", "er_sde", "sa_solver")
-CORRECTED_GAP, CORRECTED_PACE = 3, 3.0  # shorter gaps and slower paces are forecast well enough
-FIRST_GAP = 3  # a longer gap right after the warm-up now and then leads to another picture
-SHALLOW_PACE = 6.0  # at slower ones forecasts are better than shallow evaluations even in short schedules
-FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
-OFF = "off"  # the reason of evaluations that are computed because Highlight Diffusion is switched off
-NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
-LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
-FLOW_PACE = 5.0  # of a higher pace flows get a third of what is above this; their forecasts do not reach further
-WARMUP, BRISK = 4, 8.0  # dense steps at the start; one less from this pace on
-FLOW_WARMUP, BRIEF = 2, 12  # the same for flows, which start from sheer noise; one more in fewer steps than this
-
-
-def adds_noise(sampler: str) -> bool:
-    """Whether a sampler of this k-diffusion name, with or without the prefix "sample_", adds fresh noise."""
-    return any(word in sampler for word in STOCHASTIC)
-
-
-def solves_an_sde(sampler: str) -> bool:
-    """Whether a sampler of this name adds as much noise as a stochastic differential equation has."""
-    return any(word in sampler for word in ("sde", "seeds"))
+# The first that suits is used.
+PLACEMENTS: tuple[Placement, ...] = (AdaptivePlacement(), ShallowGaps(), Intervals(), FlowGaps(), LogSigmaGaps())
+STEP_TOLERANCE = 1e-4  # relative: samplers may nudge a sigma
 
 
-def forecast_space(sampler: str, wanted: ForecastSpace = "auto", axis: Axis = log_sigma) -> Literal["noise", "denoised"]:
-    """What is forecast: what is `wanted`, or what was measured to be worth it under a sampler and on an axis: the denoised
-    picture under fresh noise and in flows, else the noise. On the demo transformer that is 1 to 7 dB, most of it where
-    nothing but background is asked for."""
-    if wanted != "auto":
-        return wanted
-    return "denoised" if adds_noise(sampler) or axis is log_ratio else "noise"
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """`kind` is what is wanted of every evaluation in this step; what really happens is in the trace."""
-
-    kind: Kind
-    reason: str
-
-
-FORECAST = PlannedStep("skipped", "forecast")
-HIGHLIGHT = PlannedStep("partial", "highlight corrects the forecast")
-SHALLOW = PlannedStep("shallow", "outermost blocks, the others forecast")
-
-
-def spread_gaps(length: int, gaps: tuple[int, ...]) -> list[int]:
-    """Split `length` steps into gaps taken from `gaps`, spread evenly over the way.
-
-    What does not fit is taken from the first gaps, so that the last ones, where the detail is, keep their rhythm.
-    """
-    placed, position = [], 0
-    while position < length:
-        gap = gaps[min(len(gaps) - 1, position * len(gaps) // length)]
-        placed.append(gap)
-        position += gap
-    excess = position - length
-    while excess and excess >= placed[0]:
-        excess -= placed.pop(0)
-    if excess:
-        placed[0] -= excess
-    return placed
-
-
-def dense_tail(sampler: str) -> int:
-    """How many steps at the end are to be dense: what they get wrong nothing mends."""
-    return 3 if any(word in sampler for word in MULTISTEP) else 2
-
-
-def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2) -> list[int]:
-    """Gaps between dense evaluations over the steps at these sigmas (descending), from the first to the last.
-
-    A dense evaluation is due when the run has come `pace` average steps further, where distance is a quarter steps and
-    three quarters log sigma: predictions change with both. A gap is at most one or two longer than the gap before it, since
-    a forecast reaches no further than the slope it stands on was measured over, and the last `tail` steps are dense. The rule
-    was found by comparing some hundred placements on the demo UNet under euler and dpmpp_2m; it beats even, growing and
-    log-spaced gaps by 4 to 8 dB at equal cost.
-    """
-    last = len(sigmas) - 1
-    places = [log_sigma(sigma) for sigma in sigmas]
-    whole = max(places[-1] - places[0], 1e-6)
-    way = [(1 - LOG_SHARE) * i / max(last, 1) + LOG_SHARE * (at - places[0]) / whole for i, at in enumerate(places)]
-    limit, growth = pace / max(last, 1) * (1 + 0.05), max(1, round(pace / 2.5))
-    gaps: list[int] = []
-    position = 0
-    while position < last:
-        longest, end = gaps[-1] + growth if gaps else min(1 + growth, FIRST_GAP), position + 1
-        while end <= last - tail and end - position < longest and way[end + 1] - way[position] <= limit:
-            end += 1
-        gaps.append(end - position)
-        position = end
-    return gaps
-
-
-def flow_gaps(length: int, pace: float, few: bool = False) -> list[int]:
-    """Gaps between dense evaluations over `length` steps of a flow: from two steps they grow by one to the pace, on average,
-    and before the end they shrink again in the same way to two, since nothing mends what the last one gets wrong.
-
-    Paces above `FLOW_PACE` grow by more, or in `few` steps to four at once, and the last gap then reaches beyond the end; those
-    under three end with a gap of one. Steps alone count: schedulers of flows space them by themselves. On the demo transformer
-    this is 2 to 13 dB better at equal cost than gaps that are even but for a longer warm-up and a dense end, at 12, 16, 20 and
-    30 steps, under euler and dpmpp_2m; most at 12, where those were below simply taking fewer steps.
-    """
-    pace = min(pace, max(length, FLOW_PACE + 1))  # of a longer gap there is none, and the loops below count
-    growth = max(1, math.floor(pace) - math.floor(FLOW_PACE) + 1)
-    if few and pace > FLOW_PACE:
-        length, pace, growth = length + (length > 0), 4.0, 2
-    least = 2 if growth == 1 and pace >= 3 else 1
-    gaps: list[int] = []
-    left = length
-    while left:
-        paced = math.floor(pace * (len(gaps) + 1)) - math.floor(pace * len(gaps))
-        gap = min(paced, gaps[-1] + growth if gaps else 2)
-        while gap > 1 and (sum(range(gap, least - 1, -growth)) > left or gap == left > 2):
-            gap -= 1
-        gaps.append(gap)
-        left -= gap
-    return gaps
-
-
-def warm_up(config: HighlightConfig, steps: int, axis: Axis = log_sigma, shallow: bool = False) -> int:
-    """Dense steps at the start: as configured, or as many as were measured to be worth it; only forecasts need several."""
+def warm_up(context: Context) -> int:
+    """How many dense steps the run starts with: as configured, or as many as were measured to be worth it. Shallow
+    evaluations need one, forecasts several."""
+    config = context.config
     if config.warmup:
         return config.warmup
-    if axis is log_ratio:
-        return FLOW_WARMUP + (steps < BRIEF)
-    return 1 if shallow else WARMUP - (config.pace >= BRISK)
+    if context.axis.is_flow:
+        return FLOW_WARMUP_SHORT if context.steps < SHORT_FLOW else FLOW_WARMUP
+    if context.shallow:
+        return SHALLOW_WARMUP
+    return WARMUP_FAST if config.pace >= FAST_PACE else WARMUP
 
 
-def effective_pace(config: HighlightConfig, sampler: str, axis: Axis = log_sigma) -> float:
-    """The pace that suits what is forecast: less of it under fresh noise, and little more than `FLOW_PACE` in flows."""
-    pace = config.pace * (NOISY_PACE if adds_noise(sampler) else 1)
-    if axis is not log_ratio:
-        return pace
-    pace = max(pace, min(config.pace, 2.0))  # below two nothing would be saved
-    return min(pace, FLOW_PACE + (pace - FLOW_PACE) / 3)
+def regional_pays(steps: int, noisy: bool, one_step: bool | None, axis: TimeAxis = DIFFUSION) -> bool:
+    """Whether computing the highlight in a gap is worth at least as much as more dense evaluations.
 
-
-def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Axis = log_sigma) -> bool:
-    """Whether computing the highlight in a gap was measured to be worth at least as much as more dense evaluations.
-
-    On the demo model and objects of at most a fifth of the frame, inside them at equal cost: under ancestral noise it is
-    worth 2 to 4 dB, under Euler at 12 steps 1.5, under dpmpp_2m at 30 between nothing and 3, depending on the prompts. Not
-    so under Euler at 30, where it loses up to 6: the revision at the end of a gap brings the state back exactly, and even
-    an exact partial evaluation would no more than break even. On the demo transformer, a flow, it loses 0.4 to 2.7 at 12 and
-    30 steps with the gaps that `flow_gaps` chooses, and gains up to 0.8 in longer ones.
+    one_step: whether one later prediction makes up for any earlier one, None where the sampler's response is not known. It
+    does not pay in flows, nor in long schedules of deterministic one-step samplers: there the corrector brings the state
+    back exactly, and even an exact regional evaluation would no more than break even.
     """
-    if response is None:
+    if one_step is None:
         return True
-    return axis is not log_ratio and (steps < FINE or noisy or not response.forgets)
+    return not axis.is_flow and (steps < LONG_SCHEDULE or noisy or not one_step)
 
 
-def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
-    """Gaps over `length` steps that are filled with shallow evaluations, growing from the first step on, at a higher pace
-    faster and further: a step gone astray early leads to another picture. The last may reach beyond the end: the very last
-    step is too close to the picture for a dense evaluation to be worth it, one before it is worth more. Under fresh noise,
-    where no step hangs on the first ones as much, `even` gaps are better."""
-    if even:
-        gap = max(2, round(pace / 4))
-        return [gap] * math.ceil(length / gap)
-    growth, longest = max(0.5, (pace - 5) / 6), max(2, round(pace / 2.75))
-    gaps: list[int] = []
-    while sum(gaps) < length:
-        gaps.append(min(longest, 1 + int((len(gaps) + 1) * growth)))
-    lands_at_the_end = bool(gaps) and sum(gaps) == length and gaps[-1] > 1
-    return [*gaps[:-1], gaps[-1] - 1, 2] if lands_at_the_end else gaps
-
-
-def shallow_pays(steps: int, sampler: str, config: HighlightConfig) -> bool:
-    """Whether gaps filled with shallow evaluations were measured to be worth more than forecasts: in short schedules, from
-    the pace on at which forecasts would have to reach too far; where an SDE is solved, at any. Not where forecasts are wanted
-    to be corrected by the highlight, or gaps of a length."""
-    wanted = config.interval is not None or config.correct == "always"
-    return steps < FINE and not wanted and (config.pace >= SHALLOW_PACE or solves_an_sde(sampler))
-
-
-def make_plan(
-    sigmas: Sequence[float], config: HighlightConfig, first: int = 0, last: int | None = None, sampler: str = "euler",
-    correcting: bool | None = None, axis: Axis = log_sigma, shallow: bool = False,
-) -> list[PlannedStep]:  # fmt: skip
-    """Plan the steps at these sigmas (the final 0 left out); only `first` to `last` (inclusive) may be anything but dense.
-
-    The warm-up is dense, and so is the last planned step, but where `shallow_gaps` or `flow_gaps` reach beyond it. When
-    `correcting` (None: unless it never is to be), a gap of three or more that is long for its pace has one partial step in
-    its middle, where the highlight is to correct the forecast. A second one in a gap brings little anywhere. An adaptive
-    interval leaves the steps between warm-up and end open: they are planned as skipped, and `AdaptiveGaps` says while
-    sampling which are not.
-    """
-    steps = len(sigmas)
-    last = steps - 1 if last is None else last
+def make_plan(context: Context) -> list[PlannedStep]:
+    """Plan every step of a schedule: dense outside the range and in the warm-up, and then as the placement has it."""
+    config, first, last = context.config, context.first, context.last
     if not config.active:
-        return [PlannedStep("dense", OFF if not config.enabled else "interval 1")] * steps
-    plan = [PlannedStep("dense", "outside start and end percent")] * steps
+        return [PlannedStep("dense", inactive_because(config))] * context.steps
+    plan = [PlannedStep("dense", "outside start and end percent")] * context.steps
     if last < first:
         return plan
-    position = min(first + warm_up(config, steps, axis, shallow) - 1, last)
-    for i in range(first, position + 1):
-        plan[i] = PlannedStep("dense", "warm-up")
-    correcting = config.correct != "never" if correcting is None else correcting
-    if config.interval == ADAPTIVE:
-        tail = max(position + 1, last + 1 - dense_tail(sampler))
-        plan[position + 1 : tail] = [FORECAST] * (tail - position - 1)
-        plan[tail : last + 1] = [PlannedStep("dense", "last steps")] * (last + 1 - tail)
-        return plan
-    if shallow and not config.interval:
-        gaps, corrected = shallow_gaps(last - position, config.pace, adds_noise(sampler)), math.inf
-    elif config.interval:
-        gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
-    else:
-        pace = max(1.0, effective_pace(config, sampler, axis))
-        corrected = max(CORRECTED_GAP, pace - 2) if pace >= CORRECTED_PACE else math.inf
-        if axis is log_ratio:
-            gaps = flow_gaps(last - position, min(pace, FLOW_PACE) if steps < BRIEF else pace, few=steps < FINE)
-        else:
-            gaps = paced_gaps(sigmas[position : last + 1], pace, dense_tail(sampler))
-    for gap in gaps:
-        middle = position + gap // 2 + gap % 2 if gap >= corrected and correcting else None
-        for i in range(position + 1, min(position + gap, last + 1)):
-            plan[i] = HIGHLIGHT if i == middle else SHALLOW if shallow else FORECAST
-        position += gap
-        if position > last:
-            break
-        plan[position] = PlannedStep("dense", "last step" if position == steps - 1 else f"refresh after {gap}")
+    start = min(first + warm_up(context) - 1, last)
+    plan[first : start + 1] = [PlannedStep("dense", "warm-up")] * (start + 1 - first)
+    placement = next(own for own in PLACEMENTS if own.suits(context))
+    plan[start + 1 : last + 1] = placement.place(context, start)
     return plan
+
+
+def inactive_because(config: HighlightConfig) -> str:
+    """Why an inactive config computes every evaluation."""
+    return "interval 1" if config.enabled else "off"
+
+
+class Plan:
+    """The steps of a run, and how an adaptive interval changes them while sampling."""
+
+    def __init__(self, context: Context):
+        self.steps, self.regional = make_plan(context), context.regional
+        self.tail = context.traits.dense_tail
+        self.adaptive = AdaptiveGaps(context.config.pace) if context.config.interval == ADAPTIVE else None
+        regional = set(range(context.last)) if self.adaptive else self._before("partial")
+        self._recorded = {"partial": regional, "shallow": self._before("shallow")}
+
+    def _before(self, kind: Kind) -> set[int]:
+        """The dense steps whose recordings a step of this kind will use: the two before each gap that has one."""
+        recorded: set[int] = set()
+        dense: list[int] = []
+        for i, step in enumerate(self.steps):
+            if step.kind == "dense":
+                dense.append(i)
+            elif step.kind == kind:
+                recorded.update(dense[-2:])
+        return recorded
+
+    def at(self, step: int) -> PlannedStep:
+        """What a step is to do, as far as is known when it comes."""
+        planned = self.steps[step]
+        if self.adaptive is None or planned.kind != "skipped":
+            return planned
+        since = step - (self.adaptive.last_dense or 0)
+        if self.adaptive.due(step):
+            return PlannedStep("dense", f"refresh after {since}, by the forecast's error")
+        if self.regional and self.adaptive.gap >= REGIONAL_GAP and since == -(-self.adaptive.gap // 2):
+            return PlannedStep("partial", "highlight corrects the forecast and measures its error")
+        return FORECAST
+
+    def records(self, step: int, kind: Kind) -> bool:
+        """Whether a dense evaluation of this step is to record what later ones of a kind will lack."""
+        return step in self._recorded[kind]
+
+    def saves_from(self, step: int) -> bool:
+        """Whether anything is to be saved from this step on."""
+        return any(planned.kind != "dense" for planned in self.steps[step:])
+
+    def computes_region_from(self, step: int) -> bool:
+        """Whether a regional evaluation may come from this step on."""
+        left = self.steps[step:]
+        return any(p.kind == "partial" for p in left) or bool(self.adaptive and self.regional)
+
+    def is_tail(self, step: int) -> bool:
+        """Whether this is one of the last steps, whose errors nothing corrects."""
+        return step >= len(self.steps) - self.tail
 
 
 def step_of(sigma: float, sigmas: tuple[float, ...]) -> int:
@@ -245,5 +129,5 @@ def step_of(sigma: float, sigmas: tuple[float, ...]) -> int:
 
     Samplers evaluate between the grid's sigmas and may nudge them, so neither counting nor equality would do.
     """
-    above = sum(s >= sigma * (1 - 1e-4) for s in sigmas[:-1])
+    above = sum(s >= sigma * (1 - STEP_TOLERANCE) for s in sigmas[:-1])
     return max(0, above - 1)

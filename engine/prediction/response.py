@@ -9,46 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Space = Literal["noise", "denoised"]
+from ..extrapolation import PredictionType
+
 Model = Callable[[Tensor, float], Tensor]
-TOLERANCE = 1e-3  # relative: samplers count in float32
+TOLERANCE = 1e-3  # relative: samplers compute in float32
+NEGLIGIBLE = 1e-6  # share of the largest weight
 
 
 @dataclass(frozen=True)
-class Response:
-    """sigmas: of each of the n evaluations. moves: n + 1 rows of n numbers; moves[k][j] says how far the state that
-    evaluation k is asked about (k = n: the result) moves with prediction j, all other predictions held.
+class ImpulseResponse:
+    """How a sampler passes n predictions on.
 
-    forgets: True where one later prediction can make up for any earlier one exactly, as under Euler; a multistep sampler
-    needs some more.
+    sigmas: of each of the n evaluations. weights: n + 1 rows of n numbers; weights[k][j] says how far the state that
+    evaluation k is asked about (k = n: the result) moves with prediction j, all other predictions held. one_step: whether
+    one later prediction can make up for any earlier one exactly, as under Euler; a multistep sampler needs several.
     """
 
     sigmas: tuple[float, ...]
-    moves: tuple[tuple[float, ...], ...]
-    forgets: bool
+    weights: tuple[tuple[float, ...], ...]
+    one_step: bool
 
     def knows(self, index: int, sigma: float) -> bool:
-        """True while the run is at the evaluation this was measured for."""
+        """Whether evaluation `index` of the run is at the sigma it was measured at."""
         return index < len(self.sigmas) and abs(self.sigmas[index] - sigma) <= 1e-3 * sigma
 
 
-def impulse_response(sampler: Callable[[Model, Tensor], Tensor], space: Space) -> Response | None:
+def impulse_response(sampler: Callable[[Model, Tensor], Tensor], prediction: PredictionType) -> ImpulseResponse | None:
     """The response of a sampler, None where it is not linear or does not end at the same evaluations twice.
 
     sampler: samples from a state (rows, 1, 1, 1) in float32 with a model that gives the denoised state for a state and a
-    sigma; without noise of its own. space: what is called a prediction, and so what is held: the noise (x - denoised) /
-    sigma, or the denoised image.
+    sigma; without noise of its own. prediction: what is called a prediction, and so what is held.
     """
     sigmas: list[float] = []
 
     def count(x: Tensor, sigma: float) -> Tensor:
         sigmas.append(sigma)
-        return x if space == "noise" else torch.zeros_like(x)
+        return x if prediction == "eps" else torch.zeros_like(x)
 
     sampler(count, torch.zeros(1, 1, 1, 1))
     n = len(sigmas)
@@ -61,25 +61,25 @@ def impulse_response(sampler: Callable[[Model, Tensor], Tensor], space: Space) -
         states.append(x.flatten().double())
         own = impulses[:, min(len(seen), n - 1)].reshape(x.shape)
         seen.append(sigma)
-        return x - sigma * own if space == "noise" else own
+        return x - sigma * own if prediction == "eps" else own
 
     result = sampler(answer, torch.zeros(n + 1, 1, 1, 1))
     table = torch.stack([*states, result.flatten().double()])
-    moves, mixed = table[:, :n], table[:, n]
-    expected = moves @ mix.double() if len(seen) == n else None
+    weights, mixed = table[:, :n], table[:, n]
+    expected = weights @ mix.double() if len(seen) == n else None
     if expected is None or not table.isfinite().all() or (mixed - expected).abs().max() > TOLERANCE * expected.abs().max():
         return None
-    return Response(tuple(sigmas), tuple(tuple(row) for row in moves.tolist()), _forgets(moves))
+    return ImpulseResponse(tuple(sigmas), tuple(tuple(row) for row in weights.tolist()), _is_one_step(weights))
 
 
-def _forgets(moves: Tensor) -> bool:
-    """True where after every evaluation all that came before moves the rest of the run along one line."""
-    for m in range(1, moves.shape[1]):
-        later = moves[m + 1 :, : m + 1]
-        later = later[later.abs().amax(1) > 1e-6 * moves.abs().max()]  # a last step that starts afresh from the prediction
+def _is_one_step(weights: Tensor) -> bool:
+    """Whether after every evaluation all predictions before it move the rest of the run along one line."""
+    for m in range(1, weights.shape[1]):
+        later = weights[m + 1 :, : m + 1]
+        later = later[later.abs().amax(1) > NEGLIGIBLE * weights.abs().max()]  # without a last step that forgets the state
         if not len(later):
             continue
-        if later[:, m].abs().min() <= 1e-6 * moves.abs().max():
+        if later[:, m].abs().min() <= NEGLIGIBLE * weights.abs().max():
             return False
         scaled = later / later[:, m:]
         if (scaled - scaled[0]).abs().max() > TOLERANCE * scaled.abs().max():

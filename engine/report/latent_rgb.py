@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from ..trace import LatentColours
+
 MAX_VALUES = 2**17  # of a sample, about: half a megabyte that leaves the model's device an evaluation
 MAX_PICTURES = 16
-
-
-def _same(latent: Tensor) -> Tensor:
-    return latent
-
-
-@dataclass(frozen=True)
-class LatentColours:
-    """What a model's latent format knows of colours.
-
-    factors: a row of R, G, B in -1..1 for each channel of the latent the model sees; without any, its mean is shown in
-    grey. reshape: what the latent passes before them. scale: takes a latent from outside the sampler to the model's.
-    """
-
-    factors: tuple[tuple[float, ...], ...] = ()
-    bias: tuple[float, ...] = (0.0, 0.0, 0.0)
-    reshape: Callable[[Tensor], Tensor] = _same
-    scale: Callable[[Tensor], Tensor] = _same
 
 
 def sample(latent: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import io
 from PIL import Image
 from torch import Tensor
 
-from ..trace import Evaluation, Run
+from ..trace import Evaluation, RunRecord
 from .latent_rgb import MAX_PICTURES
 from .numbers import as_line
 
@@ -51,7 +51,7 @@ class Messages:
     """Tells one run, from where the last message ended. `latest`: of maps and pictures only the newest, as for a viewer
     who watches; else all of them."""
 
-    def __init__(self, run: Run, latest: bool = False):
+    def __init__(self, run: RunRecord, latest: bool = False):
         self.run, self.latest = run, latest
         self.told = 0
         self._maps_told = -1
@@ -100,7 +100,7 @@ class Messages:
         }  # fmt: skip
 
 
-def word_maps(run: Run) -> dict:
+def word_maps(run: RunRecord) -> dict:
     """Heatmaps of single words, for a viewer who asks: {"key", "words", "maps": {evaluation: images * words maps}}."""
     told = {}
     for evaluation in run.evaluations:

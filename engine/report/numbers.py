@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from typing import TypedDict
 
-from ..trace import KINDS, Run, in_words
+from ..trace import KINDS, RunRecord, in_words
 
 MB = 2**20
 
@@ -38,7 +38,7 @@ class Report(TypedDict):
     fallbacks: list[Fallback]
 
 
-def estimate_dense(run: Run) -> tuple[float | None, str]:
+def estimate_dense(run: RunRecord) -> tuple[float | None, str]:
     """Seconds the run would have taken dense, and how they were estimated.
 
     Every evaluation is counted at the median of the dense ones that merged no tokens, captured no heatmap and recorded
@@ -59,13 +59,13 @@ def estimate_dense(run: Run) -> tuple[float | None, str]:
     return count * each + rest, how
 
 
-def fallbacks(run: Run) -> list[Fallback]:
+def fallbacks(run: RunRecord) -> list[Fallback]:
     """Evaluations that did not do what the plan wanted, by reason, the most frequent first."""
     fallen = Counter((e.planned, e.kind, e.reason) for e in run.evaluations if e.planned not in (None, e.kind))
     return [Fallback(planned=p, kind=k, reason=r, count=n) for (p, k, r), n in fallen.most_common()]
 
 
-def report(run: Run) -> Report:
+def report(run: RunRecord) -> Report:
     seconds, how = estimate_dense(run)
     return Report(
         sampler=run.sampler, shape=list(run.shape), completed=run.completed, seconds=round(run.seconds, 3),
@@ -78,7 +78,7 @@ def report(run: Run) -> Report:
     )  # fmt: skip
 
 
-def _mean_merged(run: Run) -> float | None:
+def _mean_merged(run: RunRecord) -> float | None:
     """Mean share of the tokens merged in the evaluations that merged some; None where none did."""
     shares = [float(e.merged.mean()) for e in run.evaluations if e.merged is not None]
     return round(sum(shares) / len(shares), 4) if shares else None
@@ -101,7 +101,7 @@ def as_text(told: Report) -> str:
     return "\n".join(lines if told["fallbacks"] else [*lines, "no fall-backs"])
 
 
-def as_line(run: Run) -> str:
+def as_line(run: RunRecord) -> str:
     """A run in one line, for the console."""
     dense, _ = estimate_dense(run)
     ratio = f", about {dense / run.seconds:.2f} times faster than dense" if dense else ""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..region.highlight import boxes_mask
-from ..trace import Evaluation, Run
+from ..trace import Evaluation, RunRecord
 
 # Okabe and Ito's colours, told apart by colour-blind readers
 KIND_COLOURS = {
@@ -48,7 +48,7 @@ def _resize(values: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(values[None, None].float(), size, mode=mode)[0, 0]
 
 
-def _timeline(run: Run, now: Evaluation, width: int) -> Tensor:
+def _timeline(run: RunRecord, now: Evaluation, width: int) -> Tensor:
     """One cell an evaluation: colour by kind, height by active area, the current one marked on top."""
     strip = torch.ones(TIMELINE, width, 3)
     edges = torch.linspace(0, width, len(run.evaluations) + 1).round().int().tolist()
@@ -62,7 +62,7 @@ def _timeline(run: Run, now: Evaluation, width: int) -> Tensor:
 
 
 def frames(
-    run: Run, picture: Tensor, image: int = 0, every: int = 1, show: Show = "overlay", word: str = "",
+    run: RunRecord, picture: Tensor, image: int = 0, every: int = 1, show: Show = "overlay", word: str = "",
     reference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Frames (n, H + 14, W, 3) over a picture (H, W, 3), and the highlight of each image, float (B, H, W).
@@ -113,7 +113,7 @@ def _enlarged(picture: Tensor) -> Tensor:
     return picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
 
 
-def _map(run: Run, evaluation: Evaluation, image: int, show: Show, word: str) -> Tensor | None:
+def _map(run: RunRecord, evaluation: Evaluation, image: int, show: Show, word: str) -> Tensor | None:
     """The map (h, w) of one image that an evaluation has to show, if any."""
     maps = evaluation.merged if show == "merged" else None if evaluation.heatmap is None else evaluation.heatmap[:, 0]
     if word and show != "merged":

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..trace import Run
+from ..trace import RunRecord
 from .numbers import as_text, report
 from .overlay import KIND_COLOURS
 
@@ -18,7 +18,7 @@ INK, PAPER, FAINT = (32, 32, 32), (255, 255, 255), (232, 232, 232)
 COLUMNS = 84
 
 
-def picture(run: Run) -> Tensor:
+def picture(run: RunRecord) -> Tensor:
     """RGB (1, H, 768, 3) in 0..1."""
     told = report(run)
     lines = [part for line in as_text(told).split("\n") for part in textwrap.wrap(line, COLUMNS, subsequent_indent="    ")]
@@ -41,7 +41,7 @@ def _colour(kind: str) -> tuple[int, ...]:
     return tuple(round(255 * v) for v in KIND_COLOURS[kind])
 
 
-def _timeline(draw: ImageDraw.ImageDraw, run: Run, box: tuple[int, int, int, int]) -> None:
+def _timeline(draw: ImageDraw.ImageDraw, run: RunRecord, box: tuple[int, int, int, int]) -> None:
     """One bar an evaluation: colour by kind, height by active area."""
     left, top, right, bottom = box
     draw.rectangle(box, FAINT)

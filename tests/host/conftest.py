@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 from comfy import cli_args
-from highlight_diffusion.engine.trace import Run
+from highlight_diffusion.engine.trace import RunRecord
 
 cli_args.args.cpu = True  # before anything imports comfy.model_management
 logging.getLogger().setLevel(logging.ERROR)
 
 
-def _observed(observe: Callable[[Run], None], sampled: Callable[..., Run]) -> Callable[..., Run]:
-    def checked(*args, **kwargs) -> Run:
+def _observed(observe: Callable[[RunRecord], None], sampled: Callable[..., RunRecord]) -> Callable[..., RunRecord]:
+    def checked(*args, **kwargs) -> RunRecord:
         run = sampled(*args, **kwargs)
         observe(run)
         return run

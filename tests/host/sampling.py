@@ -6,9 +6,9 @@ import comfy.hooks
 import comfy.samplers
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.merging.sdtm import SDTMConfig
+from highlight_diffusion.engine.merging.config import SDTMConfig
 from highlight_diffusion.engine.region.highlight import Given
-from highlight_diffusion.engine.trace import Run, Trace
+from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 
 from . import tiny
@@ -22,7 +22,7 @@ MERGING = SDTMConfig(r=0.5, protect_steps=3)
 def run_thrice(
     model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, config=CONFIG, given: Given | None = None,
     again: bool = True, **kwargs,
-) -> Run:  # fmt: skip
+) -> RunRecord:  # fmt: skip
     """Run twice on one MODEL and once on a fresh one, or just once; returns the last trace of the first."""
     kwargs = {"size": SIZE, "steps": 16, **kwargs}
     patched = model.patcher if patched is None else patched
@@ -36,7 +36,7 @@ def run_thrice(
     return run
 
 
-def merge_thrice(model: tiny.Tiny, patched=None, **kwargs) -> Run:
+def merge_thrice(model: tiny.Tiny, patched=None, **kwargs) -> RunRecord:
     """The same with SDTM Token Merging alone."""
     kwargs = {"size": SIZE, "steps": 8, **kwargs}
     patched, trace = model.patcher if patched is None else patched, Trace()
@@ -114,5 +114,5 @@ def guided(make):
     return sampled
 
 
-def reasons(run: Run) -> set[str]:
+def reasons(run: RunRecord) -> set[str]:
     return {evaluation.reason for evaluation in run.evaluations}

@@ -8,11 +8,15 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.job import Job
+from highlight_diffusion.engine.partial.cache import ImageRows
 from highlight_diffusion.engine.partial.tokens import TokenSubset
-from highlight_diffusion.engine.partial.window import Window, fit
+from highlight_diffusion.engine.partial.unet_blocks import depth_and_alignment
+from highlight_diffusion.engine.partial.unet_window import Window
 from highlight_diffusion.engine.region.highlight import Given
-from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.trace import Evaluation, Trace
 from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.call import ModelCall
 from highlight_diffusion.host.run import KEY
 from highlight_diffusion.host.unet import UNetRun, affine
 
@@ -24,6 +28,8 @@ WRAPPERS = comfy.patcher_extension.WrappersMP
 CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 SIZE = (16, 24)
 BOX = (4, 12, 8, 16)
+
+AT_ONE = Evaluation(0, 0, 1.0, "dense", "", 1.0)  # what is recorded and computed below is at one sigma
 
 
 @pytest.fixture(scope="module", params=nets.NETS)
@@ -131,28 +137,24 @@ def test_a_part_equals_dense_where_it_was_recorded(kind, model, control, batch, 
     def again(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         args = lambda: (x, t, c_concat, c_crossattn, copied(control), transformer_options)  # noqa: E731
         dense = executor(*args(), **kwargs)
-        state, image = transformer_options[KEY], (batch - 1, batch)
+        state, image = transformer_options[KEY], ImageRows(batch - 1, batch)
         if isinstance(state, UNetRun):
-            region = Window(BOX, SIZE, affine, image, fit(model.patcher.model.diffusion_model, SIZE, 2)[0])
+            region = Window(BOX, SIZE, affine, image, depth_and_alignment(model.patcher.model.diffusion_model, SIZE, 2)[0])
         else:
             region = TokenSubset([BOX], state.grid, image)
         region.begin(1.0)
-        state.current = state.engine.trace.evaluations[-1]
-        state.current.sigma, sigma = 1.0, state.current.sigma
-        state.reuses_control = wanted == "reuse"
-        state.recorded, accumulator, state.engine.accumulator = [region], state.engine.accumulator, None
-        assert torch.equal(state.apply_model(executor, *args(), **kwargs), dense)
-        state.recorded, state.computed = (), [region]
+        job = Job(AT_ONE, record=(region,), reuse_control=wanted == "reuse")
+        assert torch.equal(state.apply_model(job, ModelCall(executor, *args(), kwargs)), dense)
+        job = Job(AT_ONE, compute=(region,), reuse_control=wanted == "reuse")
         y0, y1, x0, x1 = BOX
-        expected = region.rows(dense)[..., y0:y1, x0:x1]
+        expected = region.rows.of(dense)[..., y0:y1, x0:x1]
 
         def error(given) -> float:
-            part = state.apply_model(executor, *args()[:4], given, transformer_options, **kwargs)
-            return float((region.rows(part)[..., y0:y1, x0:x1] - expected).abs().max() / expected.abs().max())
+            part = state.apply_model(job, ModelCall(executor, *args()[:4], given, transformer_options, kwargs))
+            return float((region.rows.of(part)[..., y0:y1, x0:x1] - expected).abs().max() / expected.abs().max())
 
         errors.append(error({} if wanted == "reuse" else copied(control)))
         without.append(error(None))
-        state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
         return dense
 
     patcher = attach(model.patcher, HighlightConfig(enabled=False), Trace())

@@ -5,10 +5,13 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.partial.cache import Kept
+from highlight_diffusion.engine.job import Job
+from highlight_diffusion.engine.partial.cache import ImageRows
+from highlight_diffusion.engine.partial.storage import DenseStorage
 from highlight_diffusion.engine.partial.tokens import TokenSubset
-from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.trace import Evaluation, Trace
 from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.call import ModelCall
 from highlight_diffusion.host.families import FAMILIES, family_of
 from highlight_diffusion.host.run import KEY
 
@@ -19,6 +22,8 @@ WRAPPERS = comfy.patcher_extension.WrappersMP
 PARTIAL = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 TOLERANCE = {"hidream": 2e-6}  # its experts take their tokens in another order, which rounds differently
 OF_A_BATCH = 2e-6  # a matrix product of half the rows may round differently
+
+AT_ONE = Evaluation(0, 0, 1.0, "dense", "", 1.0)  # what is recorded and computed below is at one sigma
 
 
 @pytest.fixture(scope="module", params=tiny.TRANSFORMERS)
@@ -79,25 +84,21 @@ def test_a_subset_equals_dense_where_it_was_recorded(model, name, batch):
         args = (x, t, c_concat, c_crossattn, control, transformer_options)
         dense = executor(*args, **kwargs)
         state = transformer_options[KEY]
-        subset = TokenSubset([(*box[0], *box[1])], state.grid, (batch - 1, batch))
+        subset = TokenSubset([(*box[0], *box[1])], state.grid, ImageRows(batch - 1, batch))
         subset.begin(1.0)
-        state.current = state.engine.trace.evaluations[-1]
-        state.current.sigma, sigma = 1.0, state.current.sigma
-        state.recorded, accumulator, state.engine.accumulator = [subset], state.engine.accumulator, None
-        assert torch.equal(state.apply_model(executor, *args, **kwargs), dense)
-        state.recorded, state.computed = (), [subset]
-        expected = subset.rows(dense)[..., y0:y1, x0:x1]
+        call = ModelCall(executor, *args, kwargs)
+        assert torch.equal(state.apply_model(Job(AT_ONE, record=(subset,)), call), dense)
+        expected = subset.rows.of(dense)[..., y0:y1, x0:x1]
 
         def error() -> float:
-            part = subset.rows(state.apply_model(executor, *args, **kwargs))[..., y0:y1, x0:x1]
+            part = subset.rows.of(state.apply_model(Job(AT_ONE, compute=(subset,)), call))[..., y0:y1, x0:x1]
             return float((part - expected).abs().max() / expected.abs().max())
 
         exact.append(error())
-        for calls in subset.recordings[-1].parts.values():
+        for calls in subset.entries[-1].parts.values():
             for keys in calls:
-                calls[keys] = Kept(torch.zeros_like(calls[keys].x))
+                calls[keys] = DenseStorage(torch.zeros_like(calls[keys].x))
         wiped.append(error())
-        state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
         return dense
 
     patcher = attach(model.patcher, HighlightConfig(enabled=False), Trace())

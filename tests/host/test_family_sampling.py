@@ -7,7 +7,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.region.highlight import Given
-from highlight_diffusion.engine.trace import Run
+from highlight_diffusion.engine.trace import RunRecord
 
 from . import tiny
 from .sampling import POSITIVES, two_prompts
@@ -19,10 +19,10 @@ ON = "transformers"
 
 
 @pytest.fixture
-def check_masked(check) -> Callable[..., Run]:
+def check_masked(check) -> Callable[..., RunRecord]:
     """`check`, with a part of the frame as the highlight."""
 
-    def checked(model: tiny.Tiny, config=CONFIG, size=(16, 24), **kwargs) -> Run:
+    def checked(model: tiny.Tiny, config=CONFIG, size=(16, 24), **kwargs) -> RunRecord:
         mask = torch.zeros(1, *size)
         mask[:, size[0] // 4 : size[0] // 2, : size[1] // 2] = 1
         return check(model, config=config, given=Given(mask), **{"size": size, "steps": 14, **kwargs})

@@ -8,10 +8,14 @@ import comfy.supported_models as supported
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.partial.window import Window, fit
+from highlight_diffusion.engine.job import Job
+from highlight_diffusion.engine.partial.cache import ImageRows
+from highlight_diffusion.engine.partial.unet_blocks import depth_and_alignment
+from highlight_diffusion.engine.partial.unet_window import Window
 from highlight_diffusion.engine.region.highlight import Given
-from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.trace import Evaluation, Trace
 from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.call import ModelCall
 from highlight_diffusion.host.demo import clip_vision
 from highlight_diffusion.host.run import KEY
 from highlight_diffusion.host.unet import affine
@@ -27,6 +31,8 @@ VISION = {
     "num_attention_heads": 2, "num_channels": 3, "image_size": 224, "patch_size": 32, "projection_dim": 24,
     "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
 }  # fmt: skip
+
+AT_ONE = Evaluation(0, 0, 1.0, "dense", "", 1.0)  # what is recorded and computed below is at one sigma
 
 
 def sd15() -> tiny.Tiny:
@@ -196,23 +202,21 @@ def test_a_window_equals_dense_where_it_was_recorded(kind, model, adapted, chain
         args = (x, t, c_concat, c_crossattn, control)
         dense = executor(*args, transformer_options, **kwargs)
         state = transformer_options[KEY]
-        depth, _ = fit(model.patcher.model.diffusion_model, SIZE, 2)
-        window = Window(BOX, SIZE, affine, (batch - 1, batch), depth)
+        depth, _ = depth_and_alignment(model.patcher.model.diffusion_model, SIZE, 2)
+        window = Window(BOX, SIZE, affine, ImageRows(batch - 1, batch), depth)
         window.begin(1.0)
-        state.current = state.engine.trace.evaluations[-1]
-        state.current.sigma, sigma = 1.0, state.current.sigma
-        state.recorded, accumulator, state.engine.accumulator = [window], state.engine.accumulator, None
-        assert torch.equal(state.apply_model(executor, *args, transformer_options, **kwargs), dense)
-        state.recorded, state.computed = (), [window]
-        expected = window.crop(window.rows(dense))
+        call = ModelCall(executor, *args, transformer_options, kwargs)
+        assert torch.equal(state.apply_model(Job(AT_ONE, record=(window,)), call), dense)
+        expected = window.crop(window.rows.of(dense))
 
         def error(options) -> float:
-            part = window.crop(window.rows(state.apply_model(executor, *args, options, **kwargs)))
+            part = window.crop(
+                window.rows.of(state.apply_model(Job(AT_ONE, compute=(window,)), replace(call, options=options)))
+            )
             return float((part - expected).abs().max() / expected.abs().max())
 
         errors.append(error(transformer_options))
         without.append(error({**transformer_options, "patches_replace": {}}))
-        state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
         return dense
 
     patcher = attach(CHAINS[chain](adapted, model.patcher), HighlightConfig(enabled=False), Trace())

@@ -8,14 +8,19 @@ import comfy.patcher_extension
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.partial.window import Window, fit, shallow_window
-from highlight_diffusion.engine.trace import KINDS, Trace
+from highlight_diffusion.engine.job import Job
+from highlight_diffusion.engine.partial.cache import ImageRows
+from highlight_diffusion.engine.partial.unet_blocks import depth_and_alignment
+from highlight_diffusion.engine.partial.unet_window import Window, shallow_window
+from highlight_diffusion.engine.trace import KINDS, Evaluation, Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import KEY, attach
+from highlight_diffusion.host.call import ModelCall
 from highlight_diffusion.host.unet import affine
 
 from . import tiny
 
+AT_ONE = Evaluation(0, 0, 1.0, "dense", "", 1.0)  # what is recorded and computed below is at one sigma
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 PARTIAL = HighlightConfig(interval=(4,), warmup=3, threshold=0.6, halo=0, max_area=1.0, correct="always")
 FAMILIES = {"sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "demo": lambda: tiny.Tiny(demo.load_unet(), context=128)}
@@ -78,17 +83,13 @@ def test_partial_equals_dense_where_it_was_recorded(model, family, batch, levels
         if levels == "shallow":
             window = shallow_window(size, affine)
         else:
-            depth, _ = fit(model.patcher.model.diffusion_model, size, levels)
-            window = Window(box, size, affine, (batch - 1, batch), depth)
+            depth, _ = depth_and_alignment(model.patcher.model.diffusion_model, size, levels)
+            window = Window(box, size, affine, ImageRows(batch - 1, batch), depth)
         window.begin(1.0)
-        state.current = state.engine.trace.evaluations[-1]
-        state.current.sigma, sigma = 1.0, state.current.sigma
-        state.recorded, accumulator, state.engine.accumulator = [window], state.engine.accumulator, None
-        assert torch.equal(state.apply_model(executor, *args, **kwargs), dense)
-        state.recorded, state.computed = (), [window]
-        inside = window.crop(window.rows(state.apply_model(executor, *args, **kwargs)))
-        state.computed, state.current.sigma, state.engine.accumulator = (), sigma, accumulator
-        expected = window.crop(window.rows(dense))
+        call = ModelCall(executor, *args, kwargs)
+        assert torch.equal(state.apply_model(Job(AT_ONE, record=(window,)), call), dense)
+        inside = window.crop(window.rows.of(state.apply_model(Job(AT_ONE, compute=(window,)), call)))
+        expected = window.crop(window.rows.of(dense))
         worst.append(float((inside - expected).abs().max() / expected.abs().max()))
         return dense
 

@@ -8,7 +8,8 @@ import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.host.attach import KEY, attach
+from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.run import JOB
 
 from . import tiny
 
@@ -30,10 +31,10 @@ def corner(model: tiny.Tiny) -> Given:
 def run_with_little_memory(
     model, short_of_memory, error=torch.cuda.OutOfMemoryError, config=PARTIAL, given=None
 ) -> tuple[torch.Tensor, Trace]:
-    """Sample where the model runs out of memory in every call of which `short_of_memory(state)` is true."""
+    """Sample where the model runs out of memory in every call of whose job `short_of_memory(job)` is true."""
 
     def limited(network, args, kwargs):
-        if short_of_memory(kwargs["transformer_options"][KEY]):
+        if short_of_memory(kwargs["transformer_options"][JOB]):
             raise error("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     trace = Trace()
@@ -48,8 +49,8 @@ def run_with_little_memory(
 @pytest.mark.parametrize(
     ("short_of_memory", "words"),
     [
-        (lambda state: bool(state.computed), "memory ran out in a partial evaluation"),
-        (lambda state: bool(state.recorded), "memory ran out beside what is recorded for partial ones"),
+        (lambda job: bool(job.compute), "memory ran out in a partial evaluation"),
+        (lambda job: bool(job.record), "memory ran out beside what is recorded for partial ones"),
     ],
     ids=["computing", "recording"],
 )
@@ -66,7 +67,7 @@ def test_where_memory_runs_out_it_is_dense_once_and_goes_on_without_windows(mode
 
 def test_where_memory_runs_out_in_a_shallow_evaluation_forecasts_take_over():
     config = HighlightConfig(shallow="always", correct="never", pace=8.0)
-    latent, trace = run_with_little_memory(tiny.sd15(), lambda state: bool(state.computed), config=config, given=Given())
+    latent, trace = run_with_little_memory(tiny.sd15(), lambda job: bool(job.compute), config=config, given=Given())
     said = [(e.kind, e.reason) for e in trace.last.evaluations]
     words = "memory ran out in a shallow evaluation"
     assert torch.isfinite(latent).all() and trace.last.completed
@@ -76,12 +77,12 @@ def test_where_memory_runs_out_in_a_shallow_evaluation_forecasts_take_over():
 
 def test_memory_that_runs_out_for_the_model_itself_is_an_error_as_ever(model):
     with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"):
-        run_with_little_memory(model, lambda state: not state.computed)
+        run_with_little_memory(model, lambda job: not job.compute)
 
 
 def test_another_error_of_a_window_is_not_hidden(model):
     with pytest.raises(RuntimeError, match="Tried to allocate"):
-        run_with_little_memory(model, lambda state: bool(state.computed), RuntimeError)
+        run_with_little_memory(model, lambda job: bool(job.compute), RuntimeError)
 
 
 def live() -> tuple[int, int]:

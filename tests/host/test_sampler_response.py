@@ -4,7 +4,8 @@ import comfy.samplers
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.placement.plan import forecast_space
+from highlight_diffusion.engine.placement.traits import SamplerTraits
+from highlight_diffusion.engine.prediction.forecast import prediction_type
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.sampler import sampler_response
@@ -22,17 +23,20 @@ def sd15() -> tiny.Tiny:
     return tiny.sd15()
 
 
-def response(model: tiny.Tiny, name: str, space=None):
+def response(model: tiny.Tiny, name: str, prediction=None):
     sampling = model.patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 10)
-    return sampler_response(comfy.samplers.sampler_object(name), model.patcher, sigmas, space or forecast_space(name))
+    prediction = prediction or prediction_type(SamplerTraits.of(name).noisy)
+    return sampler_response(
+        comfy.samplers.sampler_object(name), model.patcher, sigmas, prediction or prediction_type(SamplerTraits.of(name).noisy)
+    )
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_samplers_have_a_response(sd15, name):
     measured = response(sd15, name)
     assert measured is not None and len(measured.sigmas) >= 10
-    assert measured.forgets == (name in FORGETTING)
+    assert measured.one_step == (name in FORGETTING)
 
 
 @pytest.mark.parametrize("name", WITHOUT)

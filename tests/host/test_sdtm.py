@@ -8,8 +8,9 @@ import comfy.samplers
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.merging.sdtm import MergingRun, SDTMConfig
+from highlight_diffusion.engine.merging.config import SDTMConfig
 from highlight_diffusion.engine.merging.sites import ATTENTION, MLP
+from highlight_diffusion.engine.merging.stages import MergingRun
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.host.families import FAMILIES, family_of
@@ -279,7 +280,7 @@ def test_the_nodes_inputs_are_what_saved_workflows_rely_on():
 def test_the_nodes_preset_fills_what_is_left_to_it(sd35):
     out = HighlightSDTM.execute(model=sd35.patcher, **{**DEFAULTS, "r": 0.3})
     latent = tiny.sample(sd35, out.args[0], steps=6)
-    from highlight_diffusion.engine.merging.sdtm import PRESETS
+    from highlight_diffusion.engine.merging.config import PRESETS
 
     assert torch.equal(latent, sampled(sd35, SDTMConfig(**{**PRESETS["balanced"], "r": 0.3}))[0])
     assert out.args[1].last.evaluations

@@ -5,7 +5,7 @@ import torch
 from comfy.text_encoders import flux, qwen_image, sd3_clip
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights
-from highlight_diffusion.engine.trace import Run, Trace
+from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.words import WORDS, token_weights
@@ -61,7 +61,7 @@ def test_a_conditioning_of_another_length_is_refused(clip):
         HighlightWords.execute([[torch.zeros(1, 100, 128), {}]], clip, PROMPT, "star")
 
 
-def sampled(clip, words: str | None, seed: int = 3) -> Run:
+def sampled(clip, words: str | None, seed: int = 3) -> RunRecord:
     """A run of the demo model, the words named or not."""
     model, trace = tiny.Tiny(demo.load_unet(), context=128), Trace()
     encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))  # noqa: E731

@@ -1,4 +1,5 @@
-from highlight_diffusion.engine.placement.adaptive import GROWTH, AdaptiveGaps
+from highlight_diffusion.engine.placement.adaptive import AdaptiveGaps
+from highlight_diffusion.engine.tuning import ADAPTIVE_GROWTH
 
 
 def after(*errors, pace=5.0):
@@ -12,7 +13,12 @@ def after(*errors, pace=5.0):
 
 
 def test_good_forecasts_lengthen_the_gaps_bad_ones_shorten_them():
-    assert [after(*[1e-4] * n).gap for n in range(4)] == [1, 1 + GROWTH, 1 + 2 * GROWTH, 1 + 3 * GROWTH]
+    assert [after(*[1e-4] * n).gap for n in range(4)] == [
+        1,
+        1 + ADAPTIVE_GROWTH,
+        1 + 2 * ADAPTIVE_GROWTH,
+        1 + 3 * ADAPTIVE_GROWTH,
+    ]
     assert after(1e-4, 1e-4, 0.3).gap < after(1e-4, 1e-4).gap
 
 

@@ -7,7 +7,7 @@ from highlight_diffusion.bench.cost import CostModel, macs
 from highlight_diffusion.bench.fidelity import BEST, psnr, ssim
 from highlight_diffusion.demo.plain import PlainModel
 from highlight_diffusion.demo.unet import UNet
-from highlight_diffusion.engine.trace import Evaluation, Run
+from highlight_diffusion.engine.trace import Evaluation, RunRecord
 from highlight_diffusion.tools.comfy import Sampling
 from highlight_diffusion.tools.workflow import of_type, to_prompt
 
@@ -41,7 +41,7 @@ def test_cost_counts_each_kind_of_evaluation():
     context = torch.randn(1, 77, 128)
     model = CostModel(PlainModel(UNet(), context, context), (1, 4, 32, 32))
     window = (0, 16, 0, 16)
-    run = Run((1, 4, 32, 32), "euler", (2.0, 1.0, 0.5, 0.0))
+    run = RunRecord((1, 4, 32, 32), "euler", (2.0, 1.0, 0.5, 0.0))
     run.evaluations = [
         Evaluation(0, 0, 2.0, "dense", "", 1.0),
         Evaluation(1, 1, 1.0, "partial", "", 0.25, ((window,),), ((window,),)),
@@ -91,7 +91,7 @@ def test_an_unknown_node_is_named():
 
 def test_tally_adds_up_pieces_it_has_met():
     def run(dense, *boxes):
-        made = Run((1, 4, 32, 32), "euler", (1.0, 0.0), depth=4)
+        made = RunRecord((1, 4, 32, 32), "euler", (1.0, 0.0), depth=4)
         kinds = [("dense", ())] * dense + [("partial", ((box,),)) for box in boxes]
         made.evaluations = [
             Evaluation(i, i, 1.0, kind, "", 0.0, windows=windows, heatmap=torch.zeros(1) if kind == "dense" else None)
@@ -119,6 +119,6 @@ def test_bug_stale_ingredients_are_stale():
         for sigma, value in ((2.0, 1.0), (1.0, 2.0)):
             window.begin(sigma)
             for module in (conv, norm):
-                window.keep(module, keys, torch.tensor([value]))
+                window.put(module, keys, torch.tensor([value]))
         for module, name in ((conv, "rings"), (norm, "statistics")):
-            assert (float(window.part(module, keys, 0.5)) == 2.0) == (name in variant.stale)
+            assert (float(window.get(module, keys, 0.5)) == 2.0) == (name in variant.stale)

@@ -7,7 +7,7 @@ from highlight_diffusion.demo.control import RADII, ControlNet, controlled, move
 from highlight_diffusion.demo.scenes import object_masks, parse_caption, sample_scene
 from highlight_diffusion.demo.unet import UNet
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.trace import Evaluation, Run
+from highlight_diffusion.engine.trace import Evaluation, RunRecord
 from scipy import ndimage
 
 
@@ -51,7 +51,7 @@ def test_a_wrong_choice_about_control_nets_is_refused():
 
 
 def test_the_summary_says_where_control_nets_ran():
-    run = Run((1, 4, 8, 8), "euler", (3.0, 2.0, 1.0, 0.0))
+    run = RunRecord((1, 4, 8, 8), "euler", (3.0, 2.0, 1.0, 0.0))
     assert "control" not in run.summary()
     for index, (kind, use) in enumerate((("dense", "computed"), ("skipped", ""), ("partial", "reused"))):
         run.evaluations.append(Evaluation(index, index, 1.0, kind, "", 1.0, control=use))

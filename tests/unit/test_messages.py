@@ -9,14 +9,14 @@ import subprocess
 import pytest
 import torch
 from highlight_diffusion.engine.report.messages import MAX_CELLS, Messages, encoded, word_maps
-from highlight_diffusion.engine.trace import Evaluation, Run
+from highlight_diffusion.engine.trace import Evaluation, RunRecord
 
 SIGMAS = tuple(float(s) for s in torch.linspace(10, 0, 13))
 
 
-def run_of(count: int = 12) -> Run:
+def run_of(count: int = 12) -> RunRecord:
     """A run whose every third evaluation is dense, with a heatmap."""
-    run = Run((2, 4, 16, 24), "euler", SIGMAS, node_ids=("12:5",), words=("star", "circle"))
+    run = RunRecord((2, 4, 16, 24), "euler", SIGMAS, node_ids=("12:5",), words=("star", "circle"))
     for i in range(count):
         dense = i % 3 == 0
         kind = "dense" if dense else "partial" if i % 3 == 1 else "skipped"
@@ -32,7 +32,7 @@ def run_of(count: int = 12) -> Run:
     return run
 
 
-def pieces_of(run: Run) -> list[dict]:
+def pieces_of(run: RunRecord) -> list[dict]:
     """The same run, told as it goes on, a message after every second evaluation."""
     evaluations, messages, told = list(run.evaluations), Messages(run, latest=True), []
     run.evaluations = []

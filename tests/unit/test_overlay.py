@@ -3,21 +3,14 @@
 import pytest
 import torch
 from highlight_diffusion.demo.vae import SCALE, ideal_latent, rgb_factors
-from highlight_diffusion.engine.report.latent_rgb import (
-    MAX_PICTURES,
-    MAX_VALUES,
-    LatentColours,
-    picture_of_latent,
-    pictures,
-    sample,
-)
+from highlight_diffusion.engine.report.latent_rgb import MAX_PICTURES, MAX_VALUES, picture_of_latent, pictures, sample
 from highlight_diffusion.engine.report.overlay import DARK, SHOWS, frames
-from highlight_diffusion.engine.trace import Evaluation, Run
+from highlight_diffusion.engine.trace import Evaluation, LatentColours, RunRecord
 
 
 @pytest.fixture
-def run() -> Run:
-    run = Run((1, 4, 32, 32), "euler", (3.0, 2.0, 1.0, 0.0), words=("star",))
+def run() -> RunRecord:
+    run = RunRecord((1, 4, 32, 32), "euler", (3.0, 2.0, 1.0, 0.0), words=("star",))
     run.evaluations = [Evaluation(i, i, 3.0 - i, "dense" if i != 1 else "skipped", "", float(i != 1)) for i in range(3)]
     run.evaluations[0].heatmap = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
     run.evaluations[2].words = torch.zeros(1, 1, 16, 16)
@@ -28,7 +21,7 @@ def run() -> Run:
     return run
 
 
-def shown(run: Run, **how) -> torch.Tensor:
+def shown(run: RunRecord, **how) -> torch.Tensor:
     """Frames without their timelines."""
     return frames(run, torch.full((256, 256, 3), 0.5), **how)[0][:, :256]
 

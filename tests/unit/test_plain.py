@@ -8,9 +8,11 @@ from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import PlainModel, dense_call, sample, window_call
 from highlight_diffusion.demo.vae import SCALE
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.partial.window import fit, shallow_window, windows_of
-from highlight_diffusion.engine.run import HighlightRun
-from highlight_diffusion.engine.trace import Run, inside
+from highlight_diffusion.engine.job import Job, Request
+from highlight_diffusion.engine.partial.unet_blocks import depth_and_alignment
+from highlight_diffusion.engine.partial.unet_window import shallow_window, windows_of
+from highlight_diffusion.engine.setup import start_run
+from highlight_diffusion.engine.trace import RunRecord, inside
 
 CONFIG = HighlightConfig(correct="always")
 PROMPT = "a large red circle at the top left on a plain navy background"
@@ -73,34 +75,34 @@ def test_the_heat_lies_on_the_objects_of_the_picture(model):
 def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_later(model, levels):
     """Along a dense path: record at one step, compute the window at that step and at the next, with its history."""
     size, sigmas = (32, 32), normal_sigmas(20).tolist()
-    trace = Run((1, 4, *size), "euler", tuple(sigmas))
-    depth, align = fit(model.unet, size, levels)
+    trace = RunRecord((1, 4, *size), "euler", tuple(sigmas))
+    depth, align = depth_and_alignment(model.unet, size, levels)
     config = HighlightConfig(interval=(4,), warmup=3, max_area=1.0, correct="always")
-    state = HighlightRun(config, trace, size, align, surround=windows_of(size, depth=depth))
+    run = start_run(config, trace, align, windows_of(size, depth=depth))
     x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     exact, better = [], []
     with torch.inference_mode():
         for sigma, following in zip(sigmas, sigmas[1:], strict=False):
             truth = model(x, sigma)
 
-            def partial(evaluation, windows, x=x, truth=truth):
-                computed = window_call(model, state, x, evaluation, windows)
-                guess = state.forecast(evaluation, x)
-                for box in inside(evaluation.boxes):
+            def regional(job, x=x, truth=truth):
+                computed = window_call(model, job, x)
+                guess = run.state.forecasts.predict(job.evaluation.index, x, job.evaluation.sigma)
+                for box in inside(job.evaluation.boxes):
                     for c, g, t in zip(computed, guess, truth, strict=True):
                         better.append(bool((c - t)[box].norm() < (g - t)[box].norm()))
                 return computed
 
-            def dense_evaluation(evaluation, windows, x=x, truth=truth, sigma=sigma):
-                result = dense_call(model, state, x, evaluation, windows)
-                for window in windows:
-                    again = window_call(model, state, x, evaluation, [window])
+            def dense(job, x=x, truth=truth):
+                result = dense_call(model, job, x)
+                for window in job.record:
+                    again = window_call(model, Job(job.evaluation, compute=(window,)), x)
                     for a, t in zip(again, truth, strict=True):
                         scale = t.abs().max()
                         exact.append(float((window.crop(a) - window.crop(t)).abs().max() / scale))
                 return result
 
-            state.evaluate(x, sigma, "dense path", dense_evaluation, partial)
+            run.evaluate(Request(x, sigma, "dense path"), lambda job: regional(job) if job.compute else dense(job))
             denoised = truth[1] + 3.0 * (truth[0] - truth[1])
             x = x + (x - denoised) / sigma * (following - sigma)
     assert exact and max(exact) < 1e-4
@@ -111,9 +113,9 @@ def test_a_window_is_exact_where_it_was_recorded_and_nearer_than_the_forecast_la
 def test_what_enters_shallow_evaluations_is_copied_under_an_sde_and_else_extrapolated(sampler):
     sigmas, size = tuple(normal_sigmas(12).tolist()), (32, 32)
     whole = shallow_window(size)
-    HighlightRun(HighlightConfig(pace=8.0), Run((1, 4, *size), sampler, sigmas), size, 2, whole=whole)
+    start_run(HighlightConfig(pace=8.0), RunRecord((1, 4, *size), sampler, sigmas), 2, windows_of(size), shallow=whole)
     for sigma, value in ((2.0, 1.0), (1.0, 2.0)):
         whole.begin(sigma)
-        whole.keep("place", ("positive",), torch.tensor([value]))
-    later = float(whole.part("place", ("positive",), 0.5))
+        whole.put("place", ("positive",), torch.tensor([value]))
+    later = float(whole.get("place", ("positive",), 0.5))
     assert later == 2.0 if sampler == "dpmpp_2m_sde" else later > 2.0

@@ -30,9 +30,9 @@ def model_of(modules, prompt: str = PROMPTS[0]) -> PlainFlow:
     return PlainFlow(mmdit, encode_prompt(text, prompt), encode_prompt(text, ""))
 
 
-def run(model, config, seed: int = 0, size=(32, 32), batch: int = 1, partial=None):
+def run(model, config, seed: int = 0, size=(32, 32), batch: int = 1, regional=None):
     noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
-    return sample(model, noise, STEPS, 3.0, config, partial)
+    return sample(model, noise, STEPS, 3.0, config, regional)
 
 
 def picture(modules, latent) -> torch.Tensor:
@@ -62,16 +62,17 @@ def test_a_subset_is_nearer_to_dense_than_the_forecast(modules):
     """At each partial evaluation of three runs, inside the highlight."""
     nearer = []
 
-    def partial(model, state, x, evaluation, subsets):
-        computed, truth = model.partial(state, x, evaluation, subsets), model(x, evaluation.sigma)
-        guess = state.forecast(evaluation, x)
+    def regional(model, job, x, state):
+        evaluation = job.evaluation
+        computed, truth = model.do(job, x), model(x, evaluation.sigma)
+        guess = state.forecasts.predict(evaluation.index, x, evaluation.sigma)
         for box in inside(evaluation.boxes):
             for c, g, t in zip(computed, guess, truth, strict=True):
                 nearer.append(bool((c - t)[box].norm() < (g - t)[box].norm()))
         return computed
 
     for prompt in PROMPTS:
-        run(model_of(modules, prompt), CONFIG, partial=partial)
+        run(model_of(modules, prompt), CONFIG, regional=regional)
     assert nearer and sum(nearer) >= 0.75 * len(nearer), nearer
 
 

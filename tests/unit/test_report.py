@@ -7,7 +7,7 @@ import torch
 from highlight_diffusion.engine.report.numbers import as_line, as_text, estimate_dense, fallbacks, report
 from highlight_diffusion.engine.report.picture import picture
 from highlight_diffusion.engine.stopwatch import Stopwatch
-from highlight_diffusion.engine.trace import Evaluation, Run, Trace
+from highlight_diffusion.engine.trace import Evaluation, RunRecord, Trace
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -18,9 +18,9 @@ def evaluation(index: int, kind: str, seconds: float, **more) -> Evaluation:
 
 
 @pytest.fixture
-def run() -> Run:
+def run() -> RunRecord:
     """Two seconds, 0.2 of them outside the evaluations; dense evaluations at 0.3 s, but the first and those that listen."""
-    run = Run((1, 4, 64, 64), "euler", tuple(float(s) for s in range(10, -1, -1)), seconds=2.0, completed=True)
+    run = RunRecord((1, 4, 64, 64), "euler", tuple(float(s) for s in range(10, -1, -1)), seconds=2.0, completed=True)
     heat = torch.rand(1, 1, 32, 32)
     run.evaluations = [
         evaluation(0, "dense", 0.5), evaluation(1, "dense", 0.38, heatmap=heat), evaluation(2, "dense", 0.3),
@@ -56,7 +56,7 @@ def test_merging_evaluations_are_no_measure_of_dense_ones(run):
 
 
 def test_an_off_run_is_about_as_fast_as_dense():
-    run = Run((1, 4, 8, 8), "euler", (1.0, 0.5, 0.0), seconds=1.0, completed=True)
+    run = RunRecord((1, 4, 8, 8), "euler", (1.0, 0.5, 0.0), seconds=1.0, completed=True)
     run.evaluations = [evaluation(i, "dense", 0.25) for i in range(4)]
     assert report(run)["ratio"] == pytest.approx(1.0)
 
@@ -88,7 +88,7 @@ def test_an_interrupted_run_says_so(run):
 def test_runs_of_a_trace_are_counted_from_the_last():
     trace = Trace()
     assert trace.before_last(3) is None
-    trace.runs.extend(Run((1, 4, 8, 8), name, (1.0, 0.0)) for name in ("first", "second"))
+    trace.runs.extend(RunRecord((1, 4, 8, 8), name, (1.0, 0.0)) for name in ("first", "second"))
     assert trace.before_last(0).sampler == "second" and trace.before_last(1).sampler == "first"
     with pytest.raises(ValueError, match="run is 2, but this trace has 2 runs"):
         trace.before_last(2)

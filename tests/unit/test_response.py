@@ -4,7 +4,7 @@ import pytest
 import torch
 from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.demo.plain import euler
-from highlight_diffusion.engine.prediction import forecast as forecasts
+from highlight_diffusion.engine.prediction import corrector
 from highlight_diffusion.engine.prediction.forecast import Forecast
 from highlight_diffusion.engine.prediction.response import impulse_response
 
@@ -28,25 +28,25 @@ SAMPLERS = {"euler": lambda denoise, x: euler(denoise, x, SIGMAS), "two_step": t
 
 
 def test_eulers_response_is_its_step_lengths():
-    response = impulse_response(SAMPLERS["euler"], "noise")
+    response = impulse_response(SAMPLERS["euler"], "eps")
     for k in range(len(SIGMAS)):
         for j in range(len(SIGMAS) - 1):
             expected = SIGMAS[j + 1] - SIGMAS[j] if j < k else 0.0
-            assert response.moves[k][j] == pytest.approx(expected, abs=1e-5)
+            assert response.weights[k][j] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("space", ["noise", "denoised"])
-def test_only_a_one_step_sampler_forgets(space):
-    assert impulse_response(SAMPLERS["euler"], space).forgets
-    assert not impulse_response(SAMPLERS["two_step"], space).forgets
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_only_a_one_step_sampler_forgets(prediction):
+    assert impulse_response(SAMPLERS["euler"], prediction).one_step
+    assert not impulse_response(SAMPLERS["two_step"], prediction).one_step
 
 
 def test_a_sampler_that_is_not_linear_has_no_response():
-    assert impulse_response(lambda denoise, x: denoise(denoise(x, 2.0) ** 2, 1.0) ** 2, "denoised") is None
+    assert impulse_response(lambda denoise, x: denoise(denoise(x, 2.0) ** 2, 1.0) ** 2, "x0") is None
 
 
 def test_a_sampler_that_adds_noise_has_no_response():
-    assert impulse_response(lambda denoise, x: denoise(x, 2.0) + torch.randn_like(x), "denoised") is None
+    assert impulse_response(lambda denoise, x: denoise(x, 2.0) + torch.randn_like(x), "x0") is None
 
 
 def test_a_sampler_that_chooses_its_steps_has_no_response():
@@ -55,13 +55,13 @@ def test_a_sampler_that_chooses_its_steps_has_no_response():
             x = denoise(x, 5.0 - i)
         return x
 
-    assert impulse_response(adaptive, "denoised") is None
+    assert impulse_response(adaptive, "x0") is None
 
 
 def run(sampler: str, plan: str, truth, revise: bool = True) -> torch.Tensor:
     """Sample with predictions `truth(sigma)`, computed at "d", forecast at "s"."""
-    response = impulse_response(SAMPLERS[sampler], "denoised") if revise else None
-    forecast, index = Forecast("denoised", response), 0
+    response = impulse_response(SAMPLERS[sampler], "x0") if revise else None
+    forecast, index = Forecast("x0", response), 0
 
     def denoise(x, sigma):
         nonlocal index
@@ -80,7 +80,7 @@ def parabola(sigma: float) -> torch.Tensor:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_a_gap_got_wrong_is_made_up_for_at_its_end(sampler, monkeypatch):
     """Predictions on a parabola: after the gap the sampler is where it would be without one."""
-    monkeypatch.setattr(forecasts, "TRUSTED_SHARE", math.inf)
+    monkeypatch.setattr(corrector, "TRUSTED_SHARE", math.inf)
     truncated = SIGMAS[:11] + [SIGMAS[10] / 2]  # not to 0, where the last prediction alone decides
     monkeypatch.setitem(SAMPLERS, "euler", lambda denoise, x: euler(denoise, x, truncated))
     monkeypatch.setitem(SAMPLERS, "two_step", lambda denoise, x: two_step(denoise, x, truncated))
@@ -92,18 +92,18 @@ def test_what_a_gap_got_wrong_is_made_up_for_at_its_end(sampler, monkeypatch):
 
 
 def test_dense_runs_are_handed_through_untouched():
-    response = impulse_response(SAMPLERS["two_step"], "noise")
-    forecast = Forecast("noise", response)
+    response = impulse_response(SAMPLERS["two_step"], "eps")
+    forecast = Forecast("eps", response)
     for index, sigma in enumerate(SIGMAS[:-1]):
         denoised = torch.randn(1, 1, 2, 2)
         assert forecast.add_dense(index, torch.randn(1, 1, 2, 2), denoised, sigma) is denoised
 
 
 def test_the_further_off_the_less_is_revised():
-    history = forecasts.History("denoised")
+    correction = corrector.DeferredCorrection(None, "x0")
     value = torch.ones(2, 1, 4, 4)
     off = torch.stack([torch.full((1, 4, 4), 0.001), torch.full((1, 4, 4), 0.3)])
-    near, far = history._trust(off, value, 1.0).flatten().tolist()
+    near, far = correction._trust(off, value, 1.0).flatten().tolist()
     assert near > 0.99 and far < 0.02
 
 

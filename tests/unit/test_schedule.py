@@ -1,26 +1,24 @@
 import pytest
 from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.placement.plan import (
-    correction_pays,
-    dense_tail,
-    effective_pace,
-    flow_gaps,
-    forecast_space,
-    make_plan,
-    paced_gaps,
-    shallow_pays,
-    spread_gaps,
-    step_of,
-    warm_up,
-)
-from highlight_diffusion.engine.placement.time_axis import log_ratio
-from highlight_diffusion.engine.prediction.response import Response
+from highlight_diffusion.engine.placement.context import Context
+from highlight_diffusion.engine.placement.flow import flow_gaps, flow_pace
+from highlight_diffusion.engine.placement.interval import spread_gaps
+from highlight_diffusion.engine.placement.log_sigma import paced_gaps
+from highlight_diffusion.engine.placement.plan import make_plan, regional_pays, step_of, warm_up
+from highlight_diffusion.engine.placement.shallow import shallow_pays
+from highlight_diffusion.engine.placement.traits import SamplerTraits
+from highlight_diffusion.engine.prediction.forecast import prediction_type
+from highlight_diffusion.engine.time_axis import FLOW
 from hypothesis import given
 from hypothesis import strategies as st
 
 SIGMAS = {steps: normal_sigmas(steps).tolist()[:-1] for steps in range(1, 101)}
 GAPS = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple)
+
+
+def plan_of(sigmas, config, **known):
+    return make_plan(Context.of(sigmas, config, **known))
 
 
 @given(st.integers(0, 200), GAPS)
@@ -32,7 +30,7 @@ def test_gaps_fill_the_length_exactly(length, gaps):
 
 @given(st.integers(1, 100), GAPS, st.integers(2, 12))
 def test_plan_is_dense_in_the_warm_up_and_at_the_end(steps, gaps, warmup):
-    plan = make_plan(SIGMAS[steps], HighlightConfig(interval=gaps, warmup=warmup))
+    plan = plan_of(SIGMAS[steps], HighlightConfig(interval=gaps, warmup=warmup))
     assert len(plan) == steps
     assert all(step.kind == "dense" for step in plan[:warmup])
     assert plan[-1].kind == "dense"
@@ -40,7 +38,7 @@ def test_plan_is_dense_in_the_warm_up_and_at_the_end(steps, gaps, warmup):
 
 
 def test_constant_interval_computes_every_nth_step():
-    plan = make_plan(SIGMAS[14], HighlightConfig(interval=(4,), warmup=2))
+    plan = plan_of(SIGMAS[14], HighlightConfig(interval=(4,), warmup=2))
     assert [step.kind[0] for step in plan] == list("dd" + "spsd" * 3)
 
 
@@ -59,7 +57,7 @@ def test_the_pace_is_kept_in_steps_and_log_sigma():
 ])  # fmt: skip
 def test_gaps_of_flows_grow_and_shrink_as_was_measured(steps, pace, kinds):
     """Even gaps after a longer warm-up were below simply taking fewer steps at 12 (34.7 dB for 40.4 at half the cost)."""
-    plan = make_plan(flow_sigmas(steps).tolist()[:-1], HighlightConfig(pace=pace), correcting=False, axis=log_ratio)
+    plan = plan_of(flow_sigmas(steps).tolist()[:-1], HighlightConfig(pace=pace), regional=False, axis=FLOW)
     assert "".join(step.kind[0] for step in plan) == kinds
 
 
@@ -73,7 +71,7 @@ def test_gaps_of_flows_fill_the_way(length, pace, few):
 @pytest.mark.parametrize("pace", [1e9, 1e308])
 def test_gaps_of_flows_are_found_at_once_at_an_absurd_pace(pace):
     """They were counted down to from there, which never ended."""
-    plan = make_plan(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=pace), axis=log_ratio)
+    plan = plan_of(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=pace), axis=FLOW)
     assert plan[0].kind == "dense" and any(step.kind == "skipped" for step in plan)
 
 
@@ -83,20 +81,20 @@ def test_gaps_of_flows_are_fewer_at_a_higher_pace():
 
 
 def test_a_higher_pace_computes_less_in_flows_too_but_not_in_proportion():
-    paces = [effective_pace(HighlightConfig(pace=pace), "euler", log_ratio) for pace in (2.0, 5.0, 8.0, 11.0)]
+    paces = [flow_pace(Context.of(SIGMAS[30], HighlightConfig(pace=pace), axis=FLOW)) for pace in (2.0, 5.0, 8.0, 11.0)]
     assert paces == [2.0, 5.0, 6.0, 7.0]
-    assert warm_up(HighlightConfig(warmup=5), 30, log_ratio) == 5
+    assert warm_up(Context.of(SIGMAS[30], HighlightConfig(warmup=5), axis=FLOW)) == 5
 
 
 def test_a_slow_pace_saves_something_in_flows_under_fresh_noise():
     """Seven tenths of a pace of two is below two, and so every step was dense."""
-    plan = make_plan(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=2.0), sampler="euler_ancestral", axis=log_ratio)
+    plan = plan_of(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=2.0), sampler="euler_ancestral", axis=FLOW)
     assert sum(step.kind == "skipped" for step in plan) == 13
 
 
 @given(st.integers(1, 100), st.floats(1, 12), st.sampled_from(["euler", "dpmpp_2m"]))
 def test_paced_gaps_fill_the_way_and_grow_slowly(steps, pace, sampler):
-    tail = dense_tail(sampler)
+    tail = SamplerTraits.of(sampler).dense_tail
     gaps = paced_gaps(SIGMAS[steps], pace, tail)
     assert sum(gaps) == steps - 1 and all(gap >= 1 for gap in gaps)
     assert all(after <= before + max(1, round(pace / 2.5)) for before, after in zip([1, *gaps], gaps, strict=False))
@@ -107,12 +105,12 @@ def test_paced_gaps_fill_the_way_and_grow_slowly(steps, pace, sampler):
     ("sampler", "tail"), [("euler", 2), ("dpmpp_2m", 3), ("dpmpp_2m_sde_gpu", 3), ("res_multistep", 3), ("euler_ancestral", 2)]
 )
 def test_more_steps_are_dense_at_the_end_where_a_sampler_carries_errors_on(sampler, tail):
-    plan = make_plan(SIGMAS[30], HighlightConfig(), sampler=sampler)
+    plan = plan_of(SIGMAS[30], HighlightConfig(), sampler=sampler)
     assert [step.kind for step in plan[-tail:]] == ["dense"] * tail
 
 
 def test_gaps_are_corrected_where_it_was_measured_to_be_worth_it():
-    partial = lambda **config: sum(s.kind == "partial" for s in make_plan(SIGMAS[30], HighlightConfig(**config)))  # noqa: E731
+    partial = lambda **config: sum(s.kind == "partial" for s in plan_of(SIGMAS[30], HighlightConfig(**config)))  # noqa: E731
     assert (partial(pace=2.0), partial(pace=5.0), partial(pace=8.0, warmup=3)) == (0, 5, 3)
     assert partial(pace=5.0, correct="never") == 0 and partial(interval=(4,)) > 4
 
@@ -124,7 +122,7 @@ def test_any_schedule_can_be_paced(sigmas):
 
 
 def test_faster_presets_compute_less():
-    dense = [sum(s.kind == "dense" for s in make_plan(SIGMAS[30], HighlightConfig(pace=p))) for p in PACES.values()]
+    dense = [sum(s.kind == "dense" for s in plan_of(SIGMAS[30], HighlightConfig(pace=p))) for p in PACES.values()]
     assert dense == sorted(dense, reverse=True) and dense[0] < 20 and dense[-1] <= 10
 
 
@@ -134,29 +132,30 @@ def test_list_is_spread_over_the_schedule():
 
 
 def test_correction_is_planned_once_in_each_longer_gap():
-    kinds = [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,)))]
+    kinds = [s.kind for s in plan_of(SIGMAS[30], HighlightConfig(interval=(4,)))]
     assert kinds.count("partial") == 26 // 4
-    assert "partial" not in [s.kind for s in make_plan(SIGMAS[30], HighlightConfig(interval=(4,), correct="never"))]
+    assert "partial" not in [s.kind for s in plan_of(SIGMAS[30], HighlightConfig(interval=(4,), correct="never"))]
 
 
 def test_only_the_chosen_share_of_the_schedule_saves():
-    plan = make_plan(SIGMAS[20], HighlightConfig(interval=(3,)), first=5, last=14)
+    plan = plan_of(SIGMAS[20], HighlightConfig(interval=(3,)), first=5, last=14)
     assert all(step.kind == "dense" for step in plan[:7] + plan[14:])
     assert any(step.kind != "dense" for step in plan[7:14])
 
 
 def test_inactive_settings_plan_dense_steps_only():
     for config in (HighlightConfig(enabled=False), HighlightConfig(interval=(1,))):
-        assert {step.kind for step in make_plan(SIGMAS[20], config)} == {"dense"}
+        assert {step.kind for step in plan_of(SIGMAS[20], config)} == {"dense"}
 
 
 @pytest.mark.parametrize(
-    ("sampler", "space"),
-    [("euler", "noise"), ("sample_dpmpp_2m", "noise"), ("euler_ancestral", "denoised"), ("dpmpp_2m_sde", "denoised")],
+    ("sampler", "prediction"),
+    [("euler", "eps"), ("sample_dpmpp_2m", "eps"), ("euler_ancestral", "x0"), ("dpmpp_2m_sde", "x0")],
 )
-def test_forecast_space_suits_the_sampler(sampler, space):
-    assert forecast_space(sampler) == space
-    assert forecast_space(sampler, axis=log_ratio) == "denoised"
+def test_what_is_forecast_suits_the_sampler(sampler, prediction):
+    noisy = SamplerTraits.of(sampler).noisy
+    assert prediction_type(noisy) == prediction
+    assert prediction_type(noisy, axis=FLOW) == "x0"
 
 
 def test_steps_are_found_by_bracketing_sigma():
@@ -165,55 +164,56 @@ def test_steps_are_found_by_bracketing_sigma():
 
 
 def test_under_fresh_noise_dense_evaluations_come_sooner():
-    dense = {name: sum(s.kind == "dense" for s in make_plan(SIGMAS[30], HighlightConfig(), sampler=name))
+    dense = {name: sum(s.kind == "dense" for s in plan_of(SIGMAS[30], HighlightConfig(), sampler=name))
              for name in ("euler", "euler_ancestral")}  # fmt: skip
     assert dense["euler_ancestral"] > dense["euler"]
 
 
 @pytest.mark.parametrize(
-    ("steps", "noisy", "forgets", "pays"),
+    ("steps", "noisy", "one_step", "pays"),
     [(30, False, True, False), (30, False, False, True), (12, False, True, True), (30, True, True, True)],
 )
-def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, noisy, forgets, pays):
-    assert correction_pays(steps, noisy, Response((), (), forgets)) == pays
-    assert correction_pays(steps, noisy, None)
-    assert not correction_pays(steps, noisy, Response((), (), forgets), log_ratio)  # in flows
+def test_the_highlight_is_computed_where_it_was_measured_to_pay(steps, noisy, one_step, pays):
+    assert regional_pays(steps, noisy, one_step) == pays
+    assert regional_pays(steps, noisy, None)
+    assert not regional_pays(steps, noisy, one_step, FLOW)  # in flows
 
 
 @pytest.mark.parametrize(("pace", "plan"), [(8.0, "DDsDsDssDsDs"), (11.0, "DsDssDsssDss")])
 def test_gaps_of_shallow_evaluations_grow(pace, plan):
     """The placements that were measured at 12 steps."""
-    steps = make_plan(SIGMAS[12], HighlightConfig(pace=pace), shallow=True)
+    steps = plan_of(SIGMAS[12], HighlightConfig(pace=pace), shallow=True)
     assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
 
 
 @pytest.mark.parametrize(("pace", "plan"), [(8.0, "DsDsDsDsDsDs"), (11.0, "DssDssDssDss")])
 def test_gaps_of_shallow_evaluations_are_even_under_fresh_noise(pace, plan):
-    steps = make_plan(SIGMAS[12], HighlightConfig(pace=pace), sampler="euler_ancestral", shallow=True)
+    steps = plan_of(SIGMAS[12], HighlightConfig(pace=pace), sampler="euler_ancestral", shallow=True)
     assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
 
 
 @given(st.integers(1, 60), st.floats(1.0, 30.0))
 def test_a_shallow_plan_starts_dense_and_fills_the_schedule(steps, pace):
-    plan = make_plan(SIGMAS[steps], HighlightConfig(pace=pace), shallow=True)
+    plan = plan_of(SIGMAS[steps], HighlightConfig(pace=pace), shallow=True)
     assert len(plan) == steps and plan[0].kind == "dense"
     assert {step.kind for step in plan} <= {"dense", "shallow"}
 
 
 def test_shallow_evaluations_are_chosen_in_short_schedules_at_a_high_pace():
-    assert shallow_pays(12, "euler", HighlightConfig(pace=8.0)) and shallow_pays(12, "dpmpp_2m_sde", HighlightConfig(pace=2.0))
+    euler, sde = SamplerTraits.of("euler"), SamplerTraits.of("dpmpp_2m_sde")
+    assert shallow_pays(12, euler, HighlightConfig(pace=8.0)) and shallow_pays(12, sde, HighlightConfig(pace=2.0))
     for steps, config in (
         (30, {"pace": 8.0}),
         (12, {"pace": 5.0}),
         (12, {"pace": 8.0, "interval": (3,)}),
         (12, {"pace": 8.0, "correct": "always"}),
     ):
-        assert not shallow_pays(steps, "euler", HighlightConfig(**config))
+        assert not shallow_pays(steps, euler, HighlightConfig(**config))
 
 
 @pytest.mark.parametrize("interval", [None, (3,), "adaptive"])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_bug_no_step_between_start_and_end_percent(steps, interval):
     """It used to end in an IndexError, where a short schedule has no step in the share that anything may be saved in."""
-    plan = make_plan(SIGMAS[steps], HighlightConfig(interval=interval), first=0, last=-1)
+    plan = plan_of(SIGMAS[steps], HighlightConfig(interval=interval), first=0, last=-1)
     assert [step.reason for step in plan] == ["outside start and end percent"] * steps

@@ -8,12 +8,17 @@ from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import sample
 from highlight_diffusion.demo.plain_flow import PlainFlow
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.merging.sdtm import BUCKETS, PRESETS, MergingRun, SDTMConfig, parse_blocks, patches, progress_of
+from highlight_diffusion.engine.job import Job, Request
+from highlight_diffusion.engine.merging.config import PRESETS, SDTMConfig, parse_blocks
+from highlight_diffusion.engine.merging.job import MergeJob
+from highlight_diffusion.engine.merging.matcher import BUCKETS, patches
 from highlight_diffusion.engine.merging.sites import ATTENTION, MLP
-from highlight_diffusion.engine.partial.tokens import TokenGrid
-from highlight_diffusion.engine.placement.time_axis import log_ratio
-from highlight_diffusion.engine.run import HighlightRun
-from highlight_diffusion.engine.trace import Evaluation, Run
+from highlight_diffusion.engine.merging.stages import MergingRun, progress_of
+from highlight_diffusion.engine.method import DenseContext
+from highlight_diffusion.engine.partial.tokens import TokenGrid, subsets_of
+from highlight_diffusion.engine.setup import start_run
+from highlight_diffusion.engine.time_axis import FLOW
+from highlight_diffusion.engine.trace import Evaluation, RunRecord
 
 OFF = HighlightConfig(enabled=False)
 PURE = SDTMConfig(mcw=1, protect_steps=0)
@@ -37,15 +42,24 @@ def state(config: SDTMConfig, size=(16, 16), images: int = 1) -> MergingRun:
     return MergingRun(config, SIGMAS, TokenGrid(size), images, depth=4)
 
 
-def step(merging: MergingRun, index: int, **kwargs) -> Evaluation:
+def step(merging: MergingRun, index: int, **known) -> tuple[Evaluation, MergeJob | None]:
     evaluation = Evaluation(index, index, SIGMAS[index], "dense", "off", 1.0)
-    merging.begin(evaluation, **kwargs)
-    frame = merging.grid.frame
-    merging.learn(torch.randn(len(merging.images), 4, *frame, generator=torch.Generator().manual_seed(1)))
-    for image in merging.images:  # as an executor does
-        if merging.recording and image.merge is not None:
-            image.details.keep((0, 0), ("positive",), torch.zeros(1))
-    return evaluation
+    job = merging.before_dense(evaluation, DenseContext(alone=True, **known))
+    images = merging.matcher.images
+    merging.after_dense([torch.randn(len(images), 4, *merging.matcher.grid.frame, generator=torch.Generator().manual_seed(1))])
+    record(job)
+    return evaluation, job
+
+
+def record(job: MergeJob | None) -> None:
+    """As an executor does."""
+    for image in job.images if job is not None and job.record else ():
+        if image.merge is not None:
+            image.residuals.put((0, 0), ("positive",), torch.zeros(1))
+
+
+def merges(job: MergeJob | None) -> bool:
+    return job is not None and not job.record
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -64,7 +78,7 @@ def test_the_ratio_falls_by_a_cosine():
         ({"r": 1.5}, "r is 1.5"), ({"delta": -0.1}, "delta is -0.1"), ({"switch": 2}, "switch is 2"),
         ({"window": 1}, "window is 1"), ({"reuse": 0}, "reuse is 0"), ({"protect_steps": 1}, "protect_steps is 1"),
         ({"mcw": 0.5, "protect_steps": 0}, "set mcw to 1 or protect_steps to 2"), ({"threshold": 3}, "threshold is 3"),
-        ({"memory": "disk"}, 'memory is "disk"; choose device, 8 bit, offload'),
+        ({"memory": "disk"}, 'memory is "disk"; choose device, 8 bit or offload'),
         ({"start_percent": 0.9, "end_percent": 0.1}, "start_percent 0.9 is not below"),
     ],
 )  # fmt: skip
@@ -95,7 +109,7 @@ def test_progress_goes_by_sigma():
 
 def test_stages_follow_each_other_and_every_evaluation_has_its_reason():
     merging = state(SDTMConfig(r=0.5, delta=0.25, mcw=1, protect_steps=0, detail_attention=False, switch=0.4))
-    reasons = [step(merging, i).reason for i in range(STEPS)]
+    reasons = [step(merging, i)[0].reason for i in range(STEPS)]
     assert reasons[0] == "whole: no prediction yet to match tokens by"
     assert all("structure" in r and "attention and MLP" in r for r in reasons[1:4])
     assert all("detail" in r and r.endswith("in MLP") for r in reasons[4:])
@@ -105,8 +119,8 @@ def test_detail_is_recorded_before_anything_is_merged():
     merging = state(SDTMConfig(protect_steps=3))
     kinds = []
     for i in range(8):
-        step(merging, i)
-        kinds.append("records" if merging.recording else "merges" if merging.kinds else "whole")
+        _, job = step(merging, i)
+        kinds.append("whole" if job is None else "records" if job.record else "merges")
     assert kinds == ["whole", "records", "merges", "merges", "records", "merges", "merges", "records"]
 
 
@@ -116,7 +130,7 @@ def test_a_matching_serves_several_evaluations_and_then_moves():
     made = []
     for i in range(1, 7):
         step(merging, i)
-        made.append(merging.images[0].merge)
+        made.append(merging.matcher.images[0].merge)
     assert made[0] is made[1] is made[2] and made[3] is made[4] is made[5] and made[0] is not made[3]
     assert not torch.equal(made[0].places, made[3].places)
 
@@ -125,35 +139,34 @@ def test_merged_counts_come_in_buckets():
     merging = state(SDTMConfig(r=0.5, delta=0.4, mcw=1, protect_steps=0, reuse=1), size=(64, 64))
     counts = set()
     for i in range(STEPS):
-        step(merging, i)
-        if merging.kinds:
-            counts.add(1024 - merging.images[0].merge.merged_count)
+        _, job = step(merging, i)
+        if merges(job):
+            counts.add(1024 - job.images[0].merge.merged_count)
     assert len(counts) > 3 and all(abs(n * BUCKETS / 1024 - round(n * BUCKETS / 1024)) < 0.1 for n in counts)
 
 
 def test_what_is_attended_is_never_merged():
     merging = state(SDTMConfig(r=0.75, delta=0, mcw=1, protect_steps=0, reuse=1))
-    merging.attended = torch.zeros(1, 8, 8, dtype=torch.bool)
-    merging.attended[:, 2:5, 3:6] = True
-    for i in range(STEPS):
-        step(merging, i)
-        if merging.kinds:
-            assert not merging.images[0].merge.shared().view(8, 8)[2:5, 3:6].any()
-            assert merging.images[0].merge.shared().any()
+    highlight = torch.zeros(1, 8, 8, dtype=torch.bool)
+    highlight[:, 2:5, 3:6] = True
+    jobs = [job for i in range(STEPS) if merges(job := step(merging, i, highlight=highlight)[1])]
+    assert jobs
+    for job in jobs:
+        assert not job.images[0].merge.shared().view(8, 8)[2:5, 3:6].any()
+        assert job.images[0].merge.shared().any()
 
 
 def test_a_threshold_leaves_unlike_tokens_alone():
     features = torch.randn(1, 4, 16, 16)
     merging = state(SDTMConfig(r=0.5, delta=0, mcw=1, protect_steps=0, threshold=0.9))
-    merging.learn(features)
-    merging.begin(Evaluation(0, 1, SIGMAS[1], "dense", "off", 1.0))
-    assert not merging.kinds
+    merging.after_dense([features])
+    assert merging.before_dense(Evaluation(0, 1, SIGMAS[1], "dense", "off", 1.0), DenseContext()) is None
     flat = features.clone()
     flat[..., :8] = 0.5
-    merging.learn(flat)
+    merging.after_dense([flat])
     merging.forget()
-    merging.begin(Evaluation(0, 2, SIGMAS[2], "dense", "off", 1.0))
-    shared = merging.images[0].merge.shared().view(8, 8)
+    job = merging.before_dense(Evaluation(0, 2, SIGMAS[2], "dense", "off", 1.0), DenseContext())
+    shared = job.images[0].merge.shared().view(8, 8)
     assert shared[:, :4].any() and not shared[:, 4:].any()
 
 
@@ -164,9 +177,9 @@ def test_fairness_spares_what_was_merged_last():
         merging = state(SDTMConfig(r=0.375, delta=0, mcw=1, protect_steps=0, reuse=1, a_s=a, switch=1, rotate=False))
         merged = []
         for i in range(STEPS):
-            step(merging, i)
-            if merging.kinds:
-                merged.append(merging.images[0].merge.shared())
+            _, job = step(merging, i)
+            if merges(job):
+                merged.append(job.images[0].merge.shared())
         return float(torch.stack(merged).float().mean(0).max())
 
     assert again(-1.0) == again(0.0) == 1.0 and again(10.0) <= 0.6
@@ -242,10 +255,10 @@ def test_with_the_highlight_the_last_steps_are_whole(model):
 
 
 def test_only_what_a_stage_merges_is_recorded():
-    assert state(SDTMConfig(detail_attention=False)).kinds_of_stage == {MLP}
-    merging = state(SDTMConfig())
-    merging.stage = "structure"
-    assert merging.kinds_of_stage == {ATTENTION, MLP}
+    both, detail = (state(SDTMConfig(detail_attention=False, switch=switch, protect_steps=2)) for switch in (1.0, 0.0))
+    for merging, parts in ((both, {ATTENTION, MLP}), (detail, {MLP})):
+        jobs = [job for i in range(4) if (job := step(merging, i)[1]) is not None]
+        assert [job.record for job in jobs] == [True, False, True] and all(job.parts == parts for job in jobs)
 
 
 def test_what_is_remembered_can_be_kept_smaller_or_elsewhere(model):
@@ -258,18 +271,19 @@ def test_what_is_remembered_can_be_kept_smaller_or_elsewhere(model):
 
 def test_where_memory_runs_out_the_run_goes_on_without_merging():
     merging = state(SDTMConfig())
-    held = HighlightRun(OFF, Run((1, 4, 16, 16), "euler", SIGMAS), (16, 16), 2, axis=log_ratio, merging=merging)
+    own = RunRecord((1, 4, 16, 16), "euler", SIGMAS)
+    held = start_run(OFF, own, 2, subsets_of(TokenGrid((16, 16))), axis=FLOW, methods=[merging])
 
-    def dense(evaluation: Evaluation, _) -> list[torch.Tensor]:
-        if merging.kinds:
+    def compute(job: Job) -> list[torch.Tensor]:
+        task = job.task(MergeJob)
+        if merges(task):
             raise RuntimeError("out of memory")
-        if merging.recording:
-            merging.images[0].details.keep((0, 0), ("positive",), torch.zeros(1))
+        record(task)
         return [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))]
 
     for sigma in SIGMAS[:-1]:
-        held.evaluate(torch.zeros(1, 4, 16, 16), sigma, "same", dense, dense, lambda error: "memory" in str(error))
-    reasons = [e.reason for e in held.trace.evaluations]
+        held.evaluate(Request(torch.zeros(1, 4, 16, 16), sigma, "same"), compute, lambda error: "memory" in str(error))
+    reasons = [e.reason for e in own.evaluations]
     assert reasons[2].startswith("memory ran out beside what merging remembers: computed without") and merging.bytes == 0
     assert all("not merged: memory ran out" in reason for reason in reasons[3:])
-    assert all(e.merged is None and e.active == 1 for e in held.trace.evaluations)
+    assert all(e.merged is None and e.active == 1 for e in own.evaluations)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from highlight_diffusion.demo.mmdit import MMDiT, MMDiTConfig
 from highlight_diffusion.demo.plain_flow import PlainFlow, tapped
-from highlight_diffusion.engine.partial.cache import Kept
+from highlight_diffusion.engine.partial.cache import ImageRows
+from highlight_diffusion.engine.partial.storage import DenseStorage
 from highlight_diffusion.engine.partial.tokens import BUCKETS, KEPT, TEXT, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,9 +62,9 @@ def test_it_really_stands_on_what_was_recorded(mmdit):
     """The negative control: without the others' keys and values another picture comes out."""
     model, x, subset = model_of(mmdit), latent((16, 16)), TokenSubset([(2, 8, 2, 8)], TokenGrid((16, 16)))
     dense = record(mmdit, model, subset, x, 0.6)[0]
-    for calls in subset.recordings[-1].parts.values():
+    for calls in subset.entries[-1].parts.values():
         for keys in calls:
-            calls[keys] = Kept(torch.zeros_like(calls[keys].x))
+            calls[keys] = DenseStorage(torch.zeros_like(calls[keys].x))
     part = compute(mmdit, model, subset, x, 0.6)[0]
     assert (part - dense)[..., 2:8, 2:8].abs().max() > 1e-3
 
@@ -79,9 +80,9 @@ def test_text_does_not_run_again_but_is_found_as_it_was_recorded(mmdit):
     for hook in hooks:
         hook.remove()
     assert set(lengths) == {KEPT} and torch.equal(part[..., 2:8, 2:8], dense[..., 2:8, 2:8])
-    for place, calls in subset.recordings[-1].parts.items():
+    for place, calls in subset.entries[-1].parts.items():
         for keys in calls if TEXT in place else ():
-            calls[keys] = Kept(torch.zeros_like(calls[keys].x))
+            calls[keys] = DenseStorage(torch.zeros_like(calls[keys].x))
     assert (compute(mmdit, model, subset, x, 0.6)[0] - dense)[..., 2:8, 2:8].abs().max() > 1e-3
 
 
@@ -97,7 +98,7 @@ def test_text_of_calls_of_their_own_is_joined_where_it_is_of_one_length(mmdit):
 
 def test_images_of_a_batch_have_subsets_of_their_own(mmdit):
     model, x = model_of(mmdit, batch=2), latent((8, 8), batch=2)
-    subset = TokenSubset([(0, 4, 2, 6)], TokenGrid((8, 8)), image=(1, 2))
+    subset = TokenSubset([(0, 4, 2, 6)], TokenGrid((8, 8)), rows=ImageRows(1, 2))
     dense = record(mmdit, model, subset, x, 0.5)
     parts = compute(mmdit, model.of(slice(1, 2)), subset, x[1:], 0.5)
     for whole, part in zip(dense, parts, strict=True):
@@ -110,7 +111,7 @@ def test_the_others_are_extrapolated_from_two_recordings(mmdit):
     for sigma in (0.8, 0.6):
         record(mmdit, model, subset, x, sigma)
     two = compute(mmdit, model, subset, x, 0.5)[0]
-    del subset.recordings[0]
+    del subset.entries[0]
     one = compute(mmdit, model, subset, x, 0.5)[0]
     assert not torch.equal(two, one) and torch.allclose(two, one, atol=0.5)
 
@@ -161,7 +162,7 @@ def test_a_mask_of_the_text_lets_all_image_tokens_be_seen(dtype):
     subset = TokenSubset([(0, 4, 0, 4)], TokenGrid((8, 8)))
     subset.begin(1.0)
     tap, others = SubsetTap(Pick(subset), ("a",), 1.0), torch.zeros(1, 12, 8)
-    subset.keep((0, 0), ("a",), others)
+    subset.put((0, 0), ("a",), others)
     seen = {}
 
     def attention(q, k, v, heads, mask=None):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from highlight_diffusion.demo.unet import UNet, UNetConfig
-from highlight_diffusion.engine.partial.window import Window, computing, fit, recording, shallow_window
+from highlight_diffusion.engine.partial.cache import ImageRows
+from highlight_diffusion.engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from highlight_diffusion.engine.partial.unet_window import Window, shallow_window
 
 KEYS = ("positive", "negative")
 
@@ -27,7 +29,7 @@ def inputs(height: int, width: int, seed: int = 1) -> tuple[torch.Tensor, torch.
 def record(unet: UNet, box, frame, sigma: float = 5.0, seed: int = 1, depth=None) -> tuple[Window, torch.Tensor]:
     window, (x, t, context) = Window(box, frame, depth=depth), inputs(*frame, seed)
     window.begin(sigma)
-    with recording(unet, [window], KEYS):
+    with recording_windows(unet, [window], KEYS):
         dense = unet(x, t, context)
     return window, dense
 
@@ -37,7 +39,7 @@ def record(unet: UNet, box, frame, sigma: float = 5.0, seed: int = 1, depth=None
 def test_window_equals_dense_where_it_was_recorded(unet, box, frame):
     window, dense = record(unet, box, frame)
     x, t, context = inputs(*frame)
-    with computing(unet, window, KEYS, 5.0):
+    with computing_window(unet, window, KEYS, 5.0):
         inside = unet(window.crop(x), t, context)
     expected = window.crop(dense)
     bare = unet(window.crop(x), t, context)
@@ -52,7 +54,7 @@ def test_a_window_of_any_depth_equals_dense_where_it_was_recorded(unet, depth):
     box = (8, 24, 0, 16) if align > 2 else (6, 18, 10, 28)
     window, dense = record(unet, box, (32, 32), depth=depth)
     x, t, context = inputs(32, 32)
-    with computing(unet, window, KEYS, 5.0):
+    with computing_window(unet, window, KEYS, 5.0):
         inside = unet(window.crop(x), t, context)
     expected = window.crop(dense)
     assert inside.shape == expected.shape
@@ -65,7 +67,7 @@ def test_a_shallow_window_runs_none_of_the_blocks_within(unet):
     x, t, context = inputs(32, 32)
     seen = []
     handles = [m.register_forward_hook(lambda m, i, o: seen.append(o.shape)) for m in unet.middle_block.modules()]
-    with computing(unet, window, KEYS, 5.0):
+    with computing_window(unet, window, KEYS, 5.0):
         unet(window.crop(x), t, context)
     for handle in handles:
         handle.remove()
@@ -84,7 +86,7 @@ def test_a_depth_the_unet_has_not_is_refused(unet, depth):
      ((36, 32), 0, 9, 4), ((34, 32), 3, 6, 2), ((33, 32), 2, 3, 1)],
 )  # fmt: skip
 def test_windows_reach_as_many_levels_as_divide_the_frame(unet, frame, levels, depth, align):
-    assert fit(unet, frame, levels) == (depth, align)
+    assert depth_and_alignment(unet, frame, levels) == (depth, align)
 
 
 def test_recording_changes_no_bit(unet):
@@ -99,7 +101,7 @@ def test_forwards_are_restored_also_after_an_error(unet):
         pass
 
     window, _ = record(unet, (8, 24, 8, 24), (32, 32))
-    for context in (recording(unet, [window], KEYS), computing(unet, window, KEYS, 5.0)):
+    for context in (recording_windows(unet, [window], KEYS), computing_window(unet, window, KEYS, 5.0)):
         with pytest.raises(Stop), context:
             raise Stop
     assert not any("forward" in module.__dict__ for module in unet.modules())
@@ -121,9 +123,9 @@ def test_streams_recorded_apart_serve_a_call_with_both(unet):
     window, (x, t, context) = Window((8, 24, 8, 24), (32, 32)), inputs(32, 32)
     window.begin(5.0)
     for i, key in enumerate(KEYS):
-        with recording(unet, [window], [key]):
+        with recording_windows(unet, [window], [key]):
             unet(x[i : i + 1], t[:1], context[i : i + 1])
-    with computing(unet, window, KEYS, 5.0):
+    with computing_window(unet, window, KEYS, 5.0):
         inside = unet(window.crop(x), t, context)
     expected = window.crop(unet(x, t, context))
     assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()
@@ -133,17 +135,17 @@ def test_windows_of_two_images_are_exact_each_on_its_own(unet):
     """A batch of two images in two streams; every image has another window."""
     (x, t, context), frame = inputs(32, 32), (32, 32)
     x, t, context = (torch.cat([v, v.flip(0)]) for v in (x, t, context))
-    windows = [Window((8, 24, 8, 24), frame, image=(0, 2)), Window((0, 16, 16, 32), frame, image=(1, 2))]
+    windows = [Window((8, 24, 8, 24), frame, rows=ImageRows(0, 2)), Window((0, 16, 16, 32), frame, rows=ImageRows(1, 2))]
     for window in windows:
         window.begin(5.0)
-    with recording(unet, windows, KEYS):
+    with recording_windows(unet, windows, KEYS):
         dense = unet(x, t, context)
     full = torch.zeros_like(dense)
     for window in windows:
-        with computing(unet, window, KEYS, 5.0):
-            window.paste(full, unet(window.crop(window.rows(x)), window.rows(t), window.rows(context)))
-        expected = window.crop(window.rows(dense))
-        assert (window.crop(window.rows(full)) - expected).abs().max() <= 2e-5 * expected.abs().max()
+        with computing_window(unet, window, KEYS, 5.0):
+            window.paste(full, unet(window.crop(window.rows.of(x)), window.rows.of(t), window.rows.of(context)))
+        expected = window.crop(window.rows.of(dense))
+        assert (window.crop(window.rows.of(full)) - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert not full[0, :, :8].any() and full[1].any()
 
 
@@ -154,24 +156,24 @@ def test_only_two_recordings_are_kept_and_their_size_is_known(unet):
     for sigma in (4.0, 3.0):
         window.begin(sigma)
         x, t, context = inputs(32, 32)
-        with recording(unet, [window], KEYS):
+        with recording_windows(unet, [window], KEYS):
             unet(x, t, context)
-    assert window.bytes == 2 * one and [r.sigma for r in window.recordings] == [4.0, 3.0]
+    assert window.bytes == 2 * one and [r.sigma for r in window.entries] == [4.0, 3.0]
 
 
 @pytest.mark.parametrize("frame", [(32, 32), (32, 48)])
 def test_a_shallow_evaluation_equals_dense_where_it_was_recorded(unet, frame):
     window, (x, t, context) = shallow_window(frame), inputs(*frame)
     window.begin(5.0)
-    with recording(unet, [window], KEYS):
+    with recording_windows(unet, [window], KEYS):
         dense = unet(x, t, context)
-    with computing(unet, window, KEYS, 5.0):
+    with computing_window(unet, window, KEYS, 5.0):
         shallow = unet(x, t, context)
     assert torch.equal(shallow, dense)
     window.begin(4.0)
-    with recording(unet, [window], KEYS):
+    with recording_windows(unet, [window], KEYS):
         unet(inputs(*frame, seed=2)[0], t, context)
-    with computing(unet, window, KEYS, 4.0):
+    with computing_window(unet, window, KEYS, 4.0):
         other = unet(x, t, context)
     assert (other - dense).abs().max() > 1e-3 * dense.abs().max(), "what enters from within must matter"
 
@@ -182,10 +184,10 @@ def test_windows_of_several_depths_are_recorded_in_one_call(unet):
     x, t, context = inputs(*frame)
     for window in windows:
         window.begin(5.0)
-    with recording(unet, windows, KEYS):
+    with recording_windows(unet, windows, KEYS):
         dense = unet(x, t, context)
     for window in windows:
-        with computing(unet, window, KEYS, 5.0):
+        with computing_window(unet, window, KEYS, 5.0):
             inside = unet(window.crop(x), t, context)
         expected = window.crop(dense)
         assert (inside - expected).abs().max() <= 2e-5 * expected.abs().max()

@@ -1,0 +1,221 @@
+"""The kinds of evaluation: what each does, when it cannot, and what is done instead.
+
+A new kind is a class here, a row in `ACTIONS`, a name in `trace.Kind`, and a colour in `report/overlay.py` and js/colours.js.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .job import Compute, Job, Request, Task
+from .method import DenseContext
+from .partial.cache import ActivationCache
+from .region.heatmap import HeatmapAccumulator
+from .state import RunState
+from .trace import Evaluation, Kind
+from .tuning import CAPTURES
+
+SIGMA_TOLERANCE = 1e-4  # relative
+NOT_WORTH_IT = "not computed: under this sampler and schedule dense evaluations are worth more"
+NEVER_WANTED = "not computed: never wanted"
+
+
+class Fallback(NamedTuple):
+    """What is done instead of an action that cannot be done, and why."""
+
+    action: Action
+    reason: str
+
+
+class Action(Protocol):
+    """One kind of evaluation."""
+
+    kind: Kind
+
+    def blocked(self, state: RunState, request: Request) -> Fallback | None:
+        """Returns what to do instead where this cannot be done now, else None."""
+
+    def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
+        """Evaluate; returns the denoised images to answer, one for each branch."""
+
+
+def _stale(state: RunState, request: Request) -> Fallback | None:
+    """What makes everything that is known useless."""
+    if not state.forecasts:
+        return Fallback(DENSE, "no forecast yet")
+    if request.sigma > state.forecasts.last_sigma * (1 + SIGMA_TOLERANCE):
+        return Fallback(DENSE, "sigma went up")
+    if state.region.covers_frame:
+        return Fallback(DENSE, state.region.regions[0].reason)
+    return None
+
+
+class Forecasting:
+    """Computes nothing: every branch is forecast."""
+
+    kind: Kind = "skipped"
+
+    def blocked(self, state: RunState, request: Request) -> Fallback | None:
+        if not state.forecasts.ready:
+            return Fallback(DENSE, "no forecast yet")
+        return _stale(state, request)
+
+    def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
+        return state.forecasts.predict(evaluation.index, request.x, request.sigma)
+
+
+class Regional:
+    """Computes the highlight, forecasts the rest, and measures how wrong the forecast was inside."""
+
+    kind: Kind = "partial"
+
+    def blocked(self, state: RunState, request: Request) -> Fallback | None:
+        why = state.exhausted or request.no_parts_because or state.region.blocked_because()
+        return FORECAST.blocked(state, request) or (Fallback(FORECAST, f"forecast only: {why}") if why else None)
+
+    def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
+        regions = state.region.regions
+        evaluation.active = sum(region.area for region in regions) / len(regions)
+        evaluation.boxes = tuple(region.inner for region in regions)
+        evaluation.windows = tuple(region.outer for region in regions)
+        forecasts = FORECAST(state, request, evaluation, compute)
+        computed = compute(Job(evaluation, compute=tuple(state.region.caches)))
+        answers, error = state.forecasts.add_regional(
+            evaluation.index, request.x, forecasts, computed, request.sigma, evaluation.boxes
+        )
+        evaluation.forecast_error = float(error)
+        if state.plan.adaptive:
+            state.plan.adaptive.probe(request.sigma, evaluation.forecast_error)
+        return answers
+
+
+class Shallow:
+    """Computes the whole frame through the outermost blocks; what enters them from within is extrapolated."""
+
+    kind: Kind = "shallow"
+
+    def blocked(self, state: RunState, request: Request) -> Fallback | None:
+        if stale := _stale(state, request):
+            return stale
+        why = state.exhausted or request.no_parts_because
+        why = why or (None if state.shallow is not None else "only UNets have shallow evaluations")
+        if why:
+            return Fallback(FORECAST, f"forecast only: {why}")
+        return None if state.shallow.entries else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
+
+    def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
+        outputs = compute(Job(evaluation, compute=(state.shallow,)))
+        return state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma)
+
+
+class Dense:
+    """Computes everything, records what later evaluations will lack, and captures attention."""
+
+    kind: Kind = "dense"
+
+    def blocked(self, state: RunState, request: Request) -> Fallback | None:
+        return None
+
+    def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
+        state.region.take_up_coming()
+        record = self._recorded(state, request, evaluation)
+        tasks, capture = self._tasks(state, request, evaluation, bool(record))
+        outputs = compute(Job(evaluation, record, capture=capture, tasks=tasks))
+        for method in state.methods:
+            method.after_dense(outputs)
+        if request.dense_because:
+            return list(outputs)
+        errors = state.forecasts.errors(request.x, outputs, request.sigma) if state.plan.adaptive else []
+        answers = state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma)
+        state.record.cache_bytes = max(state.record.cache_bytes, state.bytes)
+        self._measure(state, evaluation, capture, errors)
+        return answers
+
+    def _recorded(self, state: RunState, request: Request, evaluation: Evaluation) -> tuple[ActivationCache, ...]:
+        """The caches that this evaluation fills, which are begun."""
+        if state.exhausted or request.no_parts_because or request.dense_because or not state.config.active:
+            return ()
+        record = list(state.region.caches) if state.plan.records(evaluation.step, "partial") else []
+        evaluation.recording = bool(record)
+        if state.shallow is not None and state.plan.records(evaluation.step, "shallow"):
+            record.append(state.shallow)
+        for cache in record:
+            cache.begin(evaluation.sigma)
+        return tuple(record)
+
+    def _captures(self, state: RunState, request: Request, step: int) -> bool:
+        """Whether attention is worth capturing: from the second step on, while a region is still to be computed, and a few
+        times at least, so that there is a highlight to see."""
+        if not state.config.active or request.dense_because or step < 1 or not state.plan.saves_from(step):
+            return False
+        return state.plan.computes_region_from(step) or state.region.captures < CAPTURES
+
+    def _tasks(
+        self, state: RunState, request: Request, evaluation: Evaluation, records: bool
+    ) -> tuple[tuple[Task, ...], HeatmapAccumulator | None]:
+        """What methods have to do in this evaluation, and what captures its attention."""
+        captures = self._captures(state, request, evaluation.step)
+        context = self._context(state, request, evaluation, records, captures)
+        tasks: list[Task] = []
+        for method in (method for method in state.methods if method.active):
+            task = method.before_dense(evaluation, context)
+            tasks += [task] if task is not None else []
+            captures |= not request.dense_because and method.wants_heatmap(evaluation)
+        silent = any(task.silent for task in tasks)
+        return tuple(tasks), state.region.accumulator() if captures and not silent else None
+
+    def _context(
+        self, state: RunState, request: Request, evaluation: Evaluation, records: bool, captures: bool
+    ) -> DenseContext:  # fmt: skip
+        """What is attended is computed as it is, and recording needs every token; only the rest is for methods."""
+        blocked = request.dense_because or state.exhausted or request.no_parts_because
+        if captures and not state.region.captures and evaluation.index <= CAPTURES:
+            blocked = blocked or "the highlight is looked for first"
+        exact = "records the highlight's surroundings" if records else None
+        if state.config.active and state.plan.is_tail(evaluation.step):
+            exact = exact or "one of the last steps, whose errors nothing mends"
+        highlight = state.record.highlight if state.config.active else None
+        as_planned = evaluation.reason == state.plan.steps[evaluation.step].reason
+        alone = not state.config.enabled and as_planned
+        return DenseContext(alone, blocked, exact, highlight, state.region.heatmap)
+
+    def _measure(
+        self, state: RunState, evaluation: Evaluation, capture: HeatmapAccumulator | None, errors: list[Tensor]
+    ) -> None:
+        """Take up the captured heatmap and the errors of the forecasts, with one transfer to the CPU for both."""
+        maps: list[Tensor] = []
+        names: tuple[str, ...] = ()
+        if capture is not None and capture.maps:
+            words = capture.words()
+            maps, names = [state.region.mean(capture.heatmap()), *words.values()], tuple(words)
+        sent = [own.flatten() for own in maps] + ([torch.stack(errors).mean()[None]] if errors else [])
+        received = torch.cat(sent).cpu() if sent else None
+        if received is not None and errors:
+            evaluation.forecast_error = float(received[-1])
+        if state.plan.adaptive:
+            state.plan.adaptive.computed(evaluation.step, evaluation.sigma, evaluation.forecast_error)
+        if received is not None and maps:
+            sizes = [own.numel() for own in maps]
+            parts = received[: sum(sizes)].split(sizes)
+            heatmap, *words = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
+            self._take_heatmap(state, evaluation, heatmap, dict(zip(names, words, strict=True)))
+
+    def _take_heatmap(self, state: RunState, evaluation: Evaluation, heatmap: Tensor, words: dict[str, Tensor]) -> None:
+        """Show a heatmap (B, 1, h, w) and those of words (B, h, w), all on the CPU, and aim the regions by it."""
+        evaluation.heatmap = heatmap
+        if words:
+            evaluation.words = torch.stack(list(words.values()), dim=1)
+            state.record.words = tuple(words)
+        if not state.config.active:
+            return
+        state.record.highlight, reasons = state.region.aim(heatmap)
+        if not state.plan.regional:
+            reasons.append(NEVER_WANTED if state.config.correct == "never" else NOT_WORTH_IT)
+        state.record.highlight_reason = "; ".join(dict.fromkeys(reasons))
+
+
+DENSE, FORECAST = Dense(), Forecasting()
+ACTIONS: dict[Kind, Action] = {action.kind: action for action in (DENSE, Regional(), Shallow(), FORECAST)}

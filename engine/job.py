@@ -1,0 +1,67 @@
+"""What passes between the engine and a host at each evaluation: a request comes in, a job goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from .partial.cache import ActivationCache
+from .region.heatmap import HeatmapAccumulator
+from .trace import Evaluation
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the sampler asks for, and what the host has found out about it.
+
+    x: the state (B, C, ...). sigma: its noise level. signature: what is evaluated (prompts, control nets, shapes); when it
+    changes, what was predicted before is void. dense_because: why nothing may be saved, None where something may.
+    no_parts_because: why no part of the frame may be computed by itself.
+    """
+
+    x: Tensor
+    sigma: float
+    signature: Hashable = None
+    dense_because: str | None = None
+    no_parts_because: str | None = None
+
+
+class Task(Protocol):
+    """What a method has to do in one dense call of the model."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether attention cannot be captured in that call."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of the model is to do. The engine makes it, the host carries it to the executor, nobody changes it.
+
+    evaluation: the one this call is for. record: the caches that a dense call fills. compute: the regions that are computed
+    instead of the frame. capture: what collects cross-attention, None where nothing does. tasks: what methods have to do, at
+    most one of each kind. reuse_control: whether residuals of control nets are recorded in dense calls and taken from there in
+    the others; the host decides that.
+    """
+
+    evaluation: Evaluation
+    record: tuple[ActivationCache, ...] = ()
+    compute: tuple[ActivationCache, ...] = ()
+    capture: HeatmapAccumulator | None = None
+    tasks: tuple[Task, ...] = ()
+    reuse_control: bool = False
+
+    def task(self, kind: type[T]) -> T | None:
+        """The task of this kind, None where there is none."""
+        return next((task for task in self.tasks if isinstance(task, kind)), None)
+
+
+# The host's way to do a job: returns denoised images (B, C, ...), one for each branch (positive, negative, ...), filled in the
+# computed regions only where the job computes regions.
+Compute = Callable[[Job], list[Tensor]]

@@ -1,0 +1,49 @@
+"""What one call of a transformer is to do about merging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .matching import Merge
+from .sites import MergeResiduals
+
+
+@dataclass(frozen=True)
+class ImageMerge:
+    """One image of a batch: which of its tokens are computed together, None for none of them, and what the last exact
+    evaluation recorded of what sets them apart."""
+
+    merge: Merge | None
+    residuals: MergeResiduals
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """Log weights on the keys of joint attention. prompt: of tokens other than the image's. proportional: whether a merged
+    token weighs as many as it stands for (ToMe, Bolya et al. 2023)."""
+
+    prompt: float
+    proportional: bool
+
+
+@dataclass(frozen=True)
+class MergeJob:
+    """What one call is to do about merging.
+
+    images: of each image of the batch. parts: the parts of a block, "attention" and "mlp", that are computed on merged
+    tokens, or whose residuals are recorded. record: whether this call is exact and records residuals; else it merges. spared:
+    the blocks without merging. key_bias: None where keys are not weighted. uses_residuals: whether merged tokens are given
+    back with what was recorded.
+    """
+
+    images: tuple[ImageMerge, ...]
+    parts: frozenset[str]
+    record: bool
+    spared: frozenset[int] = frozenset()
+    key_bias: KeyBias | None = None
+    uses_residuals: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Attention on merged tokens cannot be captured."""
+        return not self.record

@@ -1,0 +1,154 @@
+"""Structure-then-detail token merging over one sampling run: what is merged at each evaluation.
+
+The stages, the ratio's descent and the two priorities are those of SDTM (Fang et al., CVPR 2025; arXiv 2505.11707), as far as
+its abstract and its released code tell. Ours are the metric (patches of the last prediction), the share of the residual that
+is remembered, and what the prompt does not look at as the measure of inattention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..method import DenseContext
+from ..partial.tokens import TokenGrid
+from ..trace import Evaluation
+from .config import SDTMConfig
+from .job import KeyBias, MergeJob
+from .key_bias import prompt_weight
+from .matcher import BUCKETS, Matcher
+from .sites import ATTENTION, MLP
+
+MLP_SHARE = 0.5  # of a block's cost that is saved where its MLP alone is merged, for the picture of what is merged
+
+
+def progress_of(sigma: float, sigmas: Sequence[float]) -> float:
+    """How far along the schedule (descending, its final 0 included) a sigma is: 0 at the first step, 1 at the last."""
+    last = len(sigmas) - 2
+    for i in range(last):
+        high, low = sigmas[i], sigmas[i + 1]
+        if sigma > low * (1 + 1e-4):
+            return (i + min(1.0, max(0.0, (high - sigma) / max(high - low, 1e-9)))) / last
+    return 1.0
+
+
+class MergingRun:
+    """The state of merging over one run, a `Method` of it.
+
+    sigmas: the schedule, its final 0 included. grid: the tokens of an image. images: how many images a batch has. depth: how
+    many blocks the transformer has. sigma_range: the highest and the lowest sigma between which anything may be merged.
+    """
+
+    held_as = "merging remembers"
+
+    def __init__(
+        self, config: SDTMConfig, sigmas: Sequence[float], grid: TokenGrid, images: int, depth: int,
+        sigma_range: tuple[float, float] = (float("inf"), 0.0),
+    ):  # fmt: skip
+        self.config, self.sigmas, self.depth, self.sigma_range = config, tuple(sigmas), depth, sigma_range
+        self.matcher = Matcher(config, grid, images)
+        self.stage, self.target = "", ("", 0)  # of the present matching
+        self.age = 0  # merged evaluations of the present matching
+        self.since_exact = 0  # merged evaluations since the last exact one
+        self.recorded = False  # whether that one recorded residuals
+
+    @property
+    def active(self) -> bool:
+        return self.config.active
+
+    @property
+    def remembers(self) -> bool:
+        """Whether residuals are recorded in exact evaluations and used in merged ones."""
+        return self.config.mcw < 1
+
+    @property
+    def bytes(self) -> int:
+        return self.matcher.bytes
+
+    def wants_heatmap(self, evaluation: Evaluation) -> bool:
+        """In exact evaluations from the second step on, while there is something to merge."""
+        return self.active and evaluation.step >= 1
+
+    def before_dense(self, evaluation: Evaluation, context: DenseContext) -> MergeJob | None:
+        """Decide what is merged in a dense evaluation, None for nothing."""
+        progress = progress_of(evaluation.sigma, self.sigmas)
+        highest, lowest = self.sigma_range
+        inside = lowest <= evaluation.sigma <= highest
+        if blocked := context.blocked_because or (None if inside else "outside start and end percent"):
+            self._say(evaluation, context, f"not merged: {blocked}")
+            self.forget()
+            return None
+        if exact := context.exact_because or self._exact_because(progress):
+            self._say(evaluation, context, f"whole: {exact}")
+            self.since_exact, self.recorded = 0, self.remembers and self._match(progress, context)
+            return self._job(record=True) if self.recorded else None
+        self.since_exact += 1
+        if not self.remembers and (self.age >= self.config.reuse or self._target(progress) != self.target):
+            self._match(progress, context)
+        self.age += 1
+        if not any(image.merge for image in self.matcher.images):
+            return None
+        self._describe(evaluation, context)
+        return self._job(record=False, prompt=prompt_weight(self.config.a_p, progress))
+
+    def _job(self, record: bool, prompt: float = 0.0) -> MergeJob:
+        weighs = not record and (bool(self.config.a_p) or self.config.proportional)
+        return MergeJob(
+            self.matcher.matched, self._parts, record, self.config.spared_blocks(self.depth),
+            KeyBias(prompt, self.config.proportional) if weighs else None, uses_residuals=self.remembers,
+        )  # fmt: skip
+
+    def _exact_because(self, progress: float) -> str | None:
+        """Why an evaluation is to be exact, or None."""
+        if not self.matcher.ready:
+            return "no prediction yet to match tokens by"
+        if not self._target(progress)[1]:
+            return "the ratio has fallen to 0"
+        if self.config.protect_steps and self.since_exact >= self.config.protect_steps - 1:
+            return f"one of {self.config.protect_steps} is"
+        if self.remembers and not self.recorded:
+            some = self.matcher.saved or not self.matcher.turns
+            return "no detail recorded yet" if some else "no window is free to be merged"
+        return None
+
+    @staticmethod
+    def _say(evaluation: Evaluation, context: DenseContext, text: str) -> None:
+        evaluation.reason = text if context.alone else f"{evaluation.reason}; {text}"
+
+    @property
+    def _parts(self) -> frozenset[str]:
+        """The parts of a block that the present stage merges."""
+        both = self.stage == "structure" or self.config.detail_attention
+        return frozenset((ATTENTION, MLP) if both else (MLP,))
+
+    def _target(self, progress: float) -> tuple[str, int]:
+        """The stage, and how many parts of the tokens are to be saved."""
+        stage = "structure" if progress < self.config.switch else "detail"
+        return stage, int(self.config.ratio(progress) * BUCKETS + 1e-6)
+
+    def _match(self, progress: float, context: DenseContext) -> bool:
+        """Match anew; False where nothing is to be merged."""
+        self.target, self.age = self._target(progress), 0
+        self.stage = self.target[0]
+        return self.matcher.match(*self.target, context)
+
+    def _describe(self, evaluation: Evaluation, context: DenseContext) -> None:
+        left, count = self.matcher.counts()
+        attention = ATTENTION in self._parts
+        evaluation.active = left / count
+        where = "attention and MLP" if attention else "MLP"
+        self._say(evaluation, context, f"{self.stage}: {count - left} of {count} tokens saved in {where}")
+        merged_blocks = 1 - len(self.config.spared_blocks(self.depth)) / self.depth
+        maps = self.matcher.shares((1.0 if attention else MLP_SHARE) * merged_blocks)
+        evaluation.merged = maps.to("cpu", non_blocking=maps.is_cuda)  # nothing here waits for the device
+
+    def after_dense(self, outputs: list[Tensor]) -> None:
+        """Match by the patches of the first branch's prediction from now on."""
+        if self.active:
+            self.matcher.learn(outputs[0])
+
+    def forget(self) -> None:
+        """Drop what was recorded: the conditioning changed, or something else came between."""
+        self.since_exact, self.age, self.recorded, self.target = 0, 0, False, ("", 0)
+        self.matcher.forget()

@@ -1,0 +1,56 @@
+"""Methods: what takes part in dense evaluations beside Highlight Diffusion itself. Token merging is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .job import Task
+from .trace import Evaluation
+
+
+@dataclass(frozen=True)
+class DenseContext:
+    """What a method is told of a dense evaluation.
+
+    alone: whether Highlight Diffusion is switched off and has nothing to say, so that the evaluation's reason is the method's
+    to give.
+    blocked_because: why the method may do nothing, and has to forget what it recorded. exact_because: why this evaluation has
+    to be exact. highlight: bool (B, h, w), what the prompt looks at. heatmap: float (B, 1, h, w), how much. Both are None
+    where they are not known.
+    """
+
+    alone: bool = False
+    blocked_because: str | None = None
+    exact_because: str | None = None
+    highlight: Tensor | None = None
+    heatmap: Tensor | None = None
+
+
+class Method(Protocol):
+    """The state of one method over one sampling run. A new one is a folder of the engine, a node, and a row in
+    `host/methods.py`."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it does anything in this run."""
+
+    def before_dense(self, evaluation: Evaluation, context: DenseContext) -> Task | None:
+        """Returns what a dense call is to do for this method, None for nothing, and says so in the evaluation's reason."""
+
+    def wants_heatmap(self, evaluation: Evaluation) -> bool:
+        """Whether this evaluation's attention is to be captured where the method does not prevent it."""
+
+    def after_dense(self, outputs: list[Tensor]) -> None:
+        """Take up the predictions (B, C, ...) of a dense evaluation, one for each branch."""
+
+    def forget(self) -> None:
+        """Drop what was recorded."""
+
+    @property
+    def bytes(self) -> int:
+        """What its records take on the model's device."""
+
+    held_as: str  # what its records are, after "memory ran out beside what "

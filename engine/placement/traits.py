@@ -1,0 +1,37 @@
+"""What is known of a sampler before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..tuning import DENSE_TAIL, DENSE_TAIL_MULTISTEP
+
+# Parts of the names of samplers that add fresh noise: only the denoised image is smooth along their path.
+STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a")
+# Parts of the names of samplers that add as much noise as a stochastic differential equation has.
+SDE = ("sde", "seeds")
+# Parts of the names of samplers that extrapolate from earlier steps, and so carry a forecast's error into the next.
+MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradient_estimation", "er_sde", "sa_solver")
+
+
+@dataclass(frozen=True)
+class SamplerTraits:
+    """What the name of a sampler tells.
+
+    noisy: it adds fresh noise. sde: as much of it as a stochastic differential equation has. multistep: a step leans on
+    predictions of earlier steps.
+    """
+
+    noisy: bool = False
+    sde: bool = False
+    multistep: bool = False
+
+    @classmethod
+    def of(cls, name: str) -> SamplerTraits:
+        """The traits of a sampler by its k-diffusion name, with or without the prefix "sample_"."""
+        return cls(*(any(part in name for part in parts) for parts in (STOCHASTIC, SDE, MULTISTEP)))
+
+    @property
+    def dense_tail(self) -> int:
+        """How many steps at the end are to be dense: nothing corrects what they get wrong."""
+        return DENSE_TAIL_MULTISTEP if self.multistep else DENSE_TAIL

@@ -1,0 +1,84 @@
+"""What a run starts with: the policies of the plan, decided once from what is known of model and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .config import HighlightConfig
+from .extrapolation import PredictionType
+from .method import Method
+from .partial.cache import ActivationCache
+from .placement.context import Context
+from .placement.plan import Plan, regional_pays
+from .placement.shallow import shallow_pays
+from .placement.traits import SamplerTraits
+from .prediction.forecast import Forecasts, prediction_type
+from .prediction.response import ImpulseResponse
+from .region.highlight import Given
+from .region.tracking import MakeCaches, RegionTracker
+from .run import SamplingRun
+from .state import RunState
+from .time_axis import DIFFUSION, TimeAxis
+from .trace import RunRecord
+
+# The sampler's impulse response for a type of prediction, None where it has none.
+Respond = Callable[[PredictionType], ImpulseResponse | None]
+
+
+def start_run(
+    config: HighlightConfig, record: RunRecord, align: int, make_caches: MakeCaches, *, axis: TimeAxis = DIFFUSION,
+    sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: Given | None = None, respond: Respond = lambda prediction:
+    None, shallow: ActivationCache | None = None,
+    methods: Sequence[Method] = (),
+) -> SamplingRun:  # fmt: skip
+    """The run that `record` is to be the record of.
+
+    align: latent cells that regions are snapped to. make_caches: makes the caches of what regions lack. axis: the model's time
+    axis. sigma_range: the highest and the lowest sigma between which anything may be saved (start and end percent). masks: the
+    user's. respond: gives the sampler's impulse response, by which a computed evaluation makes up for the forecasts before it.
+    shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
+    evaluations.
+    """
+    masks = masks or Given()
+    traits = SamplerTraits.of(record.sampler)
+    prediction = prediction_type(traits.noisy, config.forecast, axis)
+    response = respond(prediction) if config.active and config.revise else None
+    record.revises = response is not None
+    if shallow is not None and traits.sde:
+        shallow.damping = 0.0  # what enters from within is noise above all, and a copy is better than its trend
+    context = Context(
+        record.sigmas[:-1], config, *_steps_within(record.sigmas[:-1], sigma_range), traits, axis,
+        _wants_regional(config, len(record.sigmas) - 1, traits, response, axis, bool(masks)),
+        _wants_shallow(config, len(record.sigmas) - 1, traits, bool(masks), shallow is not None),
+    )  # fmt: skip
+    frame = record.shape[-2], record.shape[-1]
+    return SamplingRun(RunState(
+        config, record, Plan(context), Forecasts(prediction, response, axis),
+        RegionTracker(config, frame, align, make_caches, masks), shallow, tuple(methods),
+    ))  # fmt: skip
+
+
+def _steps_within(sigmas: Sequence[float], sigma_range: tuple[float, float]) -> tuple[int, int]:
+    """The first and the last step within a range of sigmas; the last is below the first where there is none."""
+    highest, lowest = sigma_range
+    within = [i for i, sigma in enumerate(sigmas) if lowest <= sigma <= highest]
+    return (within[0], within[-1]) if within else (0, -1)
+
+
+def _wants_regional(
+    config: HighlightConfig, steps: int, traits: SamplerTraits, response: ImpulseResponse | None, axis: TimeAxis, masked: bool
+) -> bool:
+    """Whether longer gaps get a regional evaluation: as the user wants, with a mask, or where it pays."""
+    if config.correct != "auto":
+        return config.correct == "always"
+    return masked or regional_pays(steps, traits.noisy, None if response is None else response.one_step, axis)
+
+
+def _wants_shallow(config: HighlightConfig, steps: int, traits: SamplerTraits, masked: bool, possible: bool) -> bool:
+    """Whether gaps are filled with shallow evaluations: as the user wants, or where it pays; not where everything is
+    highlighted, and so to be computed."""
+    if config.threshold == 0:
+        return False
+    if config.shallow != "auto":
+        return config.shallow == "always"
+    return possible and not masked and shallow_pays(steps, traits, config)

@@ -1,0 +1,62 @@
+"""Every number that was found by measurement, with the command that measured it.
+
+Numbers that follow from mathematics stand where they are used. `bench` below is `python run.py bench`, which compares plans at
+equal cost on the demo UNet, or with `--model mmdit` on the demo transformer; `ablate` is `python run.py ablate`. Where it says
+"by search", placements were compared on the plain demo models (demo/plain.py) with a program that was not kept, and the result
+was checked with `bench`.
+"""
+
+from __future__ import annotations
+
+# -- placement, for every model ----------------------------------------------------------------------------------------
+NOISY_PACE = 0.7  # share of the pace that serves under fresh noise; bench --sampler euler_ancestral
+REGIONAL_GAP = 3  # steps; shorter gaps are forecast well enough; bench --steps 30, methods with `correct: always`
+REGIONAL_PACE = 3.0  # slower paces are forecast well enough; the same command
+SHALLOW_PACE = 6.0  # at slower paces forecasts beat shallow evaluations, also in short schedules; bench --steps 12
+LONG_SCHEDULE = 20  # steps; in shorter ones even a corrected forecast leaves something to compute; bench --steps 12, 20
+DENSE_TAIL_MULTISTEP, DENSE_TAIL = 3, 2  # dense steps at the end, which nothing corrects; by search
+
+# -- placement along log sigma (eps- and v-prediction), by search under euler and dpmpp_2m --------------------------------
+LOG_SIGMA_SHARE = 0.75  # of log sigma in the distance between evaluations; the rest is steps
+LOG_SIGMA_FIRST_GAP = 3  # steps; a longer gap right after the warm-up now and then leads to another picture
+LOG_SIGMA_SLACK = 1.05  # how much further than the pace a gap may reach
+PACE_PER_GROWTH = 2.5  # a gap is longer than the one before by at most pace / this
+WARMUP, WARMUP_FAST, FAST_PACE = 4, 3, 8.0  # dense steps at the start, and from which pace on there is one less
+
+# -- placement in flows, by search under euler and dpmpp_2m at 12, 16, 20 and 30 steps ------------------------------------
+FLOW_PACE = 5.0  # forecasts of flows do not reach further than this many steps; of a higher pace a third of the rest counts
+FLOW_PACE_SHARE = 3
+FLOW_LEAST_PACE = 2.0  # below it nothing would be saved; no pace that the user set higher falls below it
+FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the start, more of them in fewer steps than the third
+
+# -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
+SHALLOW_WARMUP = 1
+SHALLOW_PACE_PER_GAP_NOISY = 4  # even gaps of pace / this many steps under fresh noise
+SHALLOW_GROWTH_FROM, SHALLOW_GROWTH_SCALE, SHALLOW_LEAST_GROWTH = 5, 6, 0.5  # growth of gaps: (pace - 5) / 6, at least 0.5
+SHALLOW_PACE_PER_GAP = 2.75  # a gap is at most pace / this many steps
+
+# -- adaptive gaps; bench, methods with `interval: adaptive` -------------------------------------------------------------
+ADAPTIVE_GROWTH = 2  # steps by which a gap may be longer than the one before
+DRIFT_PER_PACE = 0.004  # share of the prediction that a run may drift in one gap, for each unit of pace
+ADAPTIVE_ROUNDING = 0.3  # added before a gap's length is cut to whole steps
+
+# -- prediction; ablate, and by search for flows ------------------------------------------------------------------------
+DAMPING = {"eps": 0.7, "x0": 0.5}  # share of the last slope that goes on: all of it overshoots, none of it lags behind
+ACTIVATION_DAMPING = 0.7  # the same for recorded activations; ablate
+FLOW_DAMPING_SPACING = 0.65  # spacing of two points, in half log-SNR, at which half of the slope's damping is left in flows
+FLOW_DAMPING_POWER = 3  # how sharply it falls with that spacing
+MAX_EXTRAPOLATION = 4.0  # spacings of the last two points beyond which a straight line is not trusted
+# Spacings of the two points before a gap beyond which a parabola through them and its end is not trusted: in early steps of
+# the demo UNet a longer one turned 48 dB into 29, shorter ones gain 3 to 5 dB.
+MAX_PARABOLA = 2.5
+TRUSTED_SHARE = 0.03  # share of the prediction that a sampler may be off its path and half of the correction is still made
+CORRECTED_WITHIN = 8  # evaluations after which a multistep sampler still owes less than a thousandth
+FLOW_CEILING = 1.02  # stands for sigma 1, where a flow starts and its signal-to-noise ratio is zero
+
+# -- region; python run.py ablate prints the heatmaps' figures -----------------------------------------------------------
+MIN_HEAT_DEVIATION = 0.12  # standard deviation under which a heatmap points nowhere (AccelAes, 2026)
+MAX_WINDOWS = 4  # of one image
+MOVED_SHARE = 0.2  # share of the highlight outside its windows from which on they move
+SHRUNK_SHARE = 0.7  # new windows are taken up when their area is at most this share of the old
+CAPTURES = 3  # evaluations whose attention is captured where the highlight is only looked at
+NEWEST_HEATMAP = 0.2  # least share of the newest heatmap in the running mean

@@ -1,0 +1,61 @@
+"""One call of a model as ComfyUI makes it, and parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..engine.partial.cache import ImageRows, Keys
+from .control import Residuals
+
+ATTENTION_OVERRIDE = "optimized_attention_override"  # in transformer_options: what is called in place of attention
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """The arguments of APPLY_MODEL. A call's rows are its conds, of each of which every image of the batch is a row.
+
+    function: what is called with them. x (rows, C, ...), t (rows,) and the next two: as ComfyUI passes them. control: residuals
+    of control nets. options: transformer_options. extra: a model's further inputs by name.
+    """
+
+    function: Callable[..., Tensor]
+    x: Tensor
+    t: Tensor
+    c_concat: Tensor | None = None
+    c_crossattn: Tensor | None = None
+    control: Residuals | None = None
+    options: dict = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> Tensor:
+        """Make the call; returns the denoised rows."""
+        return self.function(self.x, self.t, self.c_concat, self.c_crossattn, self.control, self.options, **self.extra)
+
+    @property
+    def keys(self) -> Keys:
+        """The streams of this call: its conds, and whether each is a positive or a negative one."""
+        return tuple(zip(self.options["uuids"], self.options["cond_or_uncond"], strict=True))
+
+    def rows_of(self, rows: ImageRows, value: Any) -> Any:
+        """The rows of one image of whatever has all rows of this call; anything else as it is."""
+        batched = isinstance(value, Tensor) and len(value) == len(self.x)
+        return rows.of(value).contiguous() if batched else value  # some models view it
+
+    def of_image(self, rows: ImageRows) -> ModelCall:
+        """This call for one image of the batch; control and options stay."""
+
+        def own(value: Any) -> Any:
+            return self.rows_of(rows, value)
+
+        return replace(
+            self, x=own(self.x), t=own(self.t), c_concat=own(self.c_concat), c_crossattn=own(self.c_crossattn),
+            extra={name: own(value) for name, value in self.extra.items()},
+        )  # fmt: skip
+
+    def overriding(self, override: Callable[..., Tensor]) -> ModelCall:
+        """This call with another function in place of attention."""
+        return replace(self, options={**self.options, ATTENTION_OVERRIDE: override})
