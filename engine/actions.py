@@ -170,17 +170,25 @@ class Dense:
     def _context(
         self, state: RunState, request: Request, evaluation: Evaluation, records: bool, captures: bool
     ) -> DenseContext:  # fmt: skip
-        """What is attended is computed as it is, and recording needs every token; only the rest is for methods."""
+        """What methods are told: what is attended is computed as it is, and recording needs every token."""
         blocked = request.dense_because or state.exhausted or request.no_parts_because
         if captures and not state.region.captures and evaluation.index <= CAPTURES:
             blocked = blocked or "the highlight is looked for first"
-        exact = "records the highlight's surroundings" if records else None
-        if state.config.active and state.plan.is_tail(evaluation.step):
-            exact = exact or "one of the last steps, whose errors nothing mends"
-        highlight = state.record.highlight if state.config.active else None
         as_planned = evaluation.reason == state.plan.steps[evaluation.step].reason
-        alone = not state.config.enabled and as_planned
-        return DenseContext(alone, blocked, exact, highlight, state.region.heatmap)
+        return DenseContext(
+            alone=not state.config.enabled and as_planned,
+            blocked_because=blocked,
+            exact_because=self._exact_because(state, evaluation, records),
+            highlight=state.record.highlight if state.config.active else None,
+            heatmap=state.region.heatmap,
+        )
+
+    def _exact_because(self, state: RunState, evaluation: Evaluation, records: bool) -> str | None:
+        """Why methods have to leave an evaluation exact, or None."""
+        if records:
+            return "records the highlight's surroundings"
+        tail = state.config.active and state.plan.is_tail(evaluation.step)
+        return "one of the last steps, whose errors nothing mends" if tail else None
 
     def _measure(
         self, state: RunState, evaluation: Evaluation, capture: HeatmapAccumulator | None, errors: list[Tensor]

@@ -114,10 +114,18 @@ class HighlightConfig:
         check_choice(self, "memory", MEMORIES)
         check_choice(self, "control", CONTROLS)
         check_choice(self, "forecast", FORECASTS)
+        self._check_interval()
+        self._check_numbers()
+
+    def _check_interval(self) -> None:
         if isinstance(self.interval, str) and self.interval != ADAPTIVE:
             raise ValueError(f'interval is "{self.interval}"; use "{ADAPTIVE}", None, or a tuple of gaps')
         if isinstance(self.interval, tuple) and min(self.interval, default=0) < 1:
             raise ValueError(f"interval is {self.interval}; it needs at least one gap, each 1 or more")
+        if self.shallow == "always" and self.interval == ADAPTIVE:
+            raise ValueError("shallow is always, but an adaptive interval goes by forecasts; choose another, or auto")
+
+    def _check_numbers(self) -> None:
         if self.warmup < 2 and self.warmup != 0:
             raise ValueError(f"warmup is {self.warmup}; a forecast needs at least 2 dense steps to start from, or 0 for auto")
         if self.halo < 0:
@@ -126,8 +134,6 @@ class HighlightConfig:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
         if not 1 <= self.pace < float("inf"):
             raise ValueError(f"pace is {self.pace}; it must be a finite number, 1 or more")
-        if self.shallow == "always" and self.interval == ADAPTIVE:
-            raise ValueError("shallow is always, but an adaptive interval goes by forecasts; choose another, or auto")
 
     @property
     def active(self) -> bool:

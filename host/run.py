@@ -216,19 +216,32 @@ REFERENCES = (
 
 def foreign(conds, model_options: dict) -> str | None:
     """Why parts cannot be computed beside what other nodes attached, or None."""
-    for name, reason in CONDITIONING_WITHOUT_WINDOWS.items():
-        if any(cond.get(name) is not None for group in conds if group for cond in group):
-            return reason
-    models = [cond.get("model_conds", {}) for group in conds if group for cond in group]
-    if any(name in given for given in models for name in REFERENCES):
-        return "reference images are in use"
-    if "model_function_wrapper" in model_options:
-        return "another node wraps the model's function"
     options = model_options.get("transformer_options", {})
+    wraps = "another node wraps the model's function" if "model_function_wrapper" in model_options else None
+    return _foreign_conds(conds) or wraps or _foreign_patches(options) or _foreign_wrappers(options)
+
+
+def _foreign_conds(conds) -> str | None:
+    """What a conditioning carries that parts are not computed beside, or None."""
+    all_conds = [cond for group in conds if group for cond in group]
+    for name, reason in CONDITIONING_WITHOUT_WINDOWS.items():
+        if any(cond.get(name) is not None for cond in all_conds):
+            return reason
+    used = {name for cond in all_conds for name in cond.get("model_conds", {})}
+    return "reference images are in use" if used.intersection(REFERENCES) else None
+
+
+def _foreign_patches(options: dict) -> str | None:
+    """Which patches of other nodes parts are not computed beside, or None."""
     for name in ("patches", "patches_replace"):
         used = [key for key, value in options.get(name, {}).items() if value and not _known(key, value)]
         if used:
             return f"another node patches {', '.join(used)}"
+    return None
+
+
+def _foreign_wrappers(options: dict) -> str | None:
+    """Which wrappers of other nodes parts are not computed beside, or None."""
     for kind in ("apply_model", "diffusion_model"):
         keys = [key for key, value in options.get("wrappers", {}).get(kind, {}).items() if value and key != KEY]
         if keys:

@@ -73,9 +73,7 @@ class MergingRun:
     def before_dense(self, evaluation: Evaluation, context: DenseContext) -> MergeJob | None:
         """Decide what is merged in a dense evaluation, None for nothing."""
         progress = progress_of(evaluation.sigma, self.sigmas)
-        highest, lowest = self.sigma_range
-        inside = lowest <= evaluation.sigma <= highest
-        if blocked := context.blocked_because or (None if inside else "outside start and end percent"):
+        if blocked := context.blocked_because or self._outside(evaluation.sigma):
             self._say(evaluation, context, f"not merged: {blocked}")
             self.forget()
             return None
@@ -83,6 +81,10 @@ class MergingRun:
             self._say(evaluation, context, f"whole: {exact}")
             self.since_exact, self.recorded = 0, self.remembers and self._match(progress, context)
             return self._job(record=True) if self.recorded else None
+        return self._merged(evaluation, context, progress)
+
+    def _merged(self, evaluation: Evaluation, context: DenseContext, progress: float) -> MergeJob | None:
+        """Merge by the present matching, or by a new one where that has served long enough and nothing hangs on it."""
         self.since_exact += 1
         if not self.remembers and (self.age >= self.config.reuse or self._target(progress) != self.target):
             self._match(progress, context)
@@ -91,6 +93,11 @@ class MergingRun:
             return None
         self._describe(evaluation, context)
         return self._job(record=False, prompt=prompt_weight(self.config.a_p, progress))
+
+    def _outside(self, sigma: float) -> str | None:
+        """Why a sigma is out of range, or None."""
+        highest, lowest = self.sigma_range
+        return None if lowest <= sigma <= highest else "outside start and end percent"
 
     def _job(self, record: bool, prompt: float = 0.0) -> MergeJob:
         weighs = not record and (bool(self.config.a_p) or self.config.proportional)

@@ -71,9 +71,7 @@ def frames(
     the latest one before it. The mask has the picture's size. `word` shows the heatmap of one word instead of the
     prompt's. Raises ValueError for a word without one, and for a difference without the `reference` (H, W, 3) to it.
     """
-    if word and word not in run.words:
-        known = f"it has {', '.join(run.words)}" if run.words else "put Highlight Words between text encoder and sampler"
-        raise ValueError(f'this run has no heatmap of the word "{word}"; {known}')
+    _check_word(run, word)
     if show == "difference":
         if reference is None:
             raise ValueError("show is difference, but there is nothing to compare with; connect the dense picture as reference")
@@ -93,12 +91,25 @@ def frames(
             continue
         frame = _LAYERS[show](picture, heat, highlight)
         if show == "overlay":
-            boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
-            if boxes:
-                windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
-                frame[_outline(windows, 2 * max(1, min(size) // 256))] = torch.tensor(WINDOW)
+            _outline_windows(frame, run, evaluation, image)
         shown.append(torch.cat([frame, _timeline(run, evaluation, size[1])]))
     return (torch.stack(shown) if shown else picture[None]), mask
+
+
+def _check_word(run: RunRecord, word: str) -> None:
+    """Raises ValueError for a word without a heatmap."""
+    if word and word not in run.words:
+        known = f"it has {', '.join(run.words)}" if run.words else "put Highlight Words between text encoder and sampler"
+        raise ValueError(f'this run has no heatmap of the word "{word}"; {known}')
+
+
+def _outline_windows(frame: Tensor, run: RunRecord, evaluation: Evaluation, image: int) -> None:
+    """Draw the outline of what an evaluation computed of an image into a frame (H, W, 3)."""
+    boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
+    if boxes:
+        size = (frame.shape[0], frame.shape[1])
+        windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
+        frame[_outline(windows, 2 * max(1, min(size) // 256))] = torch.tensor(WINDOW)
 
 
 def difference(picture: Tensor, reference: Tensor) -> Tensor:
