@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
@@ -18,14 +18,15 @@ from ..engine.merging.key_bias import WeighingTap
 from ..engine.merging.matching import Merge
 from ..engine.merging.sdtm import MergingRun, SDTMConfig
 from ..engine.merging.sites import ATTENTION, MergedTokens, merging, recording_details
-from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
+from ..engine.partial.order import Order
+from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
 from ..engine.placement.time_axis import log_ratio, log_sigma
 from ..engine.region.heatmap import token_maps
 from ..engine.region.highlight import Given
 from ..engine.trace import Run
 from .control import Residuals, mapped
 from .families import family_of
-from .families.base import Family, chosen
+from .families.base import Call, Family, chosen
 from .run import ModelRun, check_latent
 
 OVERRIDE = "optimized_attention_override"
@@ -44,7 +45,6 @@ class DiTRun(ModelRun):
         self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
         patch, frames = self.family.patch(self.network), run.shape[2] if len(run.shape) == 5 else 1
         self.grid = TokenGrid(tuple(run.shape[-2:]), patch, frames)
-        self.trailing = self.family.trailing(self.network, self.grid.count)
         self.blocks = list(self.family.blocks(self.network))
         self.listened = set(chosen(self.blocks, LAYERS))
         sampling = model.get_model_object("model_sampling")
@@ -67,7 +67,7 @@ class DiTRun(ModelRun):
             return self._merged(executor, keys, x, arguments, options, **kwargs)
         with ExitStack() as stack:
             if state is not None and state.recording:
-                self._record_details(stack, keys)
+                self._record_details(stack, keys, self._orders(arguments, kwargs))
             return self._whole(executor, keys, x, arguments, options, **kwargs)
 
     def _whole(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
@@ -75,23 +75,26 @@ class DiTRun(ModelRun):
         t, _, _, control = arguments
         accumulator, rows = self.engine.accumulator, self.positive_rows(options)
         hear = self._hear(accumulator, rows, len(keys), len(x)) if accumulator is not None and rows else None
-        if not self.recorded and hear is None:
+        if not self.recorded and hear is None and self.engine.merging is None:
             return executor(x, *arguments, options, **kwargs)
         for subset in self.recorded:
             subset.to(x.device)
-        tap = RecordingTap(
-            self.recorded, keys, self.grid.count, self.family.text_first, self.trailing, options.get(OVERRIDE), hear
-        )
-        cropped = self.cropped_control(control, lambda subset: partial(_pick_control, self._pick(subset), len(x)))
+        orders = self._orders(arguments, kwargs)
+        tap = RecordingTap(self.recorded, keys, self.grid.count, orders, options.get(OVERRIDE), hear)
+        cropped = self.cropped_control(control, lambda subset: partial(_pick_control, Pick(subset, *ends(orders)), len(x)))
         foreign_tokens = control is not None and not self._fits(control)
         with tapped(self.family, self.network, tap):
             output = executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
         self.keep_control(keys, cropped)
         self._judge(tap, t, foreign_tokens)
+        if hear is not None and not tap.heard:
+            self.current.reason += f"; not listened to: {tap.odd or 'an attention of this model is not to be seen'}"
         return output
 
-    def _pick(self, subset: TokenSubset) -> Pick:
-        return Pick(subset, self.family.text_first, self.trailing)
+    def _orders(self, arguments: tuple, given: dict) -> Sequence[Order]:
+        """What stands in the sequences of tokens of a call with these arguments after its latent."""
+        text = arguments[2]
+        return self.family.orders(self.network, Call(self.grid, 0 if text is None else text.shape[1], given))
 
     def _fits(self, control: Residuals) -> bool:
         """Whether a control net's residuals (B, tokens, C) are those of the image's tokens."""
@@ -102,6 +105,8 @@ class DiTRun(ModelRun):
         """Note what keeps this graph from being computed in part."""
         if foreign_tokens:
             self.no_parts = "a control net's tokens are not those of the picture"
+        elif tap.odd is not None:
+            self.no_parts = tap.odd
         elif tap.passed - tap.seen:
             self.no_parts = "an attention of this model is not to be seen"
         elif t.ndim > 1 and t.shape[1] > 1:
@@ -128,16 +133,13 @@ class DiTRun(ModelRun):
 
         return hear
 
-    def _merge_tokens(self, merge: Merge) -> MergedTokens:
-        return MergedTokens(merge, self.family.text_first, self.trailing)
-
-    def _record_details(self, stack: ExitStack, keys) -> None:
+    def _record_details(self, stack: ExitStack, keys, orders: Sequence[Order]) -> None:
         """While the stack is open, what a coming merge will lack is recorded for every image."""
         state = self.engine.merging
         for image in state.images:
             if image.merge is not None:
                 stack.enter_context(recording_details(
-                    self.blocks, self.family.stations, self._merge_tokens(image.merge), image.details, keys,
+                    self.blocks, self.family.stations, MergedTokens(image.merge, *ends(orders)), image.details, keys,
                     state.kinds_of_stage, state.spared,
                 ))  # fmt: skip
 
@@ -145,6 +147,7 @@ class DiTRun(ModelRun):
         """Every image by itself, since each has its own merge: one call for a single one."""
         state, parts = self.engine.merging, []
         t, c_concat, c_crossattn, control = arguments
+        orders = self._orders(arguments, kwargs)
         for image in state.images:
 
             def own(value, image=image):
@@ -154,14 +157,14 @@ class DiTRun(ModelRun):
             given = options
             with ExitStack() as stack:
                 if state.weighs:
-                    tap = self._weighing(image.merge, options)
+                    tap = self._weighing(image.merge, options, orders)
                     stack.enter_context(tapped(self.family, self.network, tap))
                     given = {**options, OVERRIDE: tap}
                 if image.merge is not None:
                     details = image.details if state.remembers else None
+                    tokens = MergedTokens(image.merge, *ends(orders))
                     stack.enter_context(merging(
-                        self.blocks, self.family.stations, self.family.enter, self._merge_tokens(image.merge), state.kinds,
-                        state.spared, details, keys,
+                        self.blocks, self.family.stations, self.family.enter, tokens, state.kinds, state.spared, details, keys,
                     ))  # fmt: skip
                 parts.append(executor(
                     own(x), own(t), own(c_concat), own(c_crossattn), control and mapped(control, own), given,
@@ -169,25 +172,25 @@ class DiTRun(ModelRun):
                 ))  # fmt: skip
         return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
 
-    def _weighing(self, merge: Merge | None, options: dict) -> WeighingTap:
+    def _weighing(self, merge: Merge | None, options: dict, orders: Sequence[Order]) -> WeighingTap:
         state = self.engine.merging
         return WeighingTap(
             self.grid.count, merge if ATTENTION in state.kinds else None, state.spared, state.prompt_weight,
-            state.config.proportional, self.family.text_first, self.trailing, options.get(OVERRIDE),
+            state.config.proportional, *ends(orders), options.get(OVERRIDE),
         )  # fmt: skip
 
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         if not all(subset.joins(keys) for subset in self.computed):
             self.no_parts = "prompts of different lengths are computed together that were not before"
             return executor(x, *arguments, options, **kwargs)
-        full = torch.zeros_like(x)
+        full, orders = torch.zeros_like(x), self._orders(arguments, kwargs)
         for subset in self.computed:
 
             def own(value, subset=subset):
                 whole = isinstance(value, Tensor) and len(value) == len(x)
                 return subset.rows(value).contiguous() if whole else value  # some models view it
 
-            pick = self._pick(subset)
+            pick = Pick(subset, *ends(orders))
             residuals = self.control_in(subset, keys, arguments[3], partial(_pick_control, pick, len(x)))
             t, c_concat, c_crossattn, _ = arguments
             tap = SubsetTap(pick, keys, self.current.sigma, options.get(OVERRIDE))
@@ -198,6 +201,12 @@ class DiTRun(ModelRun):
                 )  # fmt: skip
             subset.rows(full)[...] = out
         return full
+
+
+def ends(orders: Sequence[Order]) -> tuple[bool, int]:
+    """Whether other tokens come before the picture's in most blocks, and how many follow these then."""
+    order = orders[-1]
+    return order.before > 0, order.after if order.before else 0
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..placement.time_axis import Axis, log_sigma
 from ..trace import Box
 from .cache import Key, Surroundings
+from .order import Order, found, picked, unaccounted
 from .window import swapped
 
 Place = tuple[int, int]  # a block, and which attention of it
@@ -182,20 +183,24 @@ def _joined(x: Tensor) -> Tensor:
 
 
 class RecordingTap(AttentionTap):
-    """Records what each subset lacks, and lets `hear` listen to (block, queries of the image, keys of the text, heads).
+    """Records what each subset lacks, and lets `hear` listen to (block, queries of the picture, keys of the text, heads).
 
+    orders: what stands in the sequences of this call. By default text comes first and the image's tokens last. What does not
+    add up to one of them is neither recorded nor heard.
     passed: the blocks that ran; seen: those in which the image's tokens were seen looking at each other, without which a
-    block cannot be computed in part.
+    block cannot be computed in part. heard: how many attentions were handed to `hear`. odd: what did not add up, or None.
     """
 
     def __init__(
-        self, subsets: Sequence[TokenSubset], keys: Sequence[Key], image_tokens: int, text_first: bool = True,
-        trailing: int = 0, previous: Function | None = None, hear: Callable[[int, Tensor, Tensor, int], None] | None = None,
+        self, subsets: Sequence[TokenSubset], keys: Sequence[Key], image_tokens: int, orders: Sequence[Order] | None = None,
+        previous: Function | None = None, hear: Callable[[int, Tensor, Tensor, int], None] | None = None,
     ):  # fmt: skip
-        super().__init__(image_tokens, text_first, trailing, previous)
-        self.subsets, self.keys, self.hear = subsets, tuple(keys), hear
+        super().__init__(image_tokens, previous=previous)
+        self.subsets, self.keys, self.orders, self.hear = subsets, tuple(keys), orders, hear
         self.seen: set[int] = set()
         self.passed: set[int] = set()
+        self.heard = 0
+        self.odd: str | None = None
 
     @contextmanager
     def within(self, block: int) -> Iterator[None]:
@@ -204,29 +209,37 @@ class RecordingTap(AttentionTap):
             yield
 
     def attend(self, place, function, q, k, v, heads, *args, **kwargs):
-        layout = self.layout(q, k)
-        if layout is not None:
+        orders, queries, keys = self._orders(k), q.shape[-2], k.shape[-2]
+        order = found(orders, place[1], queries, keys)
+        if order is None:
+            self.odd = self.odd or unaccounted(orders, queries, keys)
+            return function(q, k, v, heads, *args, **kwargs)
+        looks_away = order.looks_at is not None and place[1] > 0
+        runs = order.spans("picture")
+        if not looks_away and (not self.subsets or queries == keys and len(runs) == 1):
             self.seen.add(place[0])
-            image = slice(layout.before, layout.before + self.image_tokens)
-            for subset in self.subsets:
-                k_own, v_own = subset.rows(k), subset.rows(_as(q, v))
-                part = torch.cat([t[..., image, :].index_select(-2, subset.rest) for t in (k_own, v_own)], dim=-1)
-                subset.keep(place, self.keys, part, tokens=True)
-                if layout.before or layout.after:
-                    ends = [torch.cat([t[..., : image.start, :], t[..., image.stop :, :]], dim=-2) for t in (k_own, v_own)]
-                    subset.keep((*place, TEXT), self.keys, torch.cat(ends, dim=-1), tokens=True)
-        if self.hear is not None:
-            self._listen(place[0], layout, q, k, heads)
+            self._record(place, slice(*runs[0]), q, k, v)
+        text = order.spans("text") if not looks_away else [(0, keys)] if keys == order.looks_at else []
+        if self.hear is not None and text:
+            self.heard += 1
+            q_own, k_own = (torch.cat(picked(*of), dim=-2) for of in ((q, runs), (k, text)))
+            self.hear(place[0], _joined(q_own), _joined(k_own), heads)
         return function(q, k, v, heads, *args, **kwargs)
 
-    def _listen(self, block: int, layout: Layout | None, q: Tensor, k: Tensor, heads: int) -> None:
-        """To joint attention, or to cross-attention of the image's tokens."""
-        if layout is not None:
-            before = layout.before
-            text = slice(0, before) if self.text_first else slice(self.image_tokens, None)
-            q, k = q[..., before : before + self.image_tokens, :], k[..., text, :]
-        if q.shape[-2] == self.image_tokens and k.shape[-2]:
-            self.hear(block, _joined(q), _joined(k), heads)
+    def _orders(self, k: Tensor) -> Sequence[Order]:
+        if self.orders is not None:
+            return self.orders
+        return [Order((("text", max(0, k.shape[-2] - self.image_tokens)), ("picture", self.image_tokens)))]
+
+    def _record(self, place: Place, image: slice, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values that each subset lacks."""
+        for subset in self.subsets:
+            k_own, v_own = subset.rows(k), subset.rows(_as(q, v))
+            part = torch.cat([t[..., image, :].index_select(-2, subset.rest) for t in (k_own, v_own)], dim=-1)
+            subset.keep(place, self.keys, part, tokens=True)
+            if image.start or image.stop < k.shape[-2]:
+                ends = [torch.cat([t[..., : image.start, :], t[..., image.stop :, :]], dim=-2) for t in (k_own, v_own)]
+                subset.keep((*place, TEXT), self.keys, torch.cat(ends, dim=-1), tokens=True)
 
 
 Arguments = tuple[list[Any], dict[str, Any]]

@@ -1,8 +1,9 @@
 """AuraFlow: blocks with text and image apart, then blocks on [text, image]; positions are added at the input."""
 
 from ...engine.merging.sites import attention, mlp
+from ...engine.partial.order import Order
 from ...engine.partial.tokens import Pick
-from .base import Family
+from .base import Call, Family
 
 
 def enter(block, args, kwargs, pick: Pick):
@@ -22,11 +23,16 @@ def stations(block):
         yield mlp(block.mlp)
 
 
+def orders(network, call: Call) -> list[Order]:
+    return [Order((("other", network.register_tokens.shape[1]), *call.parts))]
+
+
 FAMILY = Family(
     title="AuraFlow",
     network=("comfy.ldm.aura.mmdit.MMDiT",),
     blocks=lambda network: (*network.double_layers, *network.single_layers),
     enter=enter,
     stations=stations,
+    orders=orders,
     leave=lambda network: network.final_linear,
 )

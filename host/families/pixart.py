@@ -2,7 +2,7 @@
 
 from ...engine.merging.sites import attention, mlp
 from ...engine.partial.tokens import Pick
-from .base import Family
+from .base import Family, text_looked_at
 
 
 def enter(block, args, kwargs, pick: Pick):
@@ -22,6 +22,7 @@ FAMILY = Family(
     blocks=lambda network: network.blocks,
     enter=enter,
     stations=stations,
+    orders=text_looked_at,
     leave=lambda network: network.final_layer,
     functions=("comfy.ldm.pixart.blocks",),
 )

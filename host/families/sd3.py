@@ -1,8 +1,9 @@
 """SD3 and SD3.5: joint attention of text and image with weights of their own; positions are added at the input."""
 
 from ...engine.merging.sites import attention, mlp
+from ...engine.partial.order import Order
 from ...engine.partial.tokens import Pick
-from .base import Family
+from .base import Call, Family
 
 
 def enter(block, args, kwargs, pick: Pick):
@@ -18,11 +19,17 @@ def stations(block):
     yield mlp(image.mlp)
 
 
+def orders(network, call: Call) -> list[Order]:
+    """SD3.5 medium's pictures look at themselves a second time."""
+    return [Order((("picture", call.grid.count),)), Order((("other", network.register_length), *call.parts))]
+
+
 FAMILY = Family(
     title="SD3, SD3.5",
     network=("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",),
     blocks=lambda network: network.joint_blocks,
     enter=enter,
     stations=stations,
+    orders=orders,
     leave=lambda network: network.final_layer,
 )
