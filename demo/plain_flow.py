@@ -3,51 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..engine.job import Job
 from ..engine.merging.config import SDTMConfig
+from ..engine.merging.execute import compute_merged, recording_for
 from ..engine.merging.job import MergeJob
-from ..engine.merging.key_bias import WeighingTap
-from ..engine.merging.sites import ATTENTION, MergedTokens, Station, attention, merging, mlp, recording_details
+from ..engine.merging.sites import MergeSite, attention, mlp
 from ..engine.merging.stages import MergingRun
-from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, passing, subsets_of
+from ..engine.partial.attention_override import AttentionOverride, Capture, Function
+from ..engine.partial.cache import ImageRows, Keys
+from ..engine.partial.token_gather import ALL_FIRST, Arguments, Gather, TokenGather
+from ..engine.partial.token_subset import TokenGrid, subsets_of
+from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import token_maps
 from ..engine.time_axis import FLOW
 from .diffusion import STEPS, flow_sigmas
 from .mmdit import JointBlock, MMDiT
 from .plain import STREAMS, Parts
 
-LISTENED = range(2, 6)  # blocks of which the heatmap is made
+CAPTURED_BLOCKS = range(2, 6)  # of which the heatmap is made
 
 
-def _enter(block: JointBlock, args: list, kwargs: dict, pick: Pick):
+def _gather_inputs(block: JointBlock, args: list, kwargs: dict, gather: Gather) -> Arguments:
     context, x, vec = args
-    return [pick.text(context), pick.tokens(x), vec], kwargs
+    return [gather.text(context), gather.tokens(x), vec], kwargs
 
 
-def stations(block: JointBlock) -> Iterator[Station]:
+def sites(block: JointBlock) -> Iterator[MergeSite]:
     """Where a block's image tokens are merged and given back."""
     image = block.x_block
     yield attention(image.attn.qkv, image.attn.proj)
     yield mlp(image.mlp)
 
 
-@contextmanager
-def tapped(mmdit: MMDiT, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
-    """While this holds, joint attention passes the tap, and only what is picked runs through the blocks."""
-    own, heads = JointBlock.attend, mmdit.config.heads
-    try:
-        for block in mmdit.joint_blocks:
-            block.attend = lambda q, k, v: tap(lambda q, k, v, heads, mask=None: own(q, k, v, mask), q, k, v, heads)
-        with passing(mmdit.joint_blocks, mmdit.final_layer, _enter, tap, pick):
-            yield
-    finally:
-        for block in mmdit.joint_blocks:
-            del block.attend
+def transformer_of(mmdit: MMDiT) -> Transformer:
+    """What an executor has to know of the network."""
+    return Transformer(tuple(mmdit.joint_blocks), _gather_inputs, mmdit.final_layer)
+
+
+@dataclass(frozen=True)
+class PlainCall:
+    """A `TransformerCall` of the demo MMDiT: the two streams of a batch at one sigma. images: x (B, 4, H, W)."""
+
+    model: PlainFlow
+    images: Tensor
+    sigma: float
+    keys: Keys = STREAMS
+    previous: Function | None = None
+
+    @property
+    def x(self) -> Tensor:
+        return torch.cat([self.images] * len(STREAMS))
+
+    def of_image(self, rows: ImageRows) -> PlainCall:
+        own = slice(rows.image, rows.image + 1) if rows.images > 1 else slice(None)
+        return replace(self, model=self.model.of(own), images=self.images[own])
+
+    def of_subset(self, gather: TokenGather) -> PlainCall:
+        return self.of_image(gather.subset.rows)
+
+    def __call__(self, override: AttentionOverride | None = None) -> Tensor:
+        own, heads, blocks = JointBlock.attend, self.model.mmdit.config.heads, self.model.mmdit.joint_blocks
+        try:
+            for block in blocks if override is not None else ():
+                block.attend = lambda q, k, v: override(lambda q, k, v, heads, mask=None: own(q, k, v, mask), q, k, v, heads)
+            return torch.cat(self.model(self.images, self.sigma))
+        finally:
+            for block in blocks if override is not None else ():
+                del block.attend
 
 
 class PlainFlow:
@@ -90,55 +118,25 @@ class PlainFlow:
 
     def do(self, job: Job, x: Tensor) -> list[Tensor]:
         """Do a job at x."""
-        task = job.task(MergeJob)
+        call, network = PlainCall(self, x, job.evaluation.sigma), transformer_of(self.mmdit)
+        grid, task = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size), job.task(MergeJob)
         if job.compute:
-            return self._subsets(job, x)
-        return self._dense(job, x) if task is None or task.record else self._merged(task, x, job.evaluation.sigma)
+            rows = compute_subsets(network, call, job.compute, job.evaluation.sigma, ALL_FIRST)
+        elif task is not None and not task.record:
+            rows = compute_merged(network, sites, call, task, ALL_FIRST, grid.count)
+        else:
+            with recording_for(network, sites, call, task, ALL_FIRST) if task is not None else nullcontext():
+                rows, _ = record_subsets(network, call, job.record, grid.count, capture=self._capture(job, grid))
+        return list(rows.chunk(len(STREAMS)))
 
-    def _dense(self, job: Job, x: Tensor) -> list[Tensor]:
-        """A full evaluation that also records and captures attention, where the job wants that."""
-        grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
+    @staticmethod
+    def _capture(job: Job, grid: TokenGrid) -> Capture | None:
+        """What adds the positive stream's attention to the job's accumulator."""
+        if job.capture is None:
+            return None
 
-        def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
-            if block in LISTENED:
+        def capture(block: int, q: Tensor, k: Tensor, heads: int) -> None:
+            if block in CAPTURED_BLOCKS:
                 job.capture.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
 
-        tap = RecordingTap(job.record, STREAMS, grid.count, hear=hear if job.capture is not None else None)
-        task, blocks = job.task(MergeJob), self.mmdit.joint_blocks
-        with ExitStack() as stack:
-            stack.enter_context(tapped(self.mmdit, tap))
-            for image in task.images if task is not None else ():
-                if image.merge is not None:
-                    tokens = MergedTokens(image.merge)
-                    stack.enter_context(
-                        recording_details(blocks, stations, tokens, image.residuals, STREAMS, task.parts, task.spared)
-                    )
-            return self(x, job.evaluation.sigma)
-
-    def _merged(self, task: MergeJob, x: Tensor, sigma: float) -> list[Tensor]:
-        """Every image by itself, with its own merge."""
-        parts, blocks = [], self.mmdit.joint_blocks
-        grid = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size)
-        for i, image in enumerate(task.images):
-            own, merge = slice(i, i + 1), image.merge
-            with ExitStack() as stack:
-                if task.key_bias is not None:
-                    seen = merge if ATTENTION in task.parts else None
-                    tap = WeighingTap(grid.count, seen, task.spared, task.key_bias.prompt, task.key_bias.proportional)
-                    stack.enter_context(tapped(self.mmdit, tap))
-                if merge is not None:
-                    residuals, tokens = image.residuals if task.uses_residuals else None, MergedTokens(merge)
-                    stack.enter_context(merging(blocks, stations, _enter, tokens, task.parts, task.spared, residuals, STREAMS))
-                parts.append(self.of(own)(x[own], sigma))
-        return [torch.cat(stream) for stream in zip(*parts, strict=True)]
-
-    def _subsets(self, job: Job, x: Tensor) -> list[Tensor]:
-        """The subsets alone, in tensors of full size."""
-        full = [torch.zeros_like(x) for _ in STREAMS]
-        for subset in job.compute:
-            own = slice(subset.rows.image, subset.rows.image + 1)
-            pick = Pick(subset)
-            with tapped(self.mmdit, SubsetTap(pick, STREAMS, job.evaluation.sigma), pick):
-                for whole, part in zip(full, self.of(own)(x[own], job.evaluation.sigma), strict=True):
-                    whole[own] = part
-        return full
+        return capture

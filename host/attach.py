@@ -25,11 +25,11 @@ from .call import ModelCall
 from .dit import DiTRun
 from .families import FAMILIES, family_of
 from .live import latent_colours, watch
+from .methods import HIGHLIGHT, MERGING
 from .run import JOB, KEY, ModelRun, Sampling
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
-HIGHLIGHT, MERGING = "highlight", "merging"  # the methods' ids
 WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 
 
@@ -97,7 +97,7 @@ def executor_of(model: ModelPatcher) -> type[ModelRun]:
     if family_of(model) is not None:
         return DiTRun
     network = model.get_model_object("diffusion_model")
-    if old := next((family.title for family in FAMILIES if family.names(network)), None):
+    if old := next((family.title for family in FAMILIES if family.is_named(network)), None):
         raise ValueError(f"{old} is built in another way in this version of ComfyUI than is supported; update ComfyUI")
     transformers = ", ".join(family.title for family in FAMILIES)
     raise ValueError(

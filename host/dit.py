@@ -3,32 +3,92 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 
 import comfy.model_sampling
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine.job import Job
-from ..engine.merging.job import ImageMerge, MergeJob
-from ..engine.merging.key_bias import WeighingTap
-from ..engine.merging.matching import Merge
-from ..engine.merging.sites import ATTENTION, MergedTokens, merging, recording_details
-from ..engine.merging.stages import MergingRun
-from ..engine.partial.tokens import AttentionTap, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset, passing, subsets_of
+from ..engine.merging.execute import compute_merged, recording_for
+from ..engine.merging.job import MergeJob
+from ..engine.partial.attention_override import AttentionOverride, Capture, Function, RecordingOverride
+from ..engine.partial.cache import ImageRows, Keys
+from ..engine.partial.order import Around, Order
+from ..engine.partial.token_gather import ALL_FIRST, TokenGather
+from ..engine.partial.token_subset import TokenGrid, subsets_of
+from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
 from ..engine.time_axis import DIFFUSION, FLOW
 from .call import ATTENTION_OVERRIDE, ModelCall
-from .control import Residuals, mapped
+from .control import Crop, Residuals, mapped
 from .families import family_of
-from .families.base import Family, chosen
+from .families.base import Call, Family, chosen
+from .methods import METHODS
 from .run import ModelRun, Sampling, check_latent
 
-LAYERS = 4  # blocks listened to
+CAPTURED_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class DiTCall:
+    """A `TransformerCall` of one of ComfyUI's models. control_of: the control nets' residuals for a subset."""
+
+    call: ModelCall
+    family: Family
+    control_of: Callable[[TokenGather], Residuals | None] = lambda gather: None
+
+    @property
+    def x(self) -> Tensor:
+        return self.call.x
+
+    @property
+    def keys(self) -> Keys:
+        return self.call.keys
+
+    @property
+    def previous(self) -> Function | None:
+        return self.call.options.get(ATTENTION_OVERRIDE)
+
+    def of_image(self, rows: ImageRows) -> DiTCall:
+        if rows.images == 1:
+            return self
+        control = self.call.control and mapped(self.call.control, lambda value: self.call.rows_of(rows, value))
+        return replace(self, call=replace(self.call.of_image(rows), control=control))
+
+    def of_subset(self, gather: TokenGather) -> DiTCall:
+        own = self.call.of_image(gather.subset.rows)
+        return replace(self, call=replace(own, control=self.control_of(gather)))
+
+    def __call__(self, override: AttentionOverride | None = None) -> Tensor:
+        if override is None:
+            return self.call()
+        with ExitStack() as stack:
+            for name in self.family.attention_modules:
+                stack.enter_context(_overridden(importlib.import_module(name), override))
+            return self.call.overriding(override)()
+
+
+@contextmanager
+def _overridden(module: ModuleType, override: AttentionOverride) -> Iterator[None]:
+    """Attention by the name a module knows it by is overridden, for models that do not hand their options down to it."""
+    function = module.optimized_attention
+    module.optimized_attention = partial(override, function)
+    try:
+        yield
+    finally:
+        module.optimized_attention = function
+
+
+def transformer_of(family: Family, network) -> Transformer:
+    """What an executor has to know of a network of a family."""
+    return Transformer(
+        tuple(family.blocks(network)), family.gather_inputs, family.final_layer(network),
+        tuple(family.full_sequence_after(network)),
+    )  # fmt: skip
 
 
 class DiTRun(ModelRun):
@@ -40,82 +100,94 @@ class DiTRun(ModelRun):
         self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
         patch, frames = self.family.patch(self.network), record.shape[2] if len(record.shape) == 5 else 1
         self.grid = TokenGrid(tuple(record.shape[-2:]), patch, frames)
-        self.trailing = self.family.trailing(self.network, self.grid.count)
-        self.blocks = list(self.family.blocks(self.network))
-        self.listened = set(chosen(self.blocks, LAYERS))
+        self.transformer = transformer_of(self.family, self.network)
         axis = FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
-        methods = []
-        if (config := sampling.methods.get("merging")) is not None:
-            methods.append(MergingRun(
-                config, record.sigmas, self.grid, record.shape[0], len(self.blocks), sampling.sigma_range(config)
-            ))  # fmt: skip
+        depth = len(self.transformer.blocks)
+        methods = [METHODS[name](config, sampling, self.grid, depth) for name, config in sampling.methods.items()]
         super().__init__(sampling, patch, subsets_of(self.grid, axis), axis, methods=methods)
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         if tuple(call.x.shape[-2:]) != self.frame or self.note_grouped_call(call):
             return call()
+        orders = self._orders(call)
+        around = orders[-1].around if orders else ALL_FIRST
         if job.compute:
-            return self._subsets(job, call)
-        task = job.task(MergeJob)
-        if task is not None and not task.record:
-            return self._merged(task, call)
-        with ExitStack() as stack:
-            for image in task.images if task is not None else ():
-                if image.merge is not None:
-                    tokens = self._merge_tokens(image.merge)
-                    stack.enter_context(recording_details(
-                        self.blocks, self.family.stations, tokens, image.residuals, call.keys, task.parts, task.spared,
-                    ))  # fmt: skip
-            return self._dense(job, call)
+            return self._subsets(job, call, around)
+        task, own = job.task(MergeJob), DiTCall(call, self.family)
+        if task is None:
+            return self._dense(job, call, orders, around)
+        if not task.record:
+            return compute_merged(self.transformer, self.family.sites, own, task, around, self.grid.count)
+        with recording_for(self.transformer, self.family.sites, own, task, around):
+            return self._dense(job, call, orders, around)
 
-    def _dense(self, job: Job, call: ModelCall) -> Tensor:
-        """A dense call, tapped where something is recorded or captured."""
-        rows = self.positive_rows(call.options)
-        hear = self._hear(job.capture, rows, len(call.keys), len(call.x)) if job.capture is not None and rows else None
-        if not job.record and hear is None:
+    def _orders(self, call: ModelCall) -> Sequence[Order]:
+        """What stands in the sequences of tokens of a call."""
+        text = 0 if call.c_crossattn is None else call.c_crossattn.shape[1]
+        return self.family.orders(self.network, Call(self.grid, text, call.extra))
+
+    def _dense(self, job: Job, call: ModelCall, orders: Sequence[Order], around: Around) -> Tensor:
+        """A dense call, whose attention is overridden where something is recorded or captured."""
+        capture = self._capture(job.capture, call)
+        if not job.record and capture is None and not self.engine.state.methods:
             return call()
-        for subset in job.record:
-            subset.to(call.x.device)
-        tap = RecordingTap(
-            job.record, call.keys, self.grid.count, self.family.text_first, self.trailing,
-            call.options.get(ATTENTION_OVERRIDE), hear,
-        )  # fmt: skip
-        crop = lambda subset: partial(_pick_control, self._pick(subset), len(call.x))  # noqa: E731
-        cropped = self.cropped_control(job, call.control, crop)
+        cropped = self.cropped_control(
+            job, call.control, lambda subset: self._crop(TokenGather(subset, orders[-1].around), call)
+        )
         foreign_tokens = call.control is not None and not self._fits(call.control)
-        with tapped(self.family, self.network, tap):
-            output = call.overriding(tap)()
+        own = DiTCall(call, self.family)
+        output, seen = record_subsets(self.transformer, own, job.record, self.grid.count, orders, capture)
         self.keep_control(job, call.keys, cropped)
-        self._judge(tap, call.t, foreign_tokens)
+        self._judge(seen, call.t, foreign_tokens)
+        if capture is not None and not seen.captured:
+            why = seen.odd or "an attention of this model is not to be seen"
+            job.evaluation.reason += f"; not listened to: {why}"
         return output
 
-    def _pick(self, subset: TokenSubset) -> Pick:
-        return Pick(subset, self.family.text_first, self.trailing)
+    def _subsets(self, job: Job, call: ModelCall, around: Around) -> Tensor:
+        """The subsets by themselves, in a tensor of the whole call's size."""
+        if not all(subset.joins(call.keys) for subset in job.compute):
+            self.no_parts = "prompts of different lengths are computed together that were not before"
+            return call()
+
+        def control_of(gather: TokenGather) -> Residuals | None:
+            return self.control_in(job, gather.subset, call, self._crop(gather, call))
+
+        own = DiTCall(call, self.family, control_of)
+        return compute_subsets(self.transformer, own, job.compute, job.evaluation.sigma, around)
+
+    @staticmethod
+    def _crop(gather: TokenGather, call: ModelCall) -> Crop:
+        """Gathers a control net's residuals (B, tokens, C) of this call for a subset."""
+        rows, count = gather.subset.rows, len(call.x)
+        return partial(mapped, change=lambda value: gather.image(rows.of(value) if len(value) == count else value))
 
     def _fits(self, control: Residuals) -> bool:
         """Whether a control net's residuals (B, tokens, C) are those of the image's tokens."""
         tensors = [v for values in control.values() if isinstance(values, list) for v in values if isinstance(v, Tensor)]
         return all(v.ndim == 3 and v.shape[1] == self.grid.count for v in tensors)
 
-    def _judge(self, tap: RecordingTap, t: Tensor, foreign_tokens: bool) -> None:
+    def _judge(self, seen: RecordingOverride, t: Tensor, foreign_tokens: bool) -> None:
         """Note what keeps this graph from being computed in part."""
         if foreign_tokens:
             self.no_parts = "a control net's tokens are not those of the picture"
-        elif tap.passed - tap.seen:
+        elif seen.odd is not None:
+            self.no_parts = seen.odd
+        elif seen.passed - seen.seen:
             self.no_parts = "an attention of this model is not to be seen"
         elif t.ndim > 1 and t.shape[1] > 1:
             self.no_parts = "every token has a timestep of its own"
 
-    def _hear(
-        self, accumulator: HeatmapAccumulator, rows, streams: int, batch: int
-    ) -> Callable[[int, Tensor, Tensor, int], None]:
-        """Adds how much the image's tokens look at the text's, in the blocks that are listened to.
+    def _capture(self, accumulator: HeatmapAccumulator | None, call: ModelCall) -> Capture | None:
+        """What adds how much the image's tokens look at the text's to an accumulator, in a few blocks; None where nothing is
+        wanted. Where another node attends with a part of the batch, as normalised attention guidance does, nothing is added."""
+        rows = self.positive_rows(call.options)
+        if accumulator is None or not rows:
+            return None
+        captured, streams = set(chosen(self.transformer.blocks, CAPTURED_BLOCKS)), len(call.keys)
 
-        Where another node attends with a part of the batch, as normalised attention guidance does, it is not heard.
-        """
-
-        def hear(block: int, q: Tensor, k: Tensor, heads: int) -> None:
-            if block not in self.listened or len(q) != batch or len(k) != batch:
+        def capture(block: int, q: Tensor, k: Tensor, heads: int) -> None:
+            if block not in captured or not len(q) == len(k) == len(call.x):
                 return
             groups = q.shape[-1] // k.shape[-1]  # of queries that share a key
             if groups > 1:
@@ -127,81 +199,4 @@ class DiTRun(ModelRun):
                     maps = maps.unflatten(-1, (self.grid.frames, -1)).mean(-2)
                 accumulator.add(maps, self.grid.size, prompt, weights)
 
-        return hear
-
-    def _merge_tokens(self, merge: Merge) -> MergedTokens:
-        return MergedTokens(merge, self.family.text_first, self.trailing)
-
-    def _merged(self, task: MergeJob, call: ModelCall) -> Tensor:
-        """Every image by itself, since each has its own merge: one call for a single one."""
-        parts = []
-        for image in task.images:
-            own = self._call_of(image, task, call)
-            with ExitStack() as stack:
-                if task.key_bias is not None:
-                    tap = self._weighing(task, image.merge, call)
-                    stack.enter_context(tapped(self.family, self.network, tap))
-                    own = own.overriding(tap)
-                if image.merge is not None:
-                    residuals = image.residuals if task.uses_residuals else None
-                    stack.enter_context(merging(
-                        self.blocks, self.family.stations, self.family.enter, self._merge_tokens(image.merge), task.parts,
-                        task.spared, residuals, call.keys,
-                    ))  # fmt: skip
-                parts.append(own())
-        return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
-
-    def _call_of(self, image: ImageMerge, task: MergeJob, call: ModelCall) -> ModelCall:
-        """The call for one image of the batch, the whole call where it is the only one."""
-        if len(task.images) == 1:
-            return replace(call, control=call.control and mapped(call.control, lambda value: value))
-        rows = image.residuals.rows
-        control = call.control and mapped(call.control, lambda value: call.rows_of(rows, value))
-        return replace(call.of_image(rows), control=control)
-
-    def _weighing(self, task: MergeJob, merge: Merge | None, call: ModelCall) -> WeighingTap:
-        return WeighingTap(
-            self.grid.count, merge if ATTENTION in task.parts else None, task.spared, task.key_bias.prompt,
-            task.key_bias.proportional, self.family.text_first, self.trailing, call.options.get(ATTENTION_OVERRIDE),
-        )  # fmt: skip
-
-    def _subsets(self, job: Job, call: ModelCall) -> Tensor:
-        """The subsets by themselves, in a tensor of the whole call's size."""
-        if not all(subset.joins(call.keys) for subset in job.compute):
-            self.no_parts = "prompts of different lengths are computed together that were not before"
-            return call()
-        full = torch.zeros_like(call.x)
-        for subset in job.compute:
-            pick = self._pick(subset)
-            control = self.control_in(job, subset, call, partial(_pick_control, pick, len(call.x)))
-            tap = SubsetTap(pick, call.keys, job.evaluation.sigma, call.options.get(ATTENTION_OVERRIDE))
-            with tapped(self.family, self.network, tap, pick):
-                subset.rows.of(full)[...] = replace(call.of_image(subset.rows), control=control).overriding(tap)()
-        return full
-
-
-@contextmanager
-def tapped(family: Family, network: nn.Module, tap: AttentionTap, pick: Pick | None = None) -> Iterator[None]:
-    """While this holds, a call of `network` passes the tap, and only what is picked runs through its blocks."""
-    leave, stops = family.leave(network), list(family.stops(network))
-    with ExitStack() as stack:
-        stack.enter_context(passing(family.blocks(network), leave, family.enter, tap, pick, stops))
-        for name in family.functions:
-            stack.enter_context(_tapped_function(importlib.import_module(name), tap))
-        yield
-
-
-@contextmanager
-def _tapped_function(module: ModuleType, tap: AttentionTap) -> Iterator[None]:
-    """Attention by the name a module knows it by passes the tap, for models that do not hand their options down to it."""
-    function = module.optimized_attention
-    module.optimized_attention = partial(tap, function)
-    try:
-        yield
-    finally:
-        module.optimized_attention = function
-
-
-def _pick_control(pick: Pick, rows: int, control: Residuals) -> Residuals:
-    """A control net's residuals (B, tokens, C) for the subset, of a call with so many rows."""
-    return mapped(control, lambda value: pick.image(pick.subset.rows.of(value) if len(value) == rows else value))
+        return capture

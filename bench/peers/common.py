@@ -100,7 +100,7 @@ def with_unet_wrapper(model: Any, name: str, call: Callable[[Callable[[], Tensor
 
 
 @dataclass
-class RunRecord:
+class Run:
     """The original block of a patched call: run(txt, img) -> (txt, img); vec is what modulates it."""
 
     block: Callable[[dict], dict]
@@ -125,7 +125,7 @@ def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, 
             options = args["transformer_options"]
             steps.advance(float(options["sigmas"][0]))
             cache = steps.cache.setdefault((name, *options["uuids"]), {})
-            txt, img = call(index, last, args["img"], args["txt"], RunRecord(extra["original_block"], args), cache)
+            txt, img = call(index, last, args["img"], args["txt"], Run(extra["original_block"], args), cache)
             return {"txt": txt, "img": img}
 
         return block
@@ -135,7 +135,7 @@ def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, 
     return clone
 
 
-def rest_or_run(index: int, last: int, img: Tensor, txt: Tensor, run: RunRecord, cache: dict) -> tuple[Tensor, Tensor]:
+def rest_or_run(index: int, last: int, img: Tensor, txt: Tensor, run: Run, cache: dict) -> tuple[Tensor, Tensor]:
     """What a cache of residuals does in a block: nothing but, at the last one, add the residual of the last computed call
     where `cache["reuse"]`; else compute the block, and at the last one remember how far it is from `cache["entered"]`."""
     if cache["reuse"]:

@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...engine.partial.patching import patched_forward
-from ...engine.partial.tokens import TokenGrid
+from ...engine.partial.token_subset import TokenGrid
 from ...host.families import family_of
 from .common import Steps
 
@@ -67,7 +67,7 @@ def window_members(grid: TokenGrid, device: torch.device, side: int = 2) -> Tens
 
 
 class Merger:
-    """One method: asked at every block's attention for a match, then given what enters and leaves the stations."""
+    """One method: asked at every block's attention for a match, then given what enters and leaves the merge sites."""
 
     def begin(self, step: int, cache: dict, grid: TokenGrid) -> None:
         """A call of the model begins; the cache is one run's."""
@@ -84,12 +84,12 @@ class Merger:
 
 
 @contextmanager
-def around(blocks: list[nn.Module], stations: Callable, merger: Merger) -> Iterator[None]:
+def around(blocks: list[nn.Module], sites: Callable, merger: Merger) -> Iterator[None]:
     """While this holds, every block's image tokens are matched where its attention begins, and merged where wanted."""
     forwards: dict[nn.Module, Callable] = {}
 
-    def stretch(index: int, number: int, station, current: dict) -> None:
-        kind, first, last = station.kinds[0], station.first, station.last
+    def stretch(index: int, number: int, site, current: dict) -> None:
+        kind, first, last = site.parts[0], site.input_module, site.output_module
 
         def enter(x: Tensor, forward=first.forward) -> Tensor:
             if number == 0:
@@ -108,8 +108,8 @@ def around(blocks: list[nn.Module], stations: Callable, merger: Merger) -> Itera
 
     for index, block in enumerate(blocks):
         current: dict = {}
-        for number, station in enumerate(stations(block)):
-            stretch(index, number, station, current)
+        for number, site in enumerate(sites(block)):
+            stretch(index, number, site, current)
     with patched_forward(forwards):
         yield
 
@@ -123,7 +123,7 @@ def with_merger(model: Any, name: str, merger: Merger) -> Any:
         step = steps.advance(float(transformer_options["sigmas"][0]))
         cache = steps.cache.setdefault(tuple(transformer_options["uuids"]), {})
         merger.begin(step, cache, TokenGrid(tuple(x.shape[-2:]), family.patch(network)))
-        with around(blocks, family.stations, merger):
+        with around(blocks, family.sites, merger):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     clone = model.clone()

@@ -12,8 +12,12 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...engine.partial.tokens import AttentionTap, Pick, TokenGrid, TokenSubset
-from ...host.dit import OVERRIDE, tapped
+from ...engine.partial.attention_override import AttentionOverride
+from ...engine.partial.token_gather import TokenGather
+from ...engine.partial.token_subset import TokenGrid, TokenSubset
+from ...engine.partial.transformer import patched_blocks
+from ...host.call import ModelCall
+from ...host.dit import DiTCall, transformer_of
 from ...host.families import family_of
 from .common import Steps
 
@@ -28,7 +32,7 @@ class Chosen(TokenSubset):
         self.active, self.rest = active.sort().values, rest.sort().values
 
 
-class CacheTap(AttentionTap):
+class CacheOverride(AttentionOverride):
     """Keys and values of all tokens, those of the tokens that run renewed at each call."""
 
     def __init__(self, subset: TokenSubset | None, cache: dict, image_tokens: int):
@@ -87,9 +91,11 @@ class Ras:
         state = self.steps.cache
         subset, cache = state["subset"], state.setdefault(tuple(transformer_options["uuids"]), {})
         grid = TokenGrid(tuple(x.shape[-2:]), self.patch)
-        tap = CacheTap(subset, cache, grid.count if subset is None else len(subset.active))
-        with tapped(self.family, self.network, tap, None if subset is None else Pick(subset, whole_text=True)):
-            return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, OVERRIDE: tap}, **kwargs)
+        override = CacheOverride(subset, cache, grid.count if subset is None else len(subset.active))
+        call = ModelCall(executor, x, t, c_concat, c_crossattn, control, transformer_options, kwargs)
+        gather = None if subset is None else TokenGather(subset, keep_text=True)
+        with patched_blocks(transformer_of(self.family, self.network), override, gather):
+            return DiTCall(call, self.family)(override)
 
 
 def apply(model: Any, steps: int, ratio: float) -> Any:

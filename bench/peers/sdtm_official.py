@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...engine.merging.sites import ATTENTION, MLP
-from ...engine.partial.tokens import TokenGrid
+from ...engine.partial.token_subset import TokenGrid
 from .merged import Bipartite, Merger, most_alike, window_members, with_merger
 
 SWITCH, A_S, MCW, PROTECT = 20 / 50, 0.05, 0.1, 3

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...engine.partial.tokens import AttentionTap, TokenGrid
-from ...host.dit import OVERRIDE, tapped
+from ...engine.partial.attention_override import AttentionOverride
+from ...engine.partial.token_subset import TokenGrid
+from ...engine.partial.transformer import patched_blocks
+from ...host.call import ModelCall
+from ...host.dit import DiTCall, transformer_of
 from ...host.families import family_of
 
 
-class Downsampled(AttentionTap):
+class Downsampled(AttentionOverride):
     """Gives image queries the keys and values of every `factor`-th row and column of the grid alone, and all of the text's."""
 
     def __init__(self, grid: TokenGrid, factor: int, blocks: range):
@@ -36,9 +39,10 @@ def apply(model: Any, factor: int, share: float = 1.0) -> Any:
     blocks = range(round(share * len(list(family.blocks(network)))))
 
     def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        tap = Downsampled(TokenGrid(tuple(x.shape[-2:]), family.patch(network)), factor, blocks)
-        with tapped(family, network, tap):
-            return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, OVERRIDE: tap}, **kwargs)
+        override = Downsampled(TokenGrid(tuple(x.shape[-2:]), family.patch(network)), factor, blocks)
+        call = ModelCall(executor, x, t, c_concat, c_crossattn, control, transformer_options, kwargs)
+        with patched_blocks(transformer_of(family, network), override):
+            return DiTCall(call, family)(override)
 
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "todo", apply_model)

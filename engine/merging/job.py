@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .key_bias import KeyBias
 from .matching import Merge
 from .sites import MergeResiduals
 
@@ -15,15 +16,6 @@ class ImageMerge:
 
     merge: Merge | None
     residuals: MergeResiduals
-
-
-@dataclass(frozen=True)
-class KeyBias:
-    """Log weights on the keys of joint attention. prompt: of tokens other than the image's. proportional: whether a merged
-    token weighs as many as it stands for (ToMe, Bolya et al. 2023)."""
-
-    prompt: float
-    proportional: bool
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..partial.tokens import AttentionTap, Function, Layout
+from ..partial.attention_override import AttentionOverride, Function, Layout, split_mask
+from ..partial.order import Around
+from ..partial.token_gather import ALL_FIRST
 from .matching import Merge
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """Log weights on the keys of joint attention. prompt: of tokens other than the image's. proportional: whether a merged
+    token weighs as many as it stands for (ToMe, Bolya et al. 2023)."""
+
+    prompt: float = 0.0
+    proportional: bool = False
 
 
 def prompt_weight(a_p: float, progress: float) -> float:
@@ -22,44 +34,45 @@ def prompt_weight(a_p: float, progress: float) -> float:
     return a_p * math.cos(math.pi * progress)
 
 
-class WeighingTap(AttentionTap):
+class KeyBiasOverride(AttentionOverride):
     """Adds log weights to the keys of the image's attention, by a mask, which every backend of attention takes.
 
-    prompt: log weight of other tokens than the image's. merge: what is merged in blocks other than `spared`, None where
-    nothing is; proportional: whether merged tokens count as many as they stand for.
+    image_tokens: of a whole sequence. merge: what is merged in blocks other than `spared`, None where nothing is. bias: what is
+    added. around: where other tokens stand.
     """
 
     def __init__(
-        self, count: int, merge: Merge | None, spared: frozenset[int] = frozenset(), prompt: float = 0.0,
-        proportional: bool = False, text_first: bool = True, trailing: int = 0, previous: Function | None = None,
+        self, image_tokens: int, merge: Merge | None, bias: KeyBias, spared: frozenset[int] = frozenset(),
+        around: Around = ALL_FIRST, previous: Function | None = None,
     ):  # fmt: skip
-        super().__init__(count, text_first, trailing, previous)
-        self.whole, self.merge, self.spared, self.prompt, self.proportional = count, merge, spared, prompt, proportional
+        super().__init__(image_tokens, around, previous)
+        self.full_count, self.merge, self.bias, self.spared = image_tokens, merge, bias, spared
+        self.merges = False  # whether the running block does
         self.biases: dict[tuple[int, bool, Layout], Tensor] = {}
 
     @contextmanager
     def within(self, block: int) -> Iterator[None]:
-        self.merged = self.merge is not None and block not in self.spared
-        self.image_tokens = self.merge.merged_count if self.merged else self.whole
+        self.merges = self.merge is not None and block not in self.spared
+        self.image_tokens = self.merge.merged_count if self.merges else self.full_count
         with super().within(block):
             yield
 
-    def _bias(self, counts: bool, layout: Layout, q: Tensor) -> Tensor:
-        """Log weights of all keys (1, tokens)."""
+    def _biases(self, counts: bool, layout: Layout, q: Tensor) -> Tensor:
+        """The log weights of all keys (1, tokens)."""
         image = self.merge.sizes.to(q.dtype).log() if counts else q.new_zeros(self.image_tokens)
-        return torch.cat([q.new_full((layout.before,), self.prompt), image, q.new_full((layout.after,), self.prompt)])[None]
+        ends = (q.new_full((count,), self.bias.prompt) for count in (layout.before, layout.after))
+        first, last = ends
+        return torch.cat([first, image, last])[None]
 
     def attend(self, place, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-        layout, counts = self.layout(q, k), self.merged and self.proportional
-        if layout is None or not (counts or self.prompt and layout.before + layout.after):
+        layout, counts = self.layout(q, k), self.merges and self.bias.proportional
+        if layout is None or not (counts or self.bias.prompt and layout.before + layout.after):
             return function(q, k, v, heads, *args, **kwargs)
         key = self.image_tokens, counts, layout
         if key not in self.biases:
-            self.biases[key] = self._bias(counts, layout, q)
+            self.biases[key] = self._biases(counts, layout, q)
         bias = self.biases[key]
-        mask, args = (args[0], args[1:]) if args else (kwargs.pop("mask", None), args)
+        mask, kwargs = split_mask(args, kwargs)
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask + bias
-        if args:
-            kwargs["attn_precision"] = args[0]
         return function(q, k, v, heads, mask=bias, **kwargs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..method import DenseContext
 from ..partial.cache import ImageRows
-from ..partial.tokens import TokenGrid
+from ..partial.token_subset import TokenGrid
 from .config import SDTMConfig
 from .job import ImageMerge
 from .matching import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows

@@ -14,60 +14,67 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Memory
-from ..partial.cache import ONE_IMAGE, CacheEntry, ImageRows, Key, Keys, Place
+from ..partial.cache import ONE_IMAGE, CacheEntry, ImageRows, Keys, Place
+from ..partial.order import Around
 from ..partial.patching import patched_forward
-from ..partial.tokens import Enter
+from ..partial.token_gather import ALL_FIRST, GatherInputs
 from .matching import Merge
 
 ATTENTION, MLP = "attention", "mlp"
 
 
 @dataclass(frozen=True)
-class Station:
-    """A stretch of a block: tokens are merged where they enter `first` and given back where they leave `last`.
+class MergeSite:
+    """A stretch of a block: tokens are merged where they enter `input_module` and given back where they leave `output_module`.
 
-    kinds: what is done in between. takes: which argument of `first` they are, gives: which item of what `last` returns;
-    None where it returns nothing else.
+    parts: what is computed in between, "attention", "mlp" or both. input_arg: which argument of `input_module` the tokens
+    are, by position or by name. output_index: which item of what `output_module` returns, None where it returns nothing else.
     """
 
-    kinds: tuple[str, ...]
-    first: nn.Module
-    last: nn.Module
-    takes: int | str = 0
-    gives: int | None = None
+    parts: tuple[str, ...]
+    input_module: nn.Module
+    output_module: nn.Module
+    input_arg: int | str = 0
+    output_index: int | None = None
 
 
-def attention(first: nn.Module, last: nn.Module | None = None, takes: int | str = 0, gives: int | None = None) -> Station:
-    return Station((ATTENTION,), first, last or first, takes, gives)
+def attention(
+    first: nn.Module, last: nn.Module | None = None, input_arg: int | str = 0, output_index: int | None = None
+) -> MergeSite:
+    """Attention in one module, or from one to another."""
+    return MergeSite((ATTENTION,), first, last or first, input_arg, output_index)
 
 
-def mlp(module: nn.Module) -> Station:
-    return Station((MLP,), module, module)
+def mlp(module: nn.Module) -> MergeSite:
+    """An MLP in one module."""
+    return MergeSite((MLP,), module, module)
 
 
-def parallel(first: nn.Module, last: nn.Module) -> Station:
+def parallel(first: nn.Module, last: nn.Module) -> MergeSite:
     """Attention and MLP side by side between two layers."""
-    return Station((ATTENTION, MLP), first, last)
+    return MergeSite((ATTENTION, MLP), first, last)
 
 
-Stations = Callable[[nn.Module], Iterable[Station]]
+MergeSites = Callable[[nn.Module], Iterable[MergeSite]]  # those of a block
 
 
 class MergedTokens:
-    """A merge of the image's tokens in sequences that may hold others besides: stands where `Enter` expects a `Pick`.
+    """A merge of the image's tokens in sequences that may hold others besides, a `Gather` that changes positions alone.
 
-    text_first, trailing: as a family has them.
+    around: where other tokens stand.
     """
 
-    def __init__(self, merge: Merge, text_first: bool = True, trailing: int = 0):
-        self.of, self.text_first, self.trailing = merge, text_first, trailing
+    entering = False
+
+    def __init__(self, merge: Merge, around: Around = ALL_FIRST):
+        self.of, self.around = merge, around
 
     def before(self, length: int, count: int) -> int:
         """How many tokens of a sequence come before the image's, of which it has `count`."""
-        return length - count - self.trailing if self.text_first else 0
+        return self.around.before(length - count)
 
     def tokens(self, x: Tensor, text: bool = False) -> Tensor:
-        """Hidden states stay whole between the stations."""
+        """Hidden states stay whole between the sites."""
         return x
 
     def text(self, x: Tensor) -> Tensor:
@@ -82,14 +89,15 @@ class MergedTokens:
         return x.index_select(axis, index)
 
     def merge(self, x: Tensor) -> Tensor:
+        """Merge the image's tokens in a sequence (B, n, C)."""
         before = self.before(x.shape[1], self.of.count)
         if x.shape[1] == self.of.count:
             return self.of.merge(x)
         first, image, last = x.split([before, self.of.count, x.shape[1] - before - self.of.count], dim=1)
         return torch.cat([first, self.of.merge(image), last], dim=1)
 
-    def unmerge(self, y: Tensor, detail: Tensor | None = None) -> Tensor:
-        """detail (B, members, C): what each member of a group is given besides its group's value."""
+    def unmerge(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Give every token its group's value. residual (B, members, C): what each member of a group gets besides that."""
         before = self.before(y.shape[1], self.of.merged_count)
         if y.shape[1] == self.of.merged_count:
             x = self.of.unmerge(y)
@@ -97,10 +105,10 @@ class MergedTokens:
             ends = torch.arange(y.shape[1], device=y.device)
             rows = torch.cat([ends[:before], before + self.of.rows, ends[before + self.of.merged_count :]])
             x = y.index_select(1, rows)
-        return x if detail is None else x.index_add_(1, before + self.of.members, detail.to(x.dtype))
+        return x if residual is None else x.index_add_(1, before + self.of.members, residual.to(x.dtype))
 
-    def detail(self, x: Tensor) -> Tensor:
-        """What the members of groups in a sequence (B, n, C) differ from their groups by: (B, members, C)."""
+    def residual(self, x: Tensor) -> Tensor:
+        """By how much the members of groups in a sequence (B, n, C) differ from their groups: (B, members, C)."""
         before = self.before(x.shape[1], self.of.count)
         return self.of.detail(x[:, before : before + self.of.count])
 
@@ -134,48 +142,48 @@ class MergeResiduals:
         return self.entry.get(place, keys) if held else None
 
 
-def _item(output, gives: int | None) -> Tensor:
-    return output if gives is None else output[gives]
+def _item(output, index: int | None) -> Tensor:
+    return output if index is None else output[index]
 
 
-def _with_item(output, gives: int | None, value: Tensor):
-    if gives is None:
+def _with_item(output, index: int | None, value: Tensor):
+    if index is None:
         return value
-    return type(output)(value if i == gives else item for i, item in enumerate(output))
+    return type(output)(value if i == index else item for i, item in enumerate(output))
 
 
 @contextmanager
-def recording_details(
-    blocks: Iterable[nn.Module], stations: Stations, tokens: MergedTokens, details: MergeResiduals, keys: Sequence[Key],
-    kinds: frozenset[str], spared: frozenset[int] = frozenset(),
+def recording_residuals(
+    blocks: Sequence[nn.Module], sites: MergeSites, tokens: MergedTokens, residuals: MergeResiduals, keys: Keys,
+    parts: frozenset[str], spared: frozenset[int] = frozenset(),
 ) -> Iterator[None]:  # fmt: skip
-    """While this holds, whole calls record what a coming merge will lack."""
-    forwards: dict[nn.Module, Callable] = {}
+    """While this holds, exact calls record what a coming merge will lack."""
 
-    def heard(place: Place, station: Station) -> Callable:
-        forward = station.last.forward
+    def recorded(place: Place, site: MergeSite) -> Callable:
+        forward = site.output_module.forward
 
         def run(*args, **kwargs):
             output = forward(*args, **kwargs)
-            details.put(place, tuple(keys), tokens.detail(details.rows.of(_item(output, station.gives))))
+            own = residuals.rows.of(_item(output, site.output_index))
+            residuals.put(place, keys, tokens.residual(own))
             return output
 
         return run
 
-    for place, station in _chosen(blocks, stations, kinds, spared):
-        forwards[station.last] = heard(place, station)
-    with patched_forward(forwards):
+    chosen = _chosen(blocks, sites, parts, spared)
+    with patched_forward({site.output_module: recorded(place, site) for place, site in chosen}):
         yield
 
 
 @contextmanager
 def merging(
-    blocks: Sequence[nn.Module], stations: Stations, enter: Enter, tokens: MergedTokens, kinds: frozenset[str],
-    spared: frozenset[int] = frozenset(), details: MergeResiduals | None = None, keys: Sequence[Key] = (),
+    blocks: Sequence[nn.Module], sites: MergeSites, gather_inputs: GatherInputs, tokens: MergedTokens, parts: frozenset[str],
+    spared: frozenset[int] = frozenset(), residuals: MergeResiduals | None = None, keys: Keys = (),
 ) -> Iterator[None]:  # fmt: skip
-    """While this holds, the image's tokens are merged at the stations of these kinds, but in `spared` blocks.
+    """While this holds, the image's tokens are merged at the sites of these parts, except in `spared` blocks.
 
-    enter: takes positions out of a block's arguments, as for a subset of tokens.
+    gather_inputs: gathers positions from a block's arguments, as for a subset of tokens. residuals: what was recorded for these
+    streams, None to give every token its group's value alone.
     """
     forwards: dict[nn.Module, Callable] = {}
 
@@ -183,47 +191,48 @@ def merging(
         forward = block.forward
 
         def run(*args, **kwargs):
-            args, kwargs = enter(block, list(args), dict(kwargs), tokens)
+            args, kwargs = gather_inputs(block, list(args), dict(kwargs), tokens)
             return forward(*args, **kwargs)
 
         return run
 
-    def merged(station: Station) -> Callable:
-        forward, takes = station.first.forward, station.takes
+    def merged(site: MergeSite) -> Callable:
+        forward, argument = site.input_module.forward, site.input_arg
 
         def run(*args, **kwargs):
-            if isinstance(takes, str):
-                kwargs[takes] = tokens.merge(kwargs[takes])
+            if isinstance(argument, str):
+                kwargs[argument] = tokens.merge(kwargs[argument])
             else:
-                args = (*args[:takes], tokens.merge(args[takes]), *args[takes + 1 :])
+                args = (*args[:argument], tokens.merge(args[argument]), *args[argument + 1 :])
             return forward(*args, **kwargs)
 
         return run
 
-    def given_back(place: Place, station: Station, forward: Callable) -> Callable:
+    def unmerged(place: Place, site: MergeSite, forward: Callable) -> Callable:
         def run(*args, **kwargs):
             output = forward(*args, **kwargs)
-            detail = details.get(place, tuple(keys)) if details is not None else None
-            return _with_item(output, station.gives, tokens.unmerge(_item(output, station.gives), detail))
+            residual = residuals.get(place, keys) if residuals is not None else None
+            whole = tokens.unmerge(_item(output, site.output_index), residual)
+            return _with_item(output, site.output_index, whole)
 
         return run
 
-    for place, station in _chosen(blocks, stations, kinds, spared):
-        if ATTENTION in station.kinds:
+    for place, site in _chosen(blocks, sites, parts, spared):
+        if ATTENTION in site.parts:
             forwards.setdefault(blocks[place[0]], entered(blocks[place[0]]))
-        forwards[station.first] = merged(station)
-        inner = forwards.get(station.last, station.last.forward)
-        forwards[station.last] = given_back(place, station, inner)
+        forwards[site.input_module] = merged(site)
+        inner = forwards.get(site.output_module, site.output_module.forward)
+        forwards[site.output_module] = unmerged(place, site, inner)
     with patched_forward(forwards):
         yield
 
 
 def _chosen(
-    blocks: Iterable[nn.Module], stations: Stations, kinds: frozenset[str], spared: frozenset[int]
-) -> Iterator[tuple[Place, Station]]:
-    """The stations of which everything is wanted."""
+    blocks: Iterable[nn.Module], sites: MergeSites, parts: frozenset[str], spared: frozenset[int]
+) -> Iterator[tuple[tuple[int, int], MergeSite]]:
+    """The sites of which everything is wanted, each with its block and its number there."""
     for index, block in enumerate(blocks):
         if index not in spared:
-            for number, station in enumerate(stations(block)):
-                if kinds.issuperset(station.kinds):
-                    yield (index, number), station
+            for number, site in enumerate(sites(block)):
+                if parts.issuperset(site.parts):
+                    yield (index, number), site

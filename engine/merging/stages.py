@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..method import DenseContext
-from ..partial.tokens import TokenGrid
+from ..partial.token_subset import TokenGrid
 from ..trace import Evaluation
 from .config import SDTMConfig
-from .job import KeyBias, MergeJob
-from .key_bias import prompt_weight
+from .job import MergeJob
+from .key_bias import KeyBias, prompt_weight
 from .matcher import BUCKETS, Matcher
 from .sites import ATTENTION, MLP
 

@@ -1,20 +1,20 @@
 """Flux.1, Flux.2 and Chroma: blocks with text and image apart, then blocks on [text, image]; rotary positions."""
 
 from ...engine.merging.sites import attention, mlp, parallel
-from ...engine.partial.tokens import Pick
+from ...engine.partial.token_gather import Gather
 from .base import Family
 
 
-def enter(block, args, kwargs, pick: Pick):
+def gather_inputs(block, args, kwargs, gather: Gather):
     if "img" in kwargs:
-        kwargs["img"], kwargs["txt"] = pick.tokens(kwargs["img"]), pick.text(kwargs["txt"])
+        kwargs["img"], kwargs["txt"] = gather.tokens(kwargs["img"]), gather.text(kwargs["txt"])
     else:
-        args[0] = pick.tokens(args[0])
-    kwargs["pe"] = pick.positions(kwargs["pe"], 2)
+        args[0] = gather.tokens(args[0])
+    kwargs["pe"] = gather.positions(kwargs["pe"], 2)
     return args, kwargs
 
 
-def stations(block):
+def sites(block):
     if hasattr(block, "img_attn"):
         yield attention(block.img_attn.qkv, block.img_attn.proj)
         yield mlp(block.img_mlp)
@@ -30,7 +30,7 @@ FAMILY = Family(
     title="Flux.1, Flux.2, Chroma",
     network=("comfy.ldm.flux.model.Flux", "comfy.ldm.chroma.model.Chroma"),
     blocks=blocks,
-    enter=enter,
-    stations=stations,
-    leave=lambda network: network.final_layer,
+    gather_inputs=gather_inputs,
+    sites=sites,
+    final_layer=lambda network: network.final_layer,
 )

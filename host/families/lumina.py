@@ -1,31 +1,60 @@
 """Lumina 2 and Z-Image: image tokens are refined alone, then run in one sequence [text, image, padding]; rotary positions."""
 
 from ...engine.merging.sites import attention, mlp
-from ...engine.partial.tokens import Pick
-from .base import Family
+from ...engine.partial.order import Order
+from ...engine.partial.token_gather import Gather
+from .base import Call, Family
 
 
-def enter(block, args, kwargs, pick: Pick):
+def gather_inputs(block, args, kwargs, gather: Gather):
     x, mask, positions, *rest = args
-    return [pick.tokens(x, text=True), mask, pick.positions(positions, 1), *rest], kwargs
+    return [gather.tokens(x, text=True), mask, gather.positions(positions, 1), *rest], kwargs
 
 
-def stations(block):
+def sites(block):
     yield attention(block.attention)
     yield mlp(block.feed_forward)
 
 
-def trailing(network, count: int) -> int:
-    return -count % network.pad_tokens_multiple if network.pad_tokens_multiple else 0
+def orders(network, call: Call) -> list[Order]:
+    """Z-Image fills every part up to a multiple of tokens. With references each has a text of its own before the prompt's, and
+    what texts are left over come after it; image embeddings, where the network has them, stand between all text and all
+    references, and the picture is last."""
+    multiple = network.pad_tokens_multiple or 1
+
+    def filled(part, count: int):
+        return (part, count), ("other", -count % multiple)
+
+    def tokens(latent) -> int:
+        return (latent.shape[-2] // network.patch_size) * (latent.shape[-1] // network.patch_size)
+
+    references = call.references(network)
+    texts = list(call.given.get("ref_contexts") or ()) if references else []
+    lengths = [text.shape[1] for text in texts[: len(references)]]
+    lengths += [multiple] * (len(references) - len(lengths))  # a reference without a text has as much padding
+    text = [*_flat(filled("other", n) for n in lengths), *filled("text", call.text)]
+    text += _flat(filled("other", extra.shape[1]) for extra in texts[len(references) :])
+    embedded = []
+    if references and getattr(network, "siglip_embedder", None) is not None:
+        given = list(call.given.get("siglip_feats") or ())[: len(references)]
+        counts = [image.shape[1] * image.shape[2] for image in given]
+        counts += [multiple] * (len(references) + 1 - len(counts))  # one for the picture too
+        embedded = _flat(filled("other", n) for n in counts)
+    images = [*_flat(filled("reference", tokens(latent)) for latent in references), *filled("picture", call.grid.count)]
+    return [Order(tuple(images)), Order((*text, *embedded, *images))]
+
+
+def _flat(pairs) -> list:
+    return [part for pair in pairs for part in pair]
 
 
 FAMILY = Family(
     title="Lumina 2, Z-Image",
     network=("comfy.ldm.lumina.model.NextDiT",),
     blocks=lambda network: (*network.noise_refiner, *network.layers),
-    enter=enter,
-    stations=stations,
-    leave=lambda network: network.final_layer,
-    trailing=trailing,
-    stops=lambda network: network.noise_refiner[-1:],
+    gather_inputs=gather_inputs,
+    sites=sites,
+    orders=orders,
+    final_layer=lambda network: network.final_layer,
+    full_sequence_after=lambda network: network.noise_refiner[-1:],
 )

@@ -1,16 +1,17 @@
 """SD3 and SD3.5: joint attention of text and image with weights of their own; positions are added at the input."""
 
 from ...engine.merging.sites import attention, mlp
-from ...engine.partial.tokens import Pick
-from .base import Family
+from ...engine.partial.order import Order
+from ...engine.partial.token_gather import Gather
+from .base import Call, Family
 
 
-def enter(block, args, kwargs, pick: Pick):
+def gather_inputs(block, args, kwargs, gather: Gather):
     context, x, *rest = args
-    return [pick.text(context), pick.tokens(x), *rest], kwargs
+    return [gather.text(context), gather.tokens(x), *rest], kwargs
 
 
-def stations(block):
+def sites(block):
     image = block.x_block
     yield attention(image.attn.qkv, image.attn.proj)
     if image.x_block_self_attn:
@@ -18,11 +19,17 @@ def stations(block):
     yield mlp(image.mlp)
 
 
+def orders(network, call: Call) -> list[Order]:
+    """SD3.5 medium's pictures look at themselves a second time."""
+    return [Order((("picture", call.grid.count),)), Order((("other", network.register_length), *call.parts))]
+
+
 FAMILY = Family(
     title="SD3, SD3.5",
     network=("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",),
     blocks=lambda network: network.joint_blocks,
-    enter=enter,
-    stations=stations,
-    leave=lambda network: network.final_layer,
+    gather_inputs=gather_inputs,
+    sites=sites,
+    orders=orders,
+    final_layer=lambda network: network.final_layer,
 )

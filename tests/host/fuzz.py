@@ -24,7 +24,8 @@ from . import tiny
 
 MODELS = {
     "sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "sd3": tiny.sd3, "flux": tiny.flux, "lumina2": tiny.lumina2,
-    "qwen_image": tiny.qwen_image, "wan": tiny.wan,
+    "qwen_image": tiny.qwen_image, "wan": tiny.wan, "flux2": tiny.flux2, "z_image": tiny.z_image, "chroma": tiny.chroma,
+    "hidream": tiny.hidream, "hunyuan_video": tiny.hunyuan_video,
 }  # fmt: skip
 SLOW = {"dpm_adaptive"}  # takes as many evaluations as it likes; it has its own row in test_sampling
 SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name not in SLOW]
@@ -82,6 +83,50 @@ def masks(draw) -> torch.Tensor | None:
 
 
 @dataclass(frozen=True)
+class References:
+    """Pictures that an edit model is given: their sizes, how it places them, and which of the conds have them."""
+
+    sizes: tuple[tuple[int, int], ...]
+    method: str | None
+    conds: tuple[str, ...]
+
+    def of(self, model: str, channels: int, size: tuple[int, int]) -> dict:
+        """What the conditioning of a model carries of them, nothing for one that knows none."""
+
+        def latent(*shape: int) -> torch.Tensor:
+            return torch.randn(1, *shape, generator=torch.Generator().manual_seed(len(self.sizes)))
+
+        if model in ("flux", "flux2", "chroma", "qwen_image"):
+            frames = (1,) if model == "qwen_image" else ()
+            named = {"reference_latents_method": self.method} if self.method else {}
+            return {"reference_latents": [latent(channels, *frames, *own) for own in self.sizes], **named}
+        if model in ("lumina2", "z_image"):
+            even = [(2 * height, 2 * width) for height, width in self.sizes]
+            texts = [latent(5 + 30 * number, 64) for number in range(len(even))]
+            return {"reference_latents": [latent(channels, *own) for own in even], "reference_latents_text_embeds": texts}
+        if model == "wan":
+            more = {"time_dim_concat": latent(channels, 2, *size)} if self.method == "offset" else {}
+            return {"context_latents": [latent(channels, 1, *own) for own in self.sizes], **more}
+        if model == "hunyuan_video":
+            return {"ref_latent": latent(channels, 1, *size)}
+        return {"concat_latent_image": latent(channels, *size)} if model == "hidream" else {}
+
+
+METHODS = [None, "index", "offset", "uxo", "index_timestep_zero", "negative_index"]
+
+
+@st.composite
+def references(draw) -> References | None:
+    if draw(st.integers(0, 2)):
+        return None
+    sides = st.integers(1, 12)
+    conds = st.sampled_from([("positive", "negative"), ("positive",), ("negative",)])
+    return References(
+        tuple(draw(st.lists(st.tuples(sides, sides), min_size=1, max_size=3))), draw(st.sampled_from(METHODS)), draw(conds)
+    )
+
+
+@dataclass(frozen=True)
 class Case:
     """One graph and how it is sampled."""
 
@@ -93,6 +138,7 @@ class Case:
     tokens: int
     sampling: dict
     masks: dict = field(repr=False)
+    references: References | None = None
 
     def graph(self, model: Any, ours: bool) -> Any:
         """The MODEL as its chain of nodes leaves it, with or without our node in it."""
@@ -104,7 +150,16 @@ class Case:
             model = NODES[name](model)
         return model
 
-    def conditioning(self, model: tiny.Tiny) -> list:
+    def conditioning(self, model: tiny.Tiny) -> dict[str, list]:
+        """The positive and the negative, with what references they have."""
+        both = {"positive": self.prompts(model), "negative": tiny.cond(model, 2)}
+        if self.references is not None:
+            for name in self.references.conds:
+                for _, carried in both[name]:
+                    carried.update(self.references.of(self.model, model.channels, self.sampling["size"]))
+        return both
+
+    def prompts(self, model: tiny.Tiny) -> list:
         height, width = self.sampling["size"]
         first, second = tiny.cond(model, 1, self.tokens), tiny.cond(model, 3)
         if self.positive == "area":
@@ -131,5 +186,5 @@ def cases(draw) -> Case:
     return Case(
         draw(st.sampled_from(sorted(MODELS))), draw(INPUTS), draw(few), draw(few),
         draw(st.sampled_from(["one", "one", "two", "area", "mask", "range"])), draw(st.sampled_from([77, 77, 1, 40, 154])),
-        sampling, {"mask": draw(masks()), "protect": draw(masks())},
+        sampling, {"mask": draw(masks()), "protect": draw(masks())}, draw(references()),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.job import Job
 from highlight_diffusion.engine.partial.cache import ImageRows
-from highlight_diffusion.engine.partial.tokens import TokenSubset
+from highlight_diffusion.engine.partial.token_subset import TokenSubset
 from highlight_diffusion.engine.partial.unet_blocks import depth_and_alignment
 from highlight_diffusion.engine.partial.unet_window import Window
 from highlight_diffusion.engine.region.highlight import Given

@@ -8,7 +8,7 @@ from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.job import Job
 from highlight_diffusion.engine.partial.cache import ImageRows
 from highlight_diffusion.engine.partial.storage import DenseStorage
-from highlight_diffusion.engine.partial.tokens import TokenSubset
+from highlight_diffusion.engine.partial.token_subset import TokenSubset
 from highlight_diffusion.engine.trace import Evaluation, Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.call import ModelCall

@@ -27,7 +27,7 @@ def vanilla(name: str) -> torch.Tensor:
 
 def sampled(case: fuzz.Case, ours: bool) -> torch.Tensor:
     subject = model(case.model)
-    return tiny.sample(subject, case.graph(subject.patcher, ours), positive=case.conditioning(subject), **case.sampling)
+    return tiny.sample(subject, case.graph(subject.patcher, ours), **case.conditioning(subject), **case.sampling)
 
 
 def refused(case: fuzz.Case) -> str | None:

@@ -55,9 +55,9 @@ def once(model) -> tuple[torch.Tensor, Trace]:
 def test_every_family_says_where_attention_and_mlp_are(model):
     network, family = model.patcher.model.diffusion_model, family_of(model.patcher)
     for block in family.blocks(network):
-        stations = list(family.stations(block))
-        assert {kind for station in stations for kind in station.kinds} == {ATTENTION, MLP}
-        assert len({station.first for station in stations}) == len(stations)
+        sites = list(family.sites(block))
+        assert {part for site in sites for part in site.parts} == {ATTENTION, MLP}
+        assert len({site.input_module for site in sites}) == len(sites)
 
 
 @pytest.mark.parametrize("settings", [{"enabled": False}, {"r": 0.0, "delta": 0.0}], ids=["disabled", "ratio 0"])
@@ -80,11 +80,14 @@ def test_tokens_are_merged_and_the_trace_says_so(observe, model, vanilla, once):
 def test_blocks_really_compute_fewer_tokens(model):
     """What enters the linear layers inside the MLPs is counted, in a vanilla run and in a merged one."""
     network, family, seen = model.patcher.model.diffusion_model, family_of(model.patcher), []
-    stations = [s for block in family.blocks(network) for s in family.stations(block) if MLP in s.kinds]
+    sites = [s for block in family.blocks(network) for s in family.sites(block) if MLP in s.parts]
     inside = [
-        m for s in stations for m in s.first.modules() if m is not s.first and hasattr(m, "weight") and m.weight.ndim == 2
+        m
+        for s in sites
+        for m in s.input_module.modules()
+        if m is not s.input_module and hasattr(m, "weight") and m.weight.ndim == 2
     ]
-    inside = inside or [s.last for s in stations]  # Flux's single blocks: one layer after both
+    inside = inside or [s.output_module for s in sites]  # Flux's single blocks: one layer after both
     hooks = [m.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2])) for m in inside]
     try:
         tiny.sample(model, steps=2)

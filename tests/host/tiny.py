@@ -170,8 +170,11 @@ def lumina2() -> Tiny:
     return Tiny(build(supported.Lumina2(_lumina())), channels=16)
 
 
-def z_image() -> Tiny:
-    config = _lumina(dim=256, n_heads=16, n_kv_heads=16, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32)
+def z_image(**changed) -> Tiny:
+    config = (
+        _lumina(dim=256, n_heads=16, n_kv_heads=16, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32)
+        | changed
+    )
     return Tiny(build(supported.ZImage(config)), channels=16)
 
 
@@ -218,13 +221,13 @@ def hunyuan_dit() -> Tiny:
     return Tiny(build(config), extra=_two_encoders)
 
 
-def wan() -> Tiny:
+def wan(**changed) -> Tiny:
     config = supported.WAN21_T2V(
         dict(
             image_model="wan2.1", model_type="t2v", dim=64, out_dim=16, num_heads=4, ffn_dim=128, num_layers=3,
             patch_size=(1, 2, 2), freq_dim=64, window_size=(-1, -1), qk_norm=True, cross_attn_norm=True, eps=1e-6, text_dim=64,
             in_dim=16,
-        )
+        ) | changed
     )  # fmt: skip
     return Tiny(build(config), channels=16, frames=3)
 

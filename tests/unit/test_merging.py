@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from highlight_diffusion.engine.merging.key_bias import WeighingTap, prompt_weight
+from highlight_diffusion.engine.merging.key_bias import KeyBias, KeyBiasOverride, prompt_weight
 from highlight_diffusion.engine.merging.matching import fairness, likeness, merge_tokens, merge_windows, similarity, windows
 from highlight_diffusion.engine.merging.sites import MergedTokens
 from hypothesis import given, settings
@@ -125,7 +125,7 @@ def test_proportional_attention_to_groups_of_equal_tokens_is_that_to_all_of_them
     whole = torch.cat([torch.randn(1, text, 16, generator=generator), image], dim=1)
 
     def attend(x: torch.Tensor, proportional: bool = True) -> torch.Tensor:
-        tap = WeighingTap(24, merge if x.shape[1] < 24 + text else None, proportional=proportional)
+        tap = KeyBiasOverride(24, merge if x.shape[1] < 24 + text else None, KeyBias(proportional=proportional))
         with tap.within(0):
             return tap(lambda q, k, v, heads, mask=None: F.scaled_dot_product_attention(q, k, v, mask), x, x, x, 1)
 
@@ -142,7 +142,7 @@ def test_weights_on_the_prompt_scale_its_share_beside_other_masks(kind):
     free = torch.ones(6, dtype=torch.bool)
     free[1] = kind == "none"
     mask = {"none": None, "bool": free[None], "float": torch.zeros(6).masked_fill(~free, -torch.inf)[None]}[kind]
-    tap = WeighingTap(4, None, prompt=math.log(3.0))
+    tap = KeyBiasOverride(4, None, KeyBias(prompt=math.log(3.0)))
     attention = lambda q, k, v, heads, mask=None: F.scaled_dot_product_attention(q, k, v, mask)  # noqa: E731
     with tap.within(0):
         weighed = tap(attention, q, k, v, 1, mask=mask)

@@ -15,7 +15,7 @@ from highlight_diffusion.engine.merging.matcher import BUCKETS, patches
 from highlight_diffusion.engine.merging.sites import ATTENTION, MLP
 from highlight_diffusion.engine.merging.stages import MergingRun, progress_of
 from highlight_diffusion.engine.method import DenseContext
-from highlight_diffusion.engine.partial.tokens import TokenGrid, subsets_of
+from highlight_diffusion.engine.partial.token_subset import TokenGrid, subsets_of
 from highlight_diffusion.engine.setup import start_run
 from highlight_diffusion.engine.time_axis import FLOW
 from highlight_diffusion.engine.trace import Evaluation, RunRecord

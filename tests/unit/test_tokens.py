@@ -3,10 +3,14 @@
 import pytest
 import torch
 from highlight_diffusion.demo.mmdit import MMDiT, MMDiTConfig
-from highlight_diffusion.demo.plain_flow import PlainFlow, tapped
+from highlight_diffusion.demo.plain_flow import PlainCall, PlainFlow, transformer_of
+from highlight_diffusion.engine.partial.attention_override import SubsetOverride
 from highlight_diffusion.engine.partial.cache import ImageRows
+from highlight_diffusion.engine.partial.order import Around
 from highlight_diffusion.engine.partial.storage import DenseStorage
-from highlight_diffusion.engine.partial.tokens import BUCKETS, KEPT, TEXT, Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from highlight_diffusion.engine.partial.token_gather import ALL_FIRST, PLACEHOLDER_TOKENS, TokenGather
+from highlight_diffusion.engine.partial.token_subset import BUCKETS, TEXT, TokenGrid, TokenSubset
+from highlight_diffusion.engine.partial.transformer import compute_subsets, record_subsets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,14 +39,13 @@ def latent(frame, batch: int = 1, seed: int = 2) -> torch.Tensor:
 
 def record(mmdit, model, subset, x, sigma: float) -> list[torch.Tensor]:
     subset.begin(sigma)
-    with tapped(mmdit, RecordingTap([subset], KEYS, subset.grid.count)):
-        return model(x, sigma)
+    rows, _ = record_subsets(transformer_of(mmdit), PlainCall(model, x, sigma), [subset], subset.grid.count)
+    return list(rows.chunk(2))
 
 
 def compute(mmdit, model, subset, x, sigma: float) -> list[torch.Tensor]:
-    pick = Pick(subset)
-    with tapped(mmdit, SubsetTap(pick, KEYS, sigma), pick):
-        return model(x, sigma)
+    rows = compute_subsets(transformer_of(mmdit), PlainCall(model, x, sigma), [subset], sigma, ALL_FIRST)
+    return list(rows.chunk(2))
 
 
 @pytest.mark.parametrize("frame", [(16, 16), (8, 20), (12, 6)])
@@ -79,7 +82,7 @@ def test_text_does_not_run_again_but_is_found_as_it_was_recorded(mmdit):
     part = compute(mmdit, model, subset, x, 0.6)[0]
     for hook in hooks:
         hook.remove()
-    assert set(lengths) == {KEPT} and torch.equal(part[..., 2:8, 2:8], dense[..., 2:8, 2:8])
+    assert set(lengths) == {PLACEHOLDER_TOKENS} and torch.equal(part[..., 2:8, 2:8], dense[..., 2:8, 2:8])
     for place, calls in subset.entries[-1].parts.items():
         for keys in calls if TEXT in place else ():
             calls[keys] = DenseStorage(torch.zeros_like(calls[keys].x))
@@ -91,8 +94,9 @@ def test_text_of_calls_of_their_own_is_joined_where_it_is_of_one_length(mmdit):
     for lengths, joins in (((7, 7), True), ((7, 9), False)):
         subset.begin(0.6)
         for key, tokens in zip(KEYS, lengths, strict=True):
-            with tapped(mmdit, RecordingTap([subset], (key,), subset.grid.count)):
-                mmdit(x, torch.full((1,), 600.0), torch.randn(1, tokens, 16))
+            model = PlainFlow(mmdit, torch.randn(1, tokens, 16), torch.randn(1, tokens, 16))
+            call = PlainCall(model, x, 0.6, keys=(key,))
+            record_subsets(transformer_of(mmdit), call, [subset], subset.grid.count)
         assert subset.joins(KEYS) == joins and subset.joins(KEYS[:1])
 
 
@@ -100,9 +104,9 @@ def test_images_of_a_batch_have_subsets_of_their_own(mmdit):
     model, x = model_of(mmdit, batch=2), latent((8, 8), batch=2)
     subset = TokenSubset([(0, 4, 2, 6)], TokenGrid((8, 8)), rows=ImageRows(1, 2))
     dense = record(mmdit, model, subset, x, 0.5)
-    parts = compute(mmdit, model.of(slice(1, 2)), subset, x[1:], 0.5)
+    parts = compute(mmdit, model, subset, x, 0.5)
     for whole, part in zip(dense, parts, strict=True):
-        assert torch.allclose(part[0, :, 0:4, 2:6], whole[1, :, 0:4, 2:6], atol=1e-6)
+        assert torch.allclose(part[1, :, 0:4, 2:6], whole[1, :, 0:4, 2:6], atol=1e-6) and not part[0].any()
 
 
 def test_the_others_are_extrapolated_from_two_recordings(mmdit):
@@ -130,38 +134,38 @@ def test_active_and_rest_are_all_tokens(height, width, frames, data):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 5), st.integers(0, 5), st.booleans())
-def test_what_is_picked_comes_back_to_its_place(before, trailing, text_first):
+def test_what_is_gathered_comes_back_to_its_place(before, trailing, others_first):
     grid = TokenGrid((8, 8))
-    pick = Pick(TokenSubset([(2, 6, 0, 4)], grid), text_first, trailing)
-    x = torch.randn(2, (before if text_first else 0) + grid.count + trailing, 3)
-    picked = pick.tokens(x)
-    pick.entering = False
-    assert pick.tokens(picked) is picked
-    back, start = pick.back(picked), before if text_first else 0
-    active = start + pick.subset.active
+    gather = TokenGather(TokenSubset([(2, 6, 0, 4)], grid), Around(others_first, trailing))
+    x = torch.randn(2, (before if others_first else 0) + grid.count + trailing, 3)
+    gathered = gather.tokens(x)
+    gather.entering = False
+    assert gather.tokens(gathered) is gathered
+    back, start = gather.scatter(gathered), before if others_first else 0
+    active = start + gather.subset.active
     assert torch.equal(back[:, active], x[:, active]) and torch.equal(back[:, :start], x[:, :start])
-    assert not back[:, start + pick.subset.rest].any() and torch.equal(
+    assert not back[:, start + gather.subset.rest].any() and torch.equal(
         back[:, start + grid.count :], x[:, start + grid.count :]
     )
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.booleans())
-def test_a_sequence_without_its_text_comes_back_as_long_as_it_was(before, trailing, text_first):
+def test_a_sequence_without_its_text_comes_back_as_long_as_it_was(before, trailing, others_first):
     grid = TokenGrid((8, 8))
-    pick = Pick(TokenSubset([(2, 6, 0, 4)], grid), text_first, trailing)
-    first = before if text_first else 0
+    gather = TokenGather(TokenSubset([(2, 6, 0, 4)], grid), Around(others_first, trailing))
+    first = before if others_first else 0
     x = torch.randn(2, first + grid.count + trailing, 3)
-    picked = pick.tokens(x, text=True)
-    assert picked.shape[1] == len(pick.subset.active) + min(first, KEPT) + min(trailing, KEPT)
-    back = pick.back(picked)
-    assert back.shape == x.shape and torch.equal(back[:, first + pick.subset.active], x[:, first + pick.subset.active])
+    gathered = gather.tokens(x, text=True)
+    assert gathered.shape[1] == len(gather.subset.active) + min(first, PLACEHOLDER_TOKENS) + min(trailing, PLACEHOLDER_TOKENS)
+    back = gather.scatter(gathered)
+    assert back.shape == x.shape and torch.equal(back[:, first + gather.subset.active], x[:, first + gather.subset.active])
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_a_mask_of_the_text_lets_all_image_tokens_be_seen(dtype):
     subset = TokenSubset([(0, 4, 0, 4)], TokenGrid((8, 8)))
     subset.begin(1.0)
-    tap, others = SubsetTap(Pick(subset), ("a",), 1.0), torch.zeros(1, 12, 8)
+    override, others = SubsetOverride(TokenGather(subset), ("a",), 1.0), torch.zeros(1, 12, 8)
     subset.put((0, 0), ("a",), others)
     seen = {}
 
@@ -172,8 +176,8 @@ def test_a_mask_of_the_text_lets_all_image_tokens_be_seen(dtype):
     mask = torch.ones(1, 1, 3 + 4, dtype=dtype) if dtype == torch.bool else torch.zeros(1, 1, 3 + 4)
     mask[..., 0] = False if dtype == torch.bool else -1e9
     q = torch.randn(1, 3 + 4, 4)
-    with tap.within(0):
-        tap(attention, q, q, q, 1, mask)
+    with override.within(0):
+        override(attention, q, q, q, 1, mask)
     assert seen["keys"] == 3 + 16 == seen["mask"].shape[-1]
     free = seen["mask"] if dtype == torch.bool else seen["mask"] == 0
     assert free.sum() == 18 and not free[..., 0]
