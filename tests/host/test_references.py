@@ -14,9 +14,9 @@ import pytest
 import torch
 from comfy_extras.nodes_flux import FluxKVCache
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.merging.sdtm import SDTMConfig
+from highlight_diffusion.engine.merging.config import SDTMConfig
 from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights
-from highlight_diffusion.engine.trace import Run, Trace
+from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.host.families import family_of
 from highlight_diffusion.host.families.base import chosen
@@ -174,7 +174,7 @@ class Listener:
                 scores = own @ k_row[:, :, start:stop].transpose(-1, -2) / math.sqrt(q.shape[-1])
                 self.maps.setdefault(sigma, []).append(scores.softmax(-1).mean(1).transpose(1, 2))
 
-    def heatmaps(self, run: Run) -> list[torch.Tensor]:
+    def heatmaps(self, run: RunRecord) -> list[torch.Tensor]:
         """What the evaluations that were listened to should have heard, the running mean of it."""
         found: list[torch.Tensor] = []
         height, width = run.shape[-2] // self.patch, run.shape[-1] // self.patch
@@ -207,7 +207,7 @@ def conditioning(model: tiny.Tiny, case: Case, positive: bool = True, negative: 
 
 def heard(
     case: Case, node: Callable | None = None, first: bool = True, positive: bool = True, negative: bool = True, **kwargs
-) -> tuple[Run, list[torch.Tensor]]:  # fmt: skip
+) -> tuple[RunRecord, list[torch.Tensor]]:  # fmt: skip
     """A run of Highlight Diffusion beside another node, which comes first or last, and what it should have heard."""
     model = case.model()
     listener, trace = Listener(model, case), Trace()
@@ -225,7 +225,7 @@ def heard(
     return trace.last, listener.heatmaps(trace.last)
 
 
-def assert_equal(run: Run, expected: list[torch.Tensor]) -> None:
+def assert_equal(run: RunRecord, expected: list[torch.Tensor]) -> None:
     given = [e.heatmap for e in run.evaluations if e.heatmap is not None]
     assert len(given) == len(expected) >= 2, [(e.kind, e.reason) for e in run.evaluations]
     for ours, true in zip(given, expected, strict=True):
