@@ -99,7 +99,7 @@ CASES = {
     "flux2": Case(tiny.flux2, (0, 512), ((512, 768),), 768 + 35, flux2_references(None, ODD)),
     "flux2, several": Case(tiny.flux2, (0, 512), ((512, 768),), 768 + 256 + 35, flux2_references("offset", SAME, ODD)),
     "flux2, index_timestep_zero": Case(
-        tiny.flux2, (0, 512), ((512, 768),), 768 + 256 + 35, flux2_references("index_timestep_zero", SAME, ODD)),
+        tiny.flux2, (0, 512), ((512, 768),), 768 + 256 + 35, flux2_references("index_timestep_zero", SAME, ODD), cfg=1.0),
     "chroma, which ignores them": Case(tiny.chroma, (0, 77), ((77, 141),), 141,
                                        {"reference_latents": flux_references(SAME)}),
     **{f"qwen, {method}": qwen(method, SAME) for method in (None, "index", "negative_index", "offset",
