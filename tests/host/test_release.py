@@ -12,6 +12,7 @@ from highlight_diffusion.tools.server import Server
 from . import release, schema
 from .test_nodes import IDS
 
+pytestmark = pytest.mark.beside
 MANAGER_CONFIG = "[default]\nallow_git_url_install = true\nsecurity_level = weak\nnetwork_mode = offline\n"  # weak: before 4.2
 
 
