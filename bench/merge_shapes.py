@@ -23,7 +23,8 @@ from ..engine.partial.tokens import TokenGrid
 from ..engine.placement.time_axis import log_ratio
 from ..engine.run import HighlightRun
 from ..engine.trace import Evaluation, Run
-from .shapes import STREAMS, build_sd3, timed
+from .timing import timed
+from .true_shape import STREAMS, build_sd3
 
 BLOCKS = 24
 PARTS = (8, 16)  # of 32 that are saved

@@ -12,7 +12,8 @@ from ..engine.config import PACES, HighlightConfig
 from ..engine.partial.window import Window, computing, fit, recording
 from ..engine.placement.plan import make_plan
 from .cost import macs
-from .shapes import SIDE, STREAMS, build, square, timed
+from .timing import timed
+from .true_shape import SIDE, STREAMS, build, square
 
 AREA, STEPS = 0.25, 30
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
