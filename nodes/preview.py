@@ -26,7 +26,7 @@ class HighlightMaskPreview(io.ComfyNode):
             "Connect samples or images so that it runs after the sampler.",
             **aliases("heatmap", "cross attention", "visualise", "trace", "live preview"),
             inputs=[
-                HighlightTrace.Input("trace", tooltip="From Highlight Diffusion."),
+                HighlightTrace.Input("trace", tooltip="From Highlight Diffusion or SDTM Token Merging."),
                 io.Latent.Input("samples", optional=True, tooltip="The sampled latent; shown when no images are connected."),
                 io.Image.Input("images", optional=True, tooltip="The decoded picture to draw over."),
                 io.Int.Input("image_index", default=0, min=0, max=4095, tooltip="Which picture of the batch the outputs show."),

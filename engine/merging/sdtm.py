@@ -314,6 +314,7 @@ class MergingRun:
         count = len(self.images) * self.grid.count
         left = sum(merge.merged_count for merge in done) + (len(self.images) - len(done)) * self.grid.count
         evaluation.active = left / count
+        evaluation.tokens_saved, evaluation.parts_merged = count - left, tuple(sorted(self.kinds))
         where = "attention and MLP" if ATTENTION in self.kinds else "MLP"
         self._say(evaluation, f"{self.stage}: {count - left} of {count} tokens saved in {where}")
         share = (1.0 if ATTENTION in self.kinds else 0.5) * (1 - len(self.spared) / self.depth)

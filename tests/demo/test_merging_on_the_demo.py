@@ -39,6 +39,7 @@ def test_tokens_are_merged_and_the_trace_says_which(model):
         merged = [e for e in trace.evaluations if e.merged is not None]
         assert merged and torch.isfinite(latent).all() and not torch.equal(latent, dense)
         assert all(e.active < 1 and e.merged.shape == (1, 8, 8) and 0 < e.merged.mean() < 1 for e in merged)
+        assert all(e.tokens_saved == round((1 - e.active) * 64) and "mlp" in e.parts_merged for e in merged)
         assert (trace.cache_bytes > 0) == (config is not PURE)
     assert all(e.reason for e in trace.evaluations)
 
