@@ -39,14 +39,15 @@ class WeighingTap(AttentionTap):
 
     @contextmanager
     def within(self, block: int) -> Iterator[None]:
-        self.merged = self.merge is not None and block not in self.spared
-        self.image_tokens = self.merge.merged_count if self.merged else self.whole
+        merge = None if block in self.spared else self.merge
+        self.merged = merge is not None
+        self.image_tokens = merge.merged_count if merge is not None else self.whole
         with super().within(block):
             yield
 
     def _bias(self, counts: bool, layout: Layout, q: Tensor) -> Tensor:
         """Log weights of all keys (1, tokens)."""
-        image = self.merge.sizes.to(q.dtype).log() if counts else q.new_zeros(self.image_tokens)
+        image = self.merge.sizes.to(q.dtype).log() if counts and self.merge is not None else q.new_zeros(self.image_tokens)
         return torch.cat([q.new_full((layout.before,), self.prompt), image, q.new_full((layout.after,), self.prompt)])[None]
 
     def attend(self, place, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:

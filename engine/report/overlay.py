@@ -95,7 +95,7 @@ def frames(
         if show == "overlay":
             boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
             if boxes:
-                windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
+                windows = _resize(boxes_mask(boxes, (run.shape[-2], run.shape[-1])), size, "nearest") > 0.5
                 frame[_outline(windows, 2 * max(1, min(size) // 256))] = torch.tensor(WINDOW)
         shown.append(torch.cat([frame, _timeline(run, evaluation, size[1])]))
     return (torch.stack(shown) if shown else picture[None]), mask
