@@ -1,8 +1,8 @@
-"""The commands of the README: `python run.py demo`, `test` and those that measure. Standard library only.
+"""Runs the pack's commands: `python run.py demo` draws with the bundled models, `python run.py test` tests everything.
 
-Each sets up what it needs first: a virtual environment in .venv with pinned packages, and a ComfyUI, which is looked
+Each command first sets up what it needs: a virtual environment in .venv with pinned packages, and a ComfyUI, which is looked
 for at COMFYUI_PATH, in the parent of the custom_nodes folder this pack sits in, and at ~/comfy/ComfyUI, and else
-installed there with comfy-cli.
+installed there with comfy-cli. This file needs the standard library only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 PACK = Path(__file__).resolve().parent
 VENV = PACK / ".venv"
@@ -23,21 +24,50 @@ DEFAULT_COMFYUI = Path.home() / "comfy" / "ComfyUI"
 PINNED = [
     "torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "einops==0.8.2", "numpy==2.2.6", "safetensors==0.8.0",
     "scipy==1.15.3", "pillow==12.0.0", "pytest==9.2.0", "hypothesis==6.170.15", "torchmetrics==1.9.0", "matplotlib==3.11.2",
-    "ruff==0.17.5", "playwright==1.65.2", "comfy-cli==1.23.0",
+    "ruff==0.17.5", "ty==0.0.107", "playwright==1.65.2", "comfy-cli==1.23.0",
     # what other people's packs, which the tests run beside this one, import
     "gguf==0.19.0", "opencv-python-headless==5.0.0.93", "scikit-image==0.26.0", "piexif==1.1.3", "segment-anything==1.0",
     "color-matcher==0.6.0", "mss==10.2.0",
-]  # fmt: skip
-# The tests run in two processes side by side: these, most of which wait for a server or a browser, and the others,
-# which have all rows of the compatibility table, so that the whole of it is compared.
-BESIDE = [
-    "tests/unit", "tests/browser", "tests/host/test_fuzz.py", "tests/host/test_live.py",
-    "tests/host/test_release.py", "tests/host/test_robustness.py", "tests/host/test_server.py", "tests/host/test_workflows.py",
 ]  # fmt: skip
 NO_COMFYUI = (
     "No ComfyUI was found at COMFYUI_PATH, in the folder above custom_nodes, or at ~/comfy/ComfyUI, and comfy-cli could "
     "not install one; set COMFYUI_PATH to yours."
 )
+
+
+class Command(NamedTuple):
+    """What a command runs: a module of the pack, or pytest with these arguments. `browser`: whether it may need Chromium."""
+
+    about: str
+    module: str | None = None
+    pytest: tuple[str, ...] = ()
+    browser: bool = False
+
+
+COMMANDS = {
+    "demo": Command("draws with the bundled models, dense and highlighted, and compares the pictures", "bench.demo"),
+    "test": Command("runs all tests, or those that pytest's own arguments name", pytest=("tests",), browser=True),
+    "check": Command("lints, checks the format and the types; `test` does so too", pytest=("tests/tools/test_checks.py",)),
+    "fuzz": Command("tries 5,000 drawn combinations of settings", pytest=("tests/host/test_fuzz.py", "--cases", "5000")),
+    "encoders": Command(
+        "runs the workflows that need text or vision encoders of the published size (gigabytes of random weights)",
+        pytest=("tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"),
+    ),
+    "compatibility": Command(
+        "runs the rows of docs/compatibility.md and writes it",
+        pytest=("tests", "-m", "compatibility", "--write-compatibility"), browser=True,
+    ),
+    "bench": Command("compares accelerators side by side, on a demo model or your own checkpoint", "bench.compare"),
+    "shapes": Command("measures what partial and merged evaluations cost at true shape", "bench.shapes"),
+    "ablate": Command("measures what each ingredient is worth", "bench.ablate"),
+    "control": Command("measures a ControlNet beside Highlight Diffusion", "bench.control"),
+    "live": Command("measures what the live preview takes of the sampler's thread", "bench.live"),
+    "judge": Command("counts the prompts that the demo models draw right", "bench.judge"),
+    "workflows": Command("writes the workflows of the template browser and their thumbnails", "tools.workflows"),
+    "locales": Command("writes locales/en from the nodes and says what other languages lack", "tools.locales"),
+    "screenshots": Command("writes the pictures of the README and of the help pages", "tools.screenshots", browser=True),
+    "train": Command("trains a demo model: denoiser, control, image_prompt or vae; export ships it", "tools.train"),
+}  # fmt: skip
 
 
 def find_comfyui() -> Path | None:
@@ -124,47 +154,48 @@ def set_up_browser() -> None:
 
 
 def run_tests(environment: dict[str, str]) -> int:
-    """All tests, in two processes of one thread each; what the second prints follows when both have ended."""
+    """Run all tests in two processes of one thread each; what the second prints follows when both have ended.
+
+    The first has the tests on ComfyUI in this process, among them all rows of the compatibility table. The second has
+    those that are marked `beside` and those that need no ComfyUI. A test is in exactly one of them, wherever it is.
+    """
     environment = {"OMP_NUM_THREADS": "1", **environment}
-    pytest = [_python(), "-m", "pytest"]
-    others = [*pytest, "tests", *(f"--ignore={path}" for path in BESIDE)]
+    pytest = [_python(), "-m", "pytest", "tests"]
     with tempfile.TemporaryFile("w+") as printed:
-        beside = subprocess.Popen([*pytest, *BESIDE], cwd=PACK, env=environment, stdout=printed, stderr=subprocess.STDOUT)
-        first = subprocess.run(others, cwd=PACK, env=environment).returncode
+        chosen = [*pytest, "-m", "beside or not host"]
+        beside = subprocess.Popen(chosen, cwd=PACK, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+        first = subprocess.run([*pytest, "-m", "host and not beside"], cwd=PACK, env=environment).returncode
         second = beside.wait()
         printed.seek(0)
         say(printed.read())
     return first or second
 
 
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS)) + 2
+    table = "\n".join(f"  {name:{width}}{command.about}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"commands:\n{table}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on to it, or to pytest; try --help")
+    return parser
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tests = {
-        "test": ["tests"], "fuzz": ["tests/host/test_fuzz.py", "--cases", "5000"],
-        "compatibility": ["tests", "-m", "compatibility", "--write-compatibility"],
-        "workflows-full": ["tests/host/test_workflows.py", "--full-size", "-k", "runs_as_it_is"],
-    }  # fmt: skip
-    modules = {
-        "demo": "bench.demo", "judge": "bench.judge", "bench": "bench.compare", "shapes": "bench.shapes",
-        "ablate": "bench.ablate", "control": "bench.control", "live": "bench.live", "workflows": "tools.workflows",
-        "locales": "tools.locales", "screenshots": "tools.screenshots", "train": "tools.train",
-    }  # fmt: skip
-    parser.add_argument("command", choices=[*modules, *tests])
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
+    command = COMMANDS[arguments.command]
     comfyui = set_up()
     environment = dict(os.environ)
     if comfyui:
         environment["COMFYUI_PATH"] = str(comfyui)
-    if arguments.command in (*tests, "screenshots"):
+    if command.browser:
         set_up_browser()
         environment["CHROMIUM_PATH"] = find_chromium() or ""
     if arguments.command == "test" and comfyui and not arguments.rest:
         return run_tests(environment)
-    if arguments.command in tests:
-        program = ["-m", "pytest", *tests[arguments.command]]
-    else:
-        program = [str(PACK / "tools" / "start.py"), modules[arguments.command]]
+    module = [str(PACK / "tools" / "start.py"), str(command.module)]
+    program = ["-m", "pytest", *command.pytest] if command.pytest else module
     return subprocess.run([_python(), *program, *arguments.rest], cwd=PACK, env=environment).returncode
 
 

@@ -156,7 +156,7 @@ class Comparison:
         if "text" in data and str(data["text"]) != self.asked[index].text:
             raise ValueError(f'{path} is of "{data["text"]}"; with other prompts or another --limit choose another --out')
         executed = int(data["macs"])
-        self.tally.known[sampling.cfg, "dense", False, ""] = executed / sampling.steps  # the samplers of one call a step
+        self.tally.known[sampling.cfg, "dense", False, 0, ()] = executed / sampling.steps  # the samplers of one call a step
         return data["image"], executed
 
     def _judge(self, index: int, reference: np.ndarray, image: np.ndarray) -> dict[str, Any]:
@@ -238,8 +238,7 @@ class Tally:
         pieces: Counter = Counter()
         for e in run.evaluations:
             if e.kind == "dense":
-                merged = e.reason.rpartition("; ")[2] if e.merged is not None else ""
-                pieces[sampling.cfg, "dense", e.heatmap is not None, merged] += 1
+                pieces[sampling.cfg, "dense", e.heatmap is not None, e.tokens_saved, e.parts_merged] += 1
             elif e.kind == "shallow":
                 pieces[sampling.cfg, "shallow"] += 1
             for y0, y1, x0, x1 in (box for own in e.windows for box in own):

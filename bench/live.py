@@ -68,7 +68,8 @@ def hook_seconds(shape: tuple[int, ...], device: torch.device) -> tuple[list[flo
 @torch.no_grad()
 def dense_seconds(device: torch.device, repeats: int) -> float:
     """Median seconds of a dense evaluation of SD1.5 at 512x512 with CFG."""
-    from .shapes import build, timed
+    from .timing import timed
+    from .true_shape import build
 
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     unet = build("SD15", device, dtype)

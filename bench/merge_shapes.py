@@ -14,18 +14,23 @@ import torch
 from torch import Tensor
 
 from ..engine.config import PACES, HighlightConfig
+from ..engine.job import Job, Request
 from ..engine.merging.config import PRESETS, SDTMConfig
-from ..engine.merging.key_bias import WeighingTap
+from ..engine.merging.job import MergeJob
+from ..engine.merging.key_bias import KeyBias, KeyBiasOverride
 from ..engine.merging.matcher import BUCKETS
 from ..engine.merging.matching import Merge
 from ..engine.merging.sites import ATTENTION, MLP, MergedTokens, MergeResiduals, merging
 from ..engine.merging.stages import MergingRun
+from ..engine.method import DenseContext
 from ..engine.partial.storage import DenseStorage
-from ..engine.partial.tokens import TokenGrid
-from ..engine.run import SamplingRun
+from ..engine.partial.token_subset import TokenGrid, subsets_of
+from ..engine.partial.transformer import patched_blocks
+from ..engine.setup import start_run
 from ..engine.time_axis import FLOW
 from ..engine.trace import Evaluation, RunRecord
-from .shapes import STREAMS, build_sd3, timed
+from .timing import timed
+from .true_shape import STREAMS, build_sd3
 
 BLOCKS = 24
 PARTS = (8, 16)  # of 32 that are saved
@@ -50,8 +55,8 @@ def matched(grid: TokenGrid, parts: int, stage: str, device: torch.device) -> Ca
     latent = torch.randn(1, 16, *grid.frame, device=device)
 
     def match() -> MergingRun:
-        state.learn(latent)
-        state.begin(Evaluation(0, 10, state.sigmas[10], "dense", "", 1.0))
+        state.after_dense([latent])
+        state.before_dense(Evaluation(0, 10, state.sigmas[10], "dense", "", 1.0), DenseContext())
         return state
 
     return match
@@ -65,19 +70,22 @@ def planned(preset: str, steps: int, pace: str | None) -> list[tuple[str, int, f
     config = HighlightConfig(enabled=False)
     if pace:
         config = HighlightConfig(pace=PACES[pace], correct="never")
-    run = SamplingRun(config, RunRecord((1, 16, *grid.frame), "euler", sigmas), grid.frame, 2, axis=FLOW, merging=merged)
+    record = RunRecord((1, 16, *grid.frame), "euler", sigmas)
+    run = start_run(config, record, 2, subsets_of(grid, FLOW), axis=FLOW, methods=[merged] if merged else [])
     done: list[tuple[str, int, frozenset[str]]] = []
 
-    def dense(evaluation: Evaluation, _) -> list[torch.Tensor]:
-        kinds = merged.kinds if merged else frozenset()
-        what = "merged" if kinds else "whole" if merged and merged.recording else "dense"
-        done.append((what, merged.saved if kinds else 0, kinds))
-        run.heard, run.accumulator = run.heard + (run.accumulator is not None), None  # as if it had been listened to
+    def dense(job: Job) -> list[torch.Tensor]:
+        task = job.task(MergeJob)
+        merges = task is not None and not task.record
+        what = "merged" if merges else "whole" if task is not None else "dense"
+        done.append((what, merged.matcher.saved if merges else 0, task.parts if merges else frozenset()))
+        if job.capture is not None:  # attention that looks at nothing
+            job.capture.add(torch.ones(1, 2, 4), (2, 2))
         return [torch.randn(1, 16, *grid.frame)] * 2
 
     for sigma in sigmas[:-1]:
         before = len(done)
-        run.evaluate(torch.randn(1, 16, *grid.frame), sigma, "plan", dense=dense, partial=dense)
+        run.evaluate(Request(torch.randn(1, 16, *grid.frame), sigma, "plan"), dense)
         if len(done) == before:
             done.append(("skipped", 0, frozenset()))
     return done
@@ -94,7 +102,8 @@ def block_macs(count: int, saved: int = 0, kinds: frozenset[str] = frozenset()) 
 @torch.no_grad()
 def measure_merging(side: int, repeats: int) -> list[str]:
     """The table of SD3 medium at a picture side, as markdown."""
-    from ..host.dit import OVERRIDE, tapped
+    from ..host.call import ATTENTION_OVERRIDE
+    from ..host.dit import transformer_of
     from ..host.families.sd3 import FAMILY
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -111,19 +120,19 @@ def measure_merging(side: int, repeats: int) -> list[str]:
 
     def unweighed(merge: Merge, kinds: frozenset[str], details: MergeResiduals, options: dict | None = None) -> None:
         tokens = MergedTokens(merge)
-        with merging(blocks, FAMILY.stations, FAMILY.enter, tokens, kinds, details=details, keys=keys):
+        with merging(blocks, FAMILY.sites, FAMILY.gather_inputs, tokens, kinds, residuals=details, keys=keys):
             call(options)
 
     def merged(merge: Merge, kinds: frozenset[str], details: MergeResiduals) -> None:
-        tap = WeighingTap(grid.count, merge if ATTENTION in kinds else None, proportional=True)
-        with tapped(FAMILY, network, tap):
-            unweighed(merge, kinds, details, {OVERRIDE: tap})
+        override = KeyBiasOverride(grid.count, merge if ATTENTION in kinds else None, KeyBias(proportional=True))
+        with patched_blocks(transformer_of(FAMILY, network), override):
+            unweighed(merge, kinds, details, {ATTENTION_OVERRIDE: override})
 
     matches = {(stage, n): matched(grid, n, stage, device) for stage in ("structure", "detail") for n in PARTS}
-    ready = {key: match().images[0].merge for key, match in matches.items()}
+    ready = {key: match().matcher.images[0].merge for key, match in matches.items()}
     details = {key: MergeResiduals(1.0) for key in ready}
     for key, merge in ready.items():  # as if recorded: what counts is its shape
-        details[key].recording.parts = dict.fromkeys(
+        details[key].entry.parts = dict.fromkeys(
             ((b, s) for b in range(count) for s in range(2)),
             {tuple(keys): DenseStorage(make(streams, len(merge.members), WIDTH))},
         )
@@ -143,12 +152,12 @@ def measure_merging(side: int, repeats: int) -> list[str]:
 
 def _parts(name: str, tokens: MergedTokens, hidden: Tensor, match: Callable) -> dict[str, Callable]:
     """What merging does besides the model's own work: a matching, and the gathers and scatters of one station."""
-    few, own = tokens.merge(hidden), tokens.detail(hidden)
+    few, own = tokens.merge(hidden), tokens.residual(hidden)
     return {
         f"{name}: matching": match,
         f"{name}: merge": lambda: tokens.merge(hidden),
         f"{name}: unmerge": lambda: tokens.unmerge(few, own),
-        f"{name}: detail": lambda: tokens.detail(hidden),
+        f"{name}: detail": lambda: tokens.residual(hidden),
     }
 
 

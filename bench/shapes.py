@@ -7,16 +7,16 @@ printed are ratios of medians, next to the multiply-accumulates. On a GPU in hal
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..engine.config import HighlightConfig
-from ..engine.partial.tokens import Pick, RecordingTap, SubsetTap, TokenGrid, TokenSubset
+from ..engine.partial.attention_override import SubsetOverride
+from ..engine.partial.token_gather import TokenGather
+from ..engine.partial.token_subset import TokenGrid, TokenSubset
+from ..engine.partial.transformer import patched_blocks, record_subsets
 from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
 from ..engine.partial.unet_window import Window, shallow_window
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
@@ -24,102 +24,18 @@ from ..tools.comfy import boot
 from ..tools.console import say
 from ..tools.server import PACK
 from .cost import macs
+from .merge_shapes import measure_merging
+from .shapes_control import measure_control
+from .timing import Clock, timed
+from .true_shape import SIDE, STREAMS, build, build_sd3, square
 
 AREAS = (0.10, 0.25, 0.50, 0.75)
-STREAMS = ("positive", "negative")
-SIDE = {"SD15": 64, "SDXL": 128}  # of the latent: 512 and 1024 pixels
-
-
-def build(family: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """ComfyUI's own UNet of a family at true shape, weights random."""
-    import comfy.ops
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    configs = {
-        "SD15": {"context_dim": 768, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "channel_mult": [1, 2, 4, 4],
-                 "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-                 "num_res_blocks": [2, 2, 2, 2], "num_heads": 8, "num_head_channels": -1, "adm_in_channels": None,
-                 "use_linear_in_transformer": False},
-        "SDXL": {"context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10], "channel_mult": [1, 2, 4],
-                 "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-                 "num_res_blocks": [2, 2, 2], "num_head_channels": 64, "adm_in_channels": 2816, "num_classes": "sequential",
-                 "use_linear_in_transformer": True},
-    }  # fmt: skip
-    unet = UNetModel(
-        image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
-        use_temporal_attention=False, use_temporal_resblock=False, dtype=dtype, device=device,
-        operations=comfy.ops.disable_weight_init, **configs[family],
-    )  # fmt: skip
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
-            else:
-                parameter.fill_(1.0)
-    return unet.eval()
-
-
-def square(area: float, side: int, align: int) -> tuple[int, int, int, int]:
-    """The aligned square nearest to an area, away from the frame's corner where it fits."""
-    edge = max(align, round(area**0.5 * side / align) * align)
-    start = (side - edge) // 2 // align * align
-    return start, start + edge, start, start + edge
-
-
-def timed(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device, warm: bool = True) -> dict[str, float]:
-    """Median seconds of each call, all in turn; with `warm` after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + warm):
-        for name, call in calls.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn or not warm:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-class Clock:
-    """Adds up the seconds that some functions take."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, 0.0
-
-    def of(self, function: Callable) -> Callable:
-        """The function, timed."""
-
-        def run(*args, **kwargs):
-            started = self._now()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += self._now() - started
-
-        return run
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def seconds_of(self, call: Callable[[], object], repeats: int = 3) -> float:
-        """The median of what a call spends in those functions."""
-        spent = []
-        for _ in range(repeats):
-            self.seconds = 0.0
-            call()
-            spent.append(self.seconds)
-        return statistics.median(spent)
 
 
 def by_kind(window: Window) -> tuple[int, int, int]:
     """Bytes of one recording: rings and statistics, outside tokens of self-attention, what enters from inner blocks."""
     sizes = {"ring": 0, "tokens": 0, "within": 0}
-    for module, calls in window.recordings[-1].parts.items():
+    for module, calls in window.entries[-1].parts.items():
         ring = isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm)
         kind = "ring" if ring else "tokens" if hasattr(module, "to_q") else "within"
         sizes[kind] += sum(part.bytes for part in calls.values())
@@ -194,27 +110,11 @@ def subset(share: float, grid: TokenGrid) -> TokenSubset:
     return TokenSubset([(start, start + rows, 0, width)], grid)
 
 
-def build_sd3(blocks: int, device: torch.device, dtype: torch.dtype) -> Any:
-    """SD3 medium at true width with `blocks` of its 24 blocks, all alike, weights random."""
-    import comfy.ops
-    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-
-    width = 64 * 24
-    network = OpenAISignatureMMDITWrapper(
-        in_channels=16, depth=24, num_blocks=blocks, adm_in_channels=2048, pos_embed_scaling_factor=None, dtype=dtype,
-        device=device, operations=comfy.ops.disable_weight_init,
-        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": width}},
-    ).eval()  # fmt: skip
-    generator = torch.Generator(device).manual_seed(0)
-    for parameter in network.parameters():
-        parameter.normal_(0, max(1, parameter[0].numel()) ** -0.5, generator=generator)
-    return network
-
-
 @torch.no_grad()
 def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
     """The table of SD3 medium at 1024x1024: `blocks` of its 24 blocks, all alike, at true width."""
-    from ..host.dit import OVERRIDE, tapped
+    from ..host.call import ModelCall
+    from ..host.dit import DiTCall, transformer_of
     from ..host.families.sd3 import FAMILY
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -224,43 +124,43 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
     x, context, pooled = make(2, 16, 128, 128), make(2, 154, 4096), make(2, 2048)
     timesteps, grid = torch.full((2,), 500.0, device=device), TokenGrid((128, 128))
 
-    def call(options: dict) -> torch.Tensor:
-        return network(x, timesteps, context=context, y=pooled, transformer_options=options)
+    def evaluate(x, t, c_concat, c_crossattn, control, options) -> torch.Tensor:
+        return network(x, t, context=c_crossattn, y=pooled, transformer_options=options)
+
+    options = {"uuids": STREAMS, "cond_or_uncond": [0, 1]}
+    call = DiTCall(ModelCall(evaluate, x, timesteps, c_crossattn=context, options=options), FAMILY)
+    transformer = transformer_of(FAMILY, network)
 
     def record(subsets: Sequence[TokenSubset], sigma: float = 0.9) -> None:
         for own in subsets:
             own.begin(sigma)
-        tap = RecordingTap(subsets, STREAMS, grid.count)
-        with tapped(FAMILY, network, tap):
-            call({OVERRIDE: tap})
+        record_subsets(transformer, call, subsets, grid.count)
 
     def listen() -> None:
         accumulator = HeatmapAccumulator(*grid.size)
-        hear = lambda block, q, k, heads: accumulator.add(token_maps(q[:1], k[:1], heads), grid.size)  # noqa: E731
-        tap = RecordingTap([], STREAMS, grid.count, hear=hear)
-        with tapped(FAMILY, network, tap):
-            call({OVERRIDE: tap})
+        capture = lambda block, q, k, heads: accumulator.add(token_maps(q[:1], k[:1], heads), grid.size)  # noqa: E731
+        record_subsets(transformer, call, [], grid.count, capture=capture)
         accumulator.heatmap()
 
     def compute(own: TokenSubset, clock: Clock | None = None) -> None:
-        pick = Pick(own)
-        tap = SubsetTap(pick, STREAMS, 0.8)
+        gather = TokenGather(own)
+        override = SubsetOverride(gather, call.keys, 0.8)
         if clock is not None:
-            tap._whole = clock.of(tap._whole)
-        with tapped(FAMILY, network, tap, pick):
-            call({OVERRIDE: tap})
+            override._full = clock.of(override._full)
+        with patched_blocks(transformer, override, gather):
+            call(override)
 
     def keys_alone(own: TokenSubset) -> float:
-        clock, part = Clock(device), own.part
-        own.part = clock.of(part)
+        clock, get = Clock(device), own.get
+        own.get = clock.of(get)
         spent = clock.seconds_of(lambda: compute(own, clock))
-        own.part = part
+        own.get = get
         return spent
 
     subsets = {share: subset(share, grid).to(device) for share in AREAS}
     for sigma in (1.0, 0.9):
         record(list(subsets.values()), sigma)
-    calls: dict[str, Callable[[], object]] = {"dense": lambda: call({}), "recording": lambda: record([subsets[0.25]])}
+    calls: dict[str, Callable[[], object]] = {"dense": call, "recording": lambda: record([subsets[0.25]])}
     calls["listening"] = listen
     calls |= {f"{share:.0%}": lambda own=own: compute(own) for share, own in subsets.items()}
     counted = {name: macs(made) for name, made in calls.items()}
@@ -291,9 +191,6 @@ def main() -> int:
     args = parser.parse_args()
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
-    from .merge_shapes import measure_merging
-    from .shapes_control import measure_control
-
     for family in args.families.split(","):
         if family.startswith("SDTM-"):
             table = measure_merging(int(family.removeprefix("SDTM-")), args.repeats)

@@ -11,9 +11,11 @@ from ..demo.diffusion import normal_sigmas
 from ..engine.config import PACES, HighlightConfig
 from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
 from ..engine.partial.unet_window import Window
+from ..engine.placement.context import Context
 from ..engine.placement.plan import make_plan
 from .cost import macs
-from .shapes import SIDE, STREAMS, build, square, timed
+from .timing import timed
+from .true_shape import SIDE, STREAMS, build, square
 
 AREA, STEPS = 0.25, 30
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
@@ -40,7 +42,7 @@ def plan(sampler: str, preset: str, correct: str) -> Counter:
     """How many evaluations of each kind a preset plans over SD1.5's schedule."""
     config = HighlightConfig(pace=PACES[preset], correct=correct)
     sigmas = normal_sigmas(STEPS)[:-1].tolist()
-    return Counter(step.kind for step in make_plan(sigmas, config, sampler=sampler))
+    return Counter(step.kind for step in make_plan(Context.of(sigmas, config, sampler=sampler)))
 
 
 @torch.no_grad()

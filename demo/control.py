@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .scenes import POSITIONS, SIZES, Scene, Thing, apart, grid, signed_distance
-from .unet import ResBlock, SpatialTransformer, Stage, UNet, UNetConfig, timestep_embedding
+from .unet import UNet, UNetConfig, timestep_embedding, width_of
 
 WEIGHTS = "controlnet/highlight_demo_outline"  # a folder of its own, which ComfyUI's loader is shown
 RADII = (0.10, 0.19)  # of objects that are placed freely
@@ -52,8 +52,8 @@ def outline(scene: Scene, size: int) -> np.ndarray:
 
 def _zero_conv(channels: int) -> nn.Sequential:
     conv = nn.Conv2d(channels, channels, 1)
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
     return nn.Sequential(conv)
 
 
@@ -76,7 +76,7 @@ class ControlNet(nn.Module):
         self.config = unet.config
         self.time_embed, self.input_blocks, self.middle_block = unet.time_embed, unet.input_blocks, unet.middle_block
         self.input_hint_block = _hint_block(self.config.model_channels)
-        widths = [_width(stage) for stage in self.input_blocks]
+        widths = [width_of(stage) for stage in self.input_blocks]
         self.zero_convs = nn.ModuleList(_zero_conv(width) for width in widths)
         self.middle_block_out = _zero_conv(widths[-1])
 
@@ -89,16 +89,6 @@ class ControlNet(nn.Module):
             guide = 0
             residuals.append(zero_conv(x))
         return [*residuals, self.middle_block_out(self.middle_block(x, embedding, context))]
-
-
-def _width(stage: Stage) -> int:
-    """Channels that a stage gives out."""
-    layer = stage[-1]
-    if isinstance(layer, SpatialTransformer):
-        return layer.proj_out.out_channels
-    if isinstance(layer, ResBlock):
-        return layer.out_layers[-1].out_channels
-    return (layer if isinstance(layer, nn.Conv2d) else layer.op).out_channels
 
 
 def controlled(unet: UNet, x: Tensor, timesteps: Tensor, context: Tensor, residuals: list[Tensor]) -> Tensor:

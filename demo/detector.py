@@ -54,11 +54,11 @@ def detect(image: np.ndarray) -> list[Found]:
             patch = labels[rows, columns] == number
             if patch.sum() < MIN_AREA * height * width:
                 continue
-            overlaps = {}
+            overlaps: dict[str, float] = {}
             for shape in SHAPES:
                 ideal = _outline(shape, *patch.shape)
                 overlaps[shape] = float((ideal & patch).sum() / (ideal | patch).sum())
-            shape = max(overlaps, key=overlaps.get)
+            shape = max(overlaps, key=overlaps.__getitem__)
             centre = ((rows.start + rows.stop) / 2 / height, (columns.start + columns.stop) / 2 / width)
             found.append(Found(name, shape, centre, overlaps[shape]))
     return found

@@ -8,6 +8,8 @@ MLP makes a token of every patch.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -104,7 +106,7 @@ class Adapter(nn.Module):
 
     def added(self, place: int, q: Tensor, tokens: Tensor) -> Tensor:
         """What the tokens add at the place of that number, before its last layer: queries (B, heads, n, d) -> (B, n, dim)."""
-        to = self.ip_adapter[str(2 * place + 1)]
+        to = cast(nn.ModuleDict, self.ip_adapter[str(2 * place + 1)])
         return attend(q, to["to_k_ip"](tokens), to["to_v_ip"](tokens))
 
 

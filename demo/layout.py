@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .mmdit import MMDiT
 from .scenes import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene, object_masks
 from .text import TextEncoder
-from .unet import UNet
+from .unet import UNet, width_of
 
 log = logging.getLogger("demo.layout")
 KINDS = (("shape", SHAPES), ("colour", tuple(COLOURS)))
@@ -51,7 +51,7 @@ class LayoutHeads(nn.Module):
         self.heads = nn.ModuleList()
         for name in self.names:
             stage = denoiser.get_submodule(name)
-            channels = denoiser.config.width if isinstance(denoiser, MMDiT) else stage[0].out_layers[-1].out_channels
+            channels = denoiser.config.width if isinstance(denoiser, MMDiT) else width_of(stage)
             self.heads.append(nn.Sequential(nn.Conv2d(channels, 128, 1), nn.SiLU(), nn.Conv2d(128, sum(CLASSES), 1)))
             stage.register_forward_hook(lambda module, inputs, output, name=name: self.features.update({name: output}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from safetensors.torch import load_file
@@ -26,6 +27,18 @@ def read_weights(part: str) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; reinstall the pack, or make it with python run.py train export")
     return {name: weight.float() for name, weight in load_file(path).items()}
+
+
+@overload
+def load_plain(kind: Literal["unet"] = "unet") -> tuple[UNet, TextEncoder, VAE]: ...
+
+
+@overload
+def load_plain(kind: Literal["mmdit"]) -> tuple[MMDiT, TextEncoder, VAE]: ...
+
+
+@overload
+def load_plain(kind: str) -> tuple[UNet | MMDiT, TextEncoder, VAE]: ...
 
 
 def load_plain(kind: str = "unet") -> tuple[UNet | MMDiT, TextEncoder, VAE]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import timestep_embedding
+from .unet import Attend, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class StreamBlock(nn.Module):
 
 
 class JointBlock(nn.Module):
-    attend = staticmethod(F.scaled_dot_product_attention)
+    attend: Attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, config: MMDiTConfig, pre_only: bool):
         super().__init__()
@@ -127,8 +127,8 @@ class JointBlock(nn.Module):
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text, image, strict=True))
         attended = self.attend(q, k, v).transpose(1, 2).flatten(2)
         told, seen = attended[:, : context.shape[1]], attended[:, context.shape[1] :]
-        context = None if self.context_block.pre_only else self.context_block.end(context, told, text_rest)
-        return context, self.x_block.end(x, seen, image_rest)
+        after = None if self.context_block.pre_only else self.context_block.end(context, told, text_rest)
+        return after, self.x_block.end(x, seen, image_rest)
 
 
 class PatchEmbed(nn.Module):

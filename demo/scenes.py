@@ -119,7 +119,8 @@ def apart(a: Thing, b: Thing) -> bool:
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixel centres (y, x) as fractions of the frame, each (size, size)."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return np.meshgrid(axis, axis, indexing="ij")
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    return y, x
 
 
 def _polygon(shape: str) -> np.ndarray:

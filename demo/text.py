@@ -109,6 +109,8 @@ class Layer(nn.Module):
 class TextEncoder(nn.Module):
     """Token ids (B, 77) -> hidden states (B, 77, hidden_size). `rows` maps an id to its embedding row."""
 
+    rows: Tensor
+
     def __init__(self, config: TextConfig | None = None):
         super().__init__()
         self.config = config = config or TextConfig()

@@ -40,8 +40,11 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+Attend = Callable[..., Tensor]  # queries, keys and values (B, heads, n, d) -> (B, heads, n, d)
+
+
 class CrossAttention(nn.Module):
-    attend = staticmethod(F.scaled_dot_product_attention)
+    attend: Attend = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, dim: int, context_dim: int | None, head_channels: int):
         super().__init__()
@@ -142,10 +145,15 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+def width_of(stage: nn.Module) -> int:
+    """Channels that a stage, or one layer of it, gives out."""
+    return [module for module in stage.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
+
+
 class Stage(nn.Sequential):
     """Layers in a row, each given what it needs."""
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:  # ty: ignore[incompatible-method-override]
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, embedding)

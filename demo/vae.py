@@ -80,6 +80,9 @@ def decoder() -> nn.Sequential:
 class VAE(nn.Module):
     """Images (B, 3, H, W) in -1..1 <-> latents (B, 4, H/8, W/8) of SD1.5's scale (1 / 0.18215 of unit variance)."""
 
+    vae_scale: Tensor
+    vae_shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.taesd_encoder, self.taesd_decoder = encoder(), decoder()

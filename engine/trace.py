@@ -62,12 +62,14 @@ class Evaluation:
     step: index of the schedule interval whose upper sigma brackets this evaluation (two share one under Heun).
     kind: dense computes everything, partial the highlight, shallow the whole frame but only by the UNet's outermost blocks,
     skipped nothing.
-    active: share of the frame computed in depth, 1.0 dense, 0.0 shallow and skipped.
+    active: share of the frame computed in depth: 1.0 dense, or the share of tokens left where some were merged; 0.0 shallow
+    and skipped.
     boxes: where the computed values count, for each image; windows: what was computed for that, halo included. Both are
     empty unless partial.
     heatmap: float (B, 1, h, w) in 0..1 on the CPU, where one was captured.
     merged: float (B, h, w) on the token grid, on the CPU: how much of each token was computed together with others, 1 where
     attention and MLP of every block were, 0.5 where the MLP alone. None where nothing was.
+    tokens_saved: how many of the batch's image tokens that left out of each of parts_merged, "attention" and "mlp".
     forecast_error: rms(computed - forecast) / rms(computed) of what is forecast: inside the windows of a partial
     evaluation; under an adaptive interval also of a dense one.
     control: what was done about control nets: computed, reused from dense evaluations, or nothing.
@@ -94,6 +96,8 @@ class Evaluation:
     recording: bool = False
     words: Tensor | None = None
     picture: Tensor | None = None
+    tokens_saved: int = 0
+    parts_merged: tuple[str, ...] = ()
 
 
 @dataclass

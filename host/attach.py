@@ -1,4 +1,4 @@
-"""How Highlight Diffusion attaches to a MODEL: the only file that touches ModelPatcher.
+"""How the methods attach to a MODEL: the only file that patches a ModelPatcher.
 
 The clone carries keyed wrappers and a frozen config. A run's state is created when sampling starts and dropped when
 it ends, also by an exception, so nothing is left behind for the next run or for other clones of the model.
@@ -30,6 +30,7 @@ from .run import JOB, KEY, ModelRun, Sampling
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
+TITLES = {"highlight": "Highlight Diffusion", "merging": "SDTM Token Merging"}
 WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 
 
@@ -134,7 +135,7 @@ class _OuterSample:
             run.seconds = time.perf_counter() - started
             if state.live:
                 state.live.close()
-            log.info("Highlight Diffusion: %s", as_line(run))
+            log.info("%s: %s", " and ".join(TITLES[method] for method, _, _ in asked.traces), as_line(run))
 
 
 def _record(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, requests: Requests) -> RunRecord:

@@ -31,7 +31,7 @@ def watch(run: RunRecord) -> Live | None:
     module = sys.modules.get("server")  # not there where no server runs: a script
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     client = getattr(server, "client_id", None)
-    if client is None or client not in server.sockets:
+    if server is None or client is None or client not in server.sockets:
         return None
     return Live(run, server, client)
 

@@ -106,7 +106,7 @@ def weights_of(cond: dict) -> TokenWeights | None:
     """
     weights, text = cond.get(WORDS), cond.get("cross_attn")
     given = getattr(cond.get("model_conds", {}).get("c_crossattn"), "cond", None)
-    if not all(isinstance(x, torch.Tensor) and x.ndim == 3 for x in (text, given)):
+    if not isinstance(text, torch.Tensor) or not isinstance(given, torch.Tensor) or not text.ndim == given.ndim == 3:
         return weights
     more = given.shape[1] - text.shape[1]
     if more <= 0 or given[:, :more].any():

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..engine.config import PACES, HighlightConfig, parse_interval
+from ..engine.config import PACES, Control, Correct, ForecastSpace, HighlightConfig, Memory, Shallow, parse_interval
 from ..engine.region.highlight import Given
 from ..engine.trace import Trace
 from ..host.attach import attach
@@ -116,10 +116,10 @@ class HighlightDiffusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, correct: str, interval: str, pace: float, warmup: int,
-        start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float, forecast: str,
-        mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None, memory: str = "device",
-        control: str = "auto", shallow: str = "auto",
+        cls, model: io.Model.Type, enabled: bool, preset: str, correct: Correct, interval: str, pace: float, warmup: int,
+        start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float,
+        forecast: ForecastSpace, mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
+        memory: Memory = "device", control: Control = "auto", shallow: Shallow = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),

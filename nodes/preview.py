@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from ..engine.report.latent_rgb import picture_of_latent
 from ..engine.report.messages import Messages, word_maps
 from ..engine.report.numbers import as_line
-from ..engine.report.overlay import SHOWS, frames
+from ..engine.report.overlay import SHOWS, Show, frames
 from ..engine.trace import LatentColours, Trace
 from ..host.files import save_json
 from .types import ADVANCED, CATEGORY, EMPTY_TRACE, HighlightTrace, aliases
@@ -26,7 +26,7 @@ class HighlightMaskPreview(io.ComfyNode):
             "Connect samples or images so that it runs after the sampler.",
             **aliases("heatmap", "cross attention", "visualise", "trace", "live preview"),
             inputs=[
-                HighlightTrace.Input("trace", tooltip="From Highlight Diffusion."),
+                HighlightTrace.Input("trace", tooltip="From Highlight Diffusion or SDTM Token Merging."),
                 io.Latent.Input("samples", optional=True, tooltip="The sampled latent; shown when no images are connected."),
                 io.Image.Input("images", optional=True, tooltip="The decoded picture to draw over."),
                 io.Int.Input("image_index", default=0, min=0, max=4095, tooltip="Which picture of the batch the outputs show."),
@@ -63,16 +63,18 @@ class HighlightMaskPreview(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, trace: Trace, image_index: int, every: int, show: str = "overlay", word: str = "", run: int = 0,
+        cls, trace: Trace, image_index: int, every: int, show: Show = "overlay", word: str = "", run: int = 0,
         samples: dict | None = None, images: torch.Tensor | None = None, reference: torch.Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        if images is None and samples is None:
+        chosen = trace.before_last(run)
+        if images is not None:
+            pictures = images
+        elif samples is not None:
+            pictures = picture_of_latent(samples["samples"], chosen.colours if chosen else LatentColours())
+        else:
             raise ValueError(
                 "Highlight Mask Preview needs samples or images: connect the sampler's LATENT or the decoded IMAGE"
             )
-        chosen = trace.before_last(run)
-        colours = chosen.colours if chosen else LatentColours()
-        pictures = images if images is not None else picture_of_latent(samples["samples"], colours)
         if image_index >= len(pictures):
             raise ValueError(
                 f"image_index is {image_index}, but the batch has {len(pictures)} pictures; the last is {len(pictures) - 1}"

@@ -23,7 +23,7 @@ class HighlightReport(io.ComfyNode):
             "fall-back with its reason: as text, as JSON and as a picture.",
             **aliases("statistics", "speed", "benchmark", "trace", "json"),
             inputs=[
-                HighlightTrace.Input("trace", tooltip="From Highlight Diffusion."),
+                HighlightTrace.Input("trace", tooltip="From Highlight Diffusion or SDTM Token Merging."),
                 io.AnyType.Input("after", tooltip="Anything made of the sampler's result, so that the report comes after it."),
                 io.Int.Input(
                     "run", default=0, min=0, max=7, extra_dict=ADVANCED,

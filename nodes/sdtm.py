@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..engine.config import Memory
 from ..engine.merging.config import PRESETS, SDTMConfig, parse_blocks
 from ..engine.trace import Trace
 from ..host.attach import attach_merging
@@ -95,10 +96,22 @@ class HighlightSDTM(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, protect_blocks: str, **knobs: float | str
+        cls, model: io.Model.Type, enabled: bool, preset: str, r: float, delta: float, switch: float, mcw: float,
+        protect_steps: int, protect_blocks: str, threshold: float, window: int, a_s: float, a_d: float, proportional: bool,
+        a_p: float, reuse: int, detail_attention: bool, memory: Memory, start_percent: float, end_percent: float,
     ) -> io.NodeOutput:  # fmt: skip
-        own = {name: value for name, value in knobs.items() if name not in PRESETS[preset] or value >= 0}
-        config = SDTMConfig(**{**PRESETS[preset], **own, "protect_blocks": parse_blocks(protect_blocks), "enabled": enabled})
+        preferred = PRESETS[preset]
+
+        def chosen(name: str, value: float) -> float:
+            return preferred[name] if value < 0 else value
+
+        config = SDTMConfig(
+            r=chosen("r", r), delta=chosen("delta", delta), switch=chosen("switch", switch), mcw=chosen("mcw", mcw),
+            protect_steps=int(chosen("protect_steps", protect_steps)), protect_blocks=parse_blocks(protect_blocks),
+            threshold=threshold, window=window, a_s=a_s, a_d=a_d, proportional=proportional, a_p=a_p, reuse=reuse,
+            detail_attention=detail_attention, memory=memory, start_percent=start_percent, end_percent=end_percent,
+            enabled=enabled,
+        )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")
         return io.NodeOutput(attach_merging(model, config, trace, node_id), trace)

@@ -6,7 +6,7 @@ HighlightTrace = io.Custom("HIGHLIGHT_TRACE")
 CATEGORY = "highlight diffusion"
 EMPTY_TRACE = (
     "No sampling run in this trace yet: the sampler did not run, since ComfyUI kept its result, or it uses another model. "
-    "Change the seed, or connect the sampler to the MODEL of this Highlight Diffusion."
+    "Change the seed, or connect the sampler to the MODEL of the node this trace is from."
 )
 ADVANCED = {"advanced": True}  # as extra_dict: the keyword `advanced` came after ComfyUI 0.8
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-TABLE = Path(__file__).resolve().parent.parent / "docs" / "compatibility.md"
+TESTS = Path(__file__).resolve().parent
+TABLE = TESTS.parent / "docs" / "compatibility.md"
 GROUPS = (
     "Models", "Samplers", "Schedules", "Conditioning", "Guidance", "Latents", "Control nets", "Image prompts",
     "Nodes that change the model", "Other packs", "The host",
@@ -46,6 +47,7 @@ class Table:
     def __init__(self) -> None:
         self.rows: dict[Row, Counter] = {}
         self.missing: dict[Row, str] = {}  # rows whose tests did not pass, with what became of them
+        self.left_out = 0  # rows whose tests were not chosen
         self.whole = False
 
     def add(self, row: Row, outcome: str) -> None:
@@ -94,6 +96,10 @@ def rows_of(item: pytest.Item) -> list[Row]:
         group, row = mark.args
         if group not in GROUPS:
             raise pytest.UsageError(f"{item.nodeid}: the table has no group {group}; it has {', '.join(GROUPS)}")
+        if item.get_closest_marker("beside"):
+            raise pytest.UsageError(
+                f"{item.nodeid} has a row of the table and is marked beside, where the table is not compared"
+            )
         row, on = row.format(**values), mark.kwargs.get("on", KINDS[0])
         found.append((group, row, on(row) if callable(on) else on))
     return found
@@ -133,12 +139,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put other people's packs at the end, since some patch ComfyUI when they are imported, and the comparison behind them.
 
-    Notes whether this is a whole session."""
+    Notes whether this session has all rows."""
     last = ("test_packs", "test_compatibility")
     items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
     table = config.stash[KEY]
-    chosen = config.option.keyword or config.option.markexpr not in ("", "compatibility")
-    table.whole = not chosen and all(Path(arg).is_dir() for arg in config.args)
+    folders = [Path(arg).resolve() for arg in config.args if Path(arg).is_dir()]
+    table.whole = not table.left_out and any((TESTS / "host").is_relative_to(folder) for folder in folders)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count the rows that -k, -m and the like leave out."""
+    for item in items:
+        item.config.stash[KEY].left_out += len(rows_of(item))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

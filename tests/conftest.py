@@ -42,6 +42,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if any(PACK / "tests" / tier in within for tier in left_out) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that is on ComfyUI in this process, by its folder; `run.py test` chooses by it."""
+    for item in items:
+        if item.path.is_relative_to(PACK / "tests" / "host"):
+            item.add_marker("host")
+
+
 SUMMARY: list[str] = []
 
 

@@ -56,7 +56,9 @@ class Graph:
                     inputs.append({"name": name, "type": spec[0], "link": self._link(link, number, len(inputs))})
         if given:
             raise ValueError(f"{node} has no input {', '.join(given)}")
-        outputs = [{"name": n, "type": t, "links": []} for n, t in zip(info["output_name"], info["output"], strict=True)]
+        outputs: list[dict[str, Any]] = []
+        for slot, kind in zip(info["output_name"], info["output"], strict=True):
+            outputs.append({"name": slot, "type": kind, "links": []})
         height = 40 + SLOT * max(len(inputs), len(outputs)) + WIDGET * len(widgets) + TEXT * texts
         self._place(node, column, height, title, inputs=inputs, outputs=outputs, widgets_values=widgets)
         return [(number, slot, output["type"]) for slot, output in enumerate(outputs)]

@@ -15,6 +15,7 @@ def load_pack() -> ModuleType:
     """Import the pack under a fixed name, whatever its folder is called and from wherever this runs."""
     if NAME not in sys.modules:
         spec = importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+        assert spec is not None and spec.loader is not None, f"{PACK / '__init__.py'} is missing"
         module = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = module
         spec.loader.exec_module(module)

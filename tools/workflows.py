@@ -53,9 +53,16 @@ def _prompts(g: Graph, clip: Link, column: int, negative: str = NEGATIVE) -> tup
 
 def _sample(g: Graph, column: int, model, trace, positive, negative, latent, vae, name: str, **sampling: Any) -> None:
     """Sampler, decoder, the picture and the preview."""
-    settings = {"seed": 1, "steps": 25, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", **sampling}
+    settings: dict[str, Any] = {
+        "seed": 1,
+        "steps": 25,
+        "cfg": 6.0,
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "karras",
+        **sampling,
+    }
     (samples,) = g.add(
-        "KSampler", column, model=model, positive=positive, negative=negative, latent_image=latent, **settings
+        "KSampler", column, model=model, positive=positive, negative=negative, latent_image=latent, **{**settings, **sampling}
     )  # fmt: skip
     (image,) = g.add("VAEDecode", column + 1, samples=samples, vae=vae)
     g.add("SaveImage", column + 1, images=image, filename_prefix=name)
@@ -110,7 +117,7 @@ def demo_image_prompt() -> Graph:
     )  # fmt: skip
     (first,) = g.add("VAEDecode", 2, samples=samples, vae=vae)
     g.add("PreviewImage", 2, "The image prompt", images=first)
-    settings = {"weight": 1.0, "weight_type": "linear", "combine_embeds": "concat", "embeds_scaling": "V only"}
+    settings: dict[str, Any] = {"weight": 1.0, "weight_type": "linear", "combine_embeds": "concat", "embeds_scaling": "V only"}
     (adapted,) = g.add("IPAdapterAdvanced", 3, model=model, ipadapter=adapter, image=first, clip_vision=vision, **settings)
     fast, trace = g.add("HighlightDiffusion", 3, model=adapted)
     _sample(g, 4, fast, trace, empty, empty, latent, vae, g.name, seed=6, steps=30, **shared)
@@ -139,7 +146,7 @@ def _ip_adapter(g: Graph, column: int, model: Link, file: str) -> Link:
     (adapter,) = g.add("IPAdapterModelLoader", column, ipadapter_file=file)
     (vision,) = g.add("CLIPVisionLoader", column, clip_name="CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
     image = g.add("LoadImage", column, "Picture whose content is taken up", image="example.png")[0]
-    settings = {"weight": 0.7, "weight_type": "linear", "combine_embeds": "concat", "embeds_scaling": "V only"}
+    settings: dict[str, Any] = {"weight": 0.7, "weight_type": "linear", "combine_embeds": "concat", "embeds_scaling": "V only"}
     return g.add("IPAdapterAdvanced", column, model=model, ipadapter=adapter, image=image, clip_vision=vision, **settings)[0]
 
 

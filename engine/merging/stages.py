@@ -144,6 +144,7 @@ class MergingRun:
         left, count = self.matcher.counts()
         attention = ATTENTION in self._parts
         evaluation.active = left / count
+        evaluation.tokens_saved, evaluation.parts_merged = count - left, tuple(sorted(self._parts))
         where = "attention and MLP" if attention else "MLP"
         self._say(evaluation, context, f"{self.stage}: {count - left} of {count} tokens saved in {where}")
         merged_blocks = 1 - len(self.config.spared_blocks(self.depth)) / self.depth

@@ -75,7 +75,8 @@ class HeatmapAccumulator:
         if not self.maps:
             raise ValueError("no cross-attention was collected: the model has no text attention on this grid")
         named = [prompt for prompt, weights in self.weights.items() if weights and weights.named]
-        return normalised(sum(combine(self.maps[prompt], self.weights[prompt]) for prompt in named or self.maps))
+        first, *others = (combine(self.maps[prompt], self.weights[prompt]) for prompt in named or self.maps)
+        return normalised(sum(others, first))
 
     def words(self) -> dict[str, Tensor]:
         """A heatmap (B, h, w) in 0..1 for each word that is to have one; a word of two prompts has that of the first."""
@@ -101,7 +102,7 @@ def combine(maps: Tensor, weights: TokenWeights | None = None) -> Tensor:
         given = given.repeat(maps.shape[1] // len(given))[:, None, None]  # a shorter prompt of a batch is repeated
     if maps.shape[1] > 1:
         maps, given = maps[:, 1:], None if given is None else given[1:]
-    if given is not None and weights.named:
+    if given is not None and weights is not None and weights.named:
         weight = given
     else:
         deviation = maps - maps.mean(dim=(-2, -1), keepdim=True)

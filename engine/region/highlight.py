@@ -128,7 +128,7 @@ def find_region(
     the windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area.
     """
     heatmap = heatmap.float().cpu()
-    given, size = given or Given(), tuple(heatmap.shape[-2:])
+    given, size = given or Given(), (heatmap.shape[-2], heatmap.shape[-1])
     mask, protect = (given.highlight(name, image, size) for name in ("mask", "protect"))
     if mask is not None:
         highlight = mask if protect is None else mask | protect

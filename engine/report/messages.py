@@ -89,14 +89,14 @@ class Messages:
             message["highlight"] = encoded(self.run.highlight)
 
     def _add_pictures(self, message: dict, evaluations: list[Evaluation]) -> None:
-        news = [e for e in evaluations if e.index > self._pictures_told and e.picture is not None]
+        news = [(e.index, e.picture) for e in evaluations if e.index > self._pictures_told and e.picture is not None]
         if not news:
             return
-        self._pictures_told = news[-1].index
-        images, frames, height, width = news[-1].picture.shape[:4]
+        self._pictures_told, newest = news[-1]
+        images, frames, height, width = newest.shape[:4]
         message["pictures"] = {
             "images": images, "frames": frames, "size": [height, width],
-            "jpegs": {e.index: jpeg(e.picture.flatten(0, 1)) for e in (news[-1:] if self.latest else news)},
+            "jpegs": {i: jpeg(picture.flatten(0, 1)) for i, picture in (news[-1:] if self.latest else news)},
         }  # fmt: skip
 
 

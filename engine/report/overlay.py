@@ -108,7 +108,7 @@ def _outline_windows(frame: Tensor, run: RunRecord, evaluation: Evaluation, imag
     boxes = evaluation.boxes[min(image, len(evaluation.boxes) - 1)] if evaluation.boxes else ()
     if boxes:
         size = (frame.shape[0], frame.shape[1])
-        windows = _resize(boxes_mask(boxes, run.shape[-2:]), size, "nearest") > 0.5
+        windows = _resize(boxes_mask(boxes, (run.shape[-2], run.shape[-1])), size, "nearest") > 0.5
         frame[_outline(windows, 2 * max(1, min(size) // 256))] = torch.tensor(WINDOW)
 
 

@@ -52,7 +52,7 @@ def _timeline(draw: ImageDraw.ImageDraw, run: RunRecord, box: tuple[int, int, in
         draw.rectangle((x0, y, max(x0, x1 - 2), bottom), _colour(evaluation.kind))
 
 
-def _legend(draw: ImageDraw.ImageDraw, place: tuple[int, int], font: ImageFont.ImageFont) -> None:
+def _legend(draw: ImageDraw.ImageDraw, place: tuple[int, int], font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
     x, y = place
     for kind in KIND_COLOURS:
         draw.rectangle((x, y + 4, x + 12, y + 16), _colour(kind))

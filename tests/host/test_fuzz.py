@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 from . import fuzz, tiny
 
+pytestmark = pytest.mark.beside
+
 
 @cache
 def model(name: str) -> tiny.Tiny:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from . import tiny
 
+pytestmark = pytest.mark.beside
 STEPS = 16
 EVENT = "highlight_diffusion.run"
 

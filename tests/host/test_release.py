@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,8 @@ from highlight_diffusion.tools.server import Server
 from . import release, schema
 from .test_nodes import IDS
 
+pytestmark = pytest.mark.beside
+MOST_BYTES = 3 << 20  # beside the demo models' weights
 MANAGER_CONFIG = "[default]\nallow_git_url_install = true\nsecurity_level = weak\nnetwork_mode = offline\n"  # weak: before 4.2
 
 
@@ -53,6 +56,42 @@ def test_nothing_is_published_before_the_tests_passed(pack):
     assert any(step.get("run") == "python run.py test" for step in tests["steps"])
     required = load_pyproject_settings(pack / "pyproject.toml").tool["comfy"]["requires-comfyui"]
     assert f"v{required.removeprefix('>=')}" in tests["strategy"]["matrix"]["comfyui"]
+
+
+def test_actions_of_others_are_pinned_by_commit(pack):
+    """A tag can be moved to other code later; beside the commit stands the version it was."""
+    lines = [line for path in (pack / ".github" / "workflows").iterdir() for line in path.read_text().splitlines()]
+    foreign = [line.split("uses:")[1].strip() for line in lines if "uses:" in line and "./" not in line]
+    assert len(foreign) >= 4
+    assert not [used for used in foreign if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v[\d.]+", used)]
+
+
+def linked(page: Path) -> set[Path]:
+    """The files that a page links to or shows."""
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
+    return {(page.parent / link).resolve() for link in links if "://" not in link}
+
+
+def test_the_zip_is_small_and_the_readme_leads_to_all_documents_in_it(packed):
+    """The long tables of the bench and the figures that only they show stay in the repository."""
+    size = sum(path.stat().st_size for path in packed.rglob("*") if path.is_file() and "weights" not in path.parts)
+    assert size < MOST_BYTES
+    found, pages = set(), [packed / "README.md"]
+    while pages:
+        new = linked(pages.pop()) - found
+        found |= new
+        pages += [path for path in new if path.suffix == ".md" and path.exists()]
+    documents = {path.resolve() for path in (packed / "docs").rglob("*") if path.is_file()}
+    assert not documents - found, "link to it, or name it in .comfyignore"
+    assert not [path.name for path in documents if path.suffix in (".csv", ".png")]
+
+
+def test_the_readme_in_the_zip_shows_and_names_only_what_is_in_it(packed):
+    text = (packed / "README.md").read_text()
+    pictures = [link for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) if "://" not in link]
+    assert not [link for link in pictures if not (packed / link).exists()]
+    assert "run.py" not in text or (packed / "run.py").exists()
 
 
 def test_saved_workflows_find_the_nodes_and_inputs_they_were_saved_with(pack, request):

@@ -13,6 +13,7 @@ from highlight_diffusion.host.run import JOB
 
 from . import tiny
 
+pytestmark = pytest.mark.beside
 PARTIAL = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 MODELS = {"UNet": tiny.sd15, "transformer": tiny.sd3}
 

@@ -294,3 +294,9 @@ def test_bad_input_is_a_clear_error(sd35):
     assert 'protect_blocks is "all"' in HighlightSDTM.validate_inputs(protect_blocks="all")
     with pytest.raises(ValueError, match="start_percent 0.9 is not below"):
         HighlightSDTM.execute(model=sd35.patcher, **{**DEFAULTS, "start_percent": 0.9, "end_percent": 0.1})
+
+
+def test_the_log_names_the_node_that_was_used(sd35, caplog):
+    with caplog.at_level("INFO", "highlight_diffusion"):
+        tiny.sample(sd35, attach_merging(sd35.patcher, SDTMConfig(), Trace()), steps=3)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["SDTM Token Merging"]

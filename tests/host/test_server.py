@@ -9,6 +9,8 @@ from highlight_diffusion.tools.server import ServerError
 from highlight_diffusion.tools.workflow import of_type, to_prompt
 from PIL import Image
 
+pytestmark = pytest.mark.beside
+
 
 @pytest.fixture(scope="module")
 def prompt(server):

@@ -1,6 +1,6 @@
 """Every shipped workflow, unmodified, in a real ComfyUI: stock loader nodes, files of the true layout with random weights.
 
-What needs text or vision encoders of the published size (gigabytes) is left to `python run.py workflows-full`. That the
+What needs text or vision encoders of the published size (gigabytes) is left to `python run.py encoders`. That the
 frontend makes the same prompts of them is tested in tests/browser/test_workflows.py.
 """
 
@@ -15,6 +15,7 @@ from PIL import Image
 from . import checkpoints, packs
 from .test_server import last_run, picture
 
+pytestmark = pytest.mark.beside
 FULL = {
     "highlight_sdxl_ipadapter", "highlight_sd15_controlnet_ipadapter", "highlight_sd35_sdtm", "highlight_flux_sdtm_controlnet",
 }  # fmt: skip

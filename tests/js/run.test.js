@@ -4,7 +4,7 @@ import { test } from "node:test"
 import * as runs from "../../js/run.js"
 import { TEXTS } from "../../js/texts.js"
 
-// A real run as engine/messages.py tells it, written by tests/unit/test_messages.py
+// A real run as engine/report/messages.py tells it, written by tests/unit/test_messages.py
 const told = JSON.parse(readFileSync(process.env.HIGHLIGHT_TOLD, "utf8"))
 
 test("a run told in pieces is the run told at once", () => {

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,10 @@ from torch import Tensor, nn
 from ...demo.diffusion import corrupt_by_flow, corrupt_by_schedule
 from ...demo.layout import LayoutHeads, answers, layout, teach_text
 from ...demo.load import read_weights
-from ...demo.mmdit import JointBlock, MMDiT
+from ...demo.mmdit import FinalLayer, JointBlock, MMDiT, StreamBlock
 from ...demo.scenes import held_out, object_masks, parse_caption, render, sample_scene
 from ...demo.text import TextEncoder, tokenize
-from ...demo.unet import CrossAttention, UNet
+from ...demo.unet import CrossAttention, ResBlock, SpatialTransformer, UNet
 from ...demo.vae import ideal_latent
 
 log = logging.getLogger("train.denoiser")
@@ -58,7 +59,8 @@ def make_examples(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, list[s
 def kept_examples(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Make a training set once and keep it."""
     if not path.exists():
-        np.savez(path, **make())
+        made: dict[str, Any] = {**make()}  # of arrays, which none of its own settings is
+        np.savez(path, **made)
     data = np.load(path)
     return {name: data[name] for name in data.files}
 
@@ -82,12 +84,17 @@ def fresh_unet() -> UNet:
     """A UNet whose residual branches start silent, as in the original."""
     unet = UNet()
     for module in unet.modules():
-        if hasattr(module, "out_layers"):
-            nn.init.zeros_(module.out_layers[-1].weight)
-        if hasattr(module, "proj_out"):
-            nn.init.zeros_(module.proj_out.weight)
-    nn.init.zeros_(unet.out[-1].weight)
+        if isinstance(module, ResBlock):
+            _silence(module.out_layers[-1])
+        if isinstance(module, SpatialTransformer):
+            _silence(module.proj_out)
+    _silence(unet.out[-1])
     return unet
+
+
+def _silence(layer: nn.Module) -> None:
+    """Let a layer with a weight start at nothing."""
+    nn.init.zeros_(layer.get_parameter("weight"))
 
 
 def fresh_mmdit() -> MMDiT:
@@ -97,9 +104,10 @@ def fresh_mmdit() -> MMDiT:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    silent = [module.adaLN_modulation[-1] for module in mmdit.modules() if hasattr(module, "adaLN_modulation")]
-    for layer in [*silent, mmdit.final_layer.linear]:
-        nn.init.zeros_(layer.weight)
+    for module in mmdit.modules():
+        if isinstance(module, StreamBlock | FinalLayer):
+            _silence(module.adaLN_modulation[-1])
+    _silence(mmdit.final_layer.linear)
     return mmdit
 
 
@@ -119,7 +127,7 @@ class Pair(nn.Module):
             self.text.requires_grad_(False)
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> UNet | MMDiT:
         return getattr(self, self.kind)
 
     def forward(self, x: Tensor, timesteps: Tensor, tokens: Tensor, layouts: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +168,7 @@ class Masters:
     def step(self, lr: float, decay: float) -> None:
         """Move the weights by the model's gradients, then the average towards them."""
         for name, parameter in self.trained.items():
+            assert parameter.grad is not None, f"{name} took no part in the loss"
             self.weights[name].grad = parameter.grad.float().view(self.weights[name].shape)
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         for optimiser in self.optimisers:

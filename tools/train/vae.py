@@ -39,7 +39,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    vae = VAE().to(device, memory_format=torch.channels_last)
+    vae = VAE().to(device, memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
     optimiser = torch.optim.AdamW(vae.parameters(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99))
     step, spent, checkpoint = 0, 0.0, args.out / "last.pt"
     if checkpoint.exists():

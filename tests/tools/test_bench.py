@@ -110,6 +110,24 @@ def test_tally_adds_up_pieces_it_has_met():
     assert tally.of(run(1), Sampling(cfg=1.0)) is None
 
 
+def test_tally_tells_merged_evaluations_apart_by_what_was_merged_not_by_their_reason():
+    def run(*merged):
+        made = Run((1, 4, 32, 32), "euler", (1.0, 0.0))
+        made.evaluations = [
+            Evaluation(i, i, 1.0, "dense", f"in words {i}", 1.0, merged=torch.ones(1, 2, 2), tokens_saved=n, parts_merged=parts)
+            for i, (n, parts) in enumerate(merged)
+        ]
+        return made
+
+    tally, sampling = Tally(), Sampling()
+    both, mlp = (64, ("attention", "mlp")), (64, ("mlp",))
+    assert tally.learn(run(both, both), sampling, 120) == 120
+    assert tally.of(run(both), sampling) == 60
+    assert tally.of(run(mlp), sampling) is None and tally.of(run((32, both[1])), sampling) is None
+    assert tally.learn(run(both, mlp), sampling, 140) == 140
+    assert tally.of(run(mlp, mlp), sampling) == 160
+
+
 def test_bug_stale_ingredients_are_stale():
     """Five rows of the ablation were one and the same, since what they override had got another name."""
     conv, norm, keys = torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.GroupNorm(1, 1), ("positive",)

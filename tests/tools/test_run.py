@@ -1,0 +1,35 @@
+"""The commands of run.py, and what the documents say of them."""
+
+import importlib.util
+import re
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def run(pack):
+    spec = importlib.util.spec_from_file_location("run_of_the_pack", pack / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_is_one_word_with_a_line_of_help_and_something_to_run(run, pack):
+    for name, command in run.COMMANDS.items():
+        assert name.isalpha() and command.about and "\n" not in command.about
+        assert bool(command.module) != bool(command.pytest), name
+        if command.module:
+            path = pack / command.module.replace(".", "/")
+            program = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+            assert "\ndef main() -> int:\n" in program.read_text(), name
+        else:
+            assert (pack / command.pytest[0]).exists(), name
+    assert all(f"  {name} " in run._parser().format_help() for name in run.COMMANDS)
+
+
+def test_documents_and_sources_name_commands_that_there_are(run, pack):
+    files = [*pack.glob("*.md"), *(pack / "docs").rglob("*.md")]
+    files += [path for folder in ("bench", "tools", "demo", "tests") for path in (pack / folder).rglob("*.py")]
+    named = {(path.name, word) for path in files for word in re.findall(r"python run\.py ([a-z][\w-]*)", path.read_text())}
+    assert len(named) > 10
+    assert not [(name, word) for name, word in named if word not in run.COMMANDS]
