@@ -30,7 +30,7 @@ from .run import JOB, KEY, ModelRun, Sampling
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
-TITLES = {"highlight": "Highlight Diffusion", "merging": "SDTM Token Merging"}
+TITLES = {HIGHLIGHT: "Highlight Diffusion", MERGING: "SDTM Token Merging"}
 WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 
 
@@ -135,7 +135,7 @@ class _OuterSample:
             run.seconds = time.perf_counter() - started
             if state.live:
                 state.live.close()
-            log.info("%s: %s", " and ".join(TITLES[method] for method, _, _ in asked.traces), as_line(run))
+            log.info("%s: %s", " and ".join(TITLES[method] for method in self.requests), as_line(run))
 
 
 def _record(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, requests: Requests) -> RunRecord:

@@ -112,7 +112,7 @@ def test_tally_adds_up_pieces_it_has_met():
 
 def test_tally_tells_merged_evaluations_apart_by_what_was_merged_not_by_their_reason():
     def run(*merged):
-        made = Run((1, 4, 32, 32), "euler", (1.0, 0.0))
+        made = RunRecord((1, 4, 32, 32), "euler", (1.0, 0.0))
         made.evaluations = [
             Evaluation(i, i, 1.0, "dense", f"in words {i}", 1.0, merged=torch.ones(1, 2, 2), tokens_saved=n, parts_merged=parts)
             for i, (n, parts) in enumerate(merged)
