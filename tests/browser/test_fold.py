@@ -10,16 +10,16 @@ ADVANCED = [
 SEEN = ["enabled", "preset", "correct"]
 LINE = "highlight_fold"
 ROW = 24
-TRY = """
-window.seen = (node) => node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name)
-window.widgetOf = (node, name) => node.widgets.find((widget) => widget.name === name)
-window.frame = (node) => document.querySelector(`[data-node-id="${node.id}"]`)
-"""
+HELP = """() => {
+    window.seen = (node) => node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name)
+    window.widgetOf = (node, name) => node.widgets.find((widget) => widget.name === name)
+    window.frameOf = (node) => document.querySelector(`[data-node-id="${node.id}"]`)
+}"""
 
 
 def load(ui: Ui, workflow: dict | None = None) -> None:
     """Load a saved workflow, by default the demo template as it is shipped."""
-    ui.run(TRY)
+    ui.run(HELP)
     ui.run("(workflow) => app.loadGraphData(workflow)", workflow or template(ui))
     ui.wait(f"() => nodeOf({PATCH})")
     settle(ui)
@@ -41,7 +41,8 @@ def shown(ui: Ui, node: str = f"nodeOf({PATCH})") -> list[str]:
         return [name for name in ui.run(f"() => seen({node})") if name not in (LINE, "highlight_view")]
     return ui.run(
         f"""() => {{
-            const texts = [...frame({node}).querySelectorAll('[data-testid="node-widget"] *')].map((e) => e.textContent.trim())
+            const parts = [...frameOf({node}).querySelectorAll(`[data-testid="node-widget"] *`)]
+            const texts = parts.map((part) => part.textContent.trim())
             return {node}.widgets.map(({{ name }}) => name).filter((name) => texts.includes(name))
         }}"""
     )
