@@ -233,3 +233,21 @@ def test_what_was_opened_in_one_renderer_is_open_in_the_other(ui: Ui):
         ui.renderer = mine
         ui.run(other, mine == "vue")
         ui.page.wait_for_timeout(1500)
+
+
+def test_a_setting_on_the_edge_of_a_subgraph_is_seen_within_and_without(ui: Ui):
+    load(ui)
+    ui.run(
+        f"""() => {{
+            window.outer = app.rootGraph.convertToSubgraph(new Set([nodeOf({PATCH})])).node
+            window.inner = outer.subgraph.nodes.find(({{ type }}) => type === 'HighlightDiffusion')
+            const input = inner.inputs.find(({{ name }}) => name === 'pace')
+            outer.subgraph.addInput('pace', 'FLOAT').connect(input, inner)
+        }}"""
+    )
+    settle(ui)
+    assert ui.run("() => seen(outer)") == ["pace"]
+    assert ui.run("() => seen(inner)") == [*SEEN, "pace", LINE]
+    ui.run("() => { outer.widgets[0].value = 2.5 }")
+    sent = next(node for node in prompt(ui).values() if node["class_type"] == "HighlightDiffusion")
+    assert list(sent["inputs"]) == [*SEEN, *ADVANCED, "model"] and sent["inputs"]["pace"] == 2.5
