@@ -3,7 +3,8 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { kindOf, locate, located, PATCHES, patches, PREVIEW, REPORT, shownOn } from "./graph.js"
+import { addFold } from "./fold.js"
+import { kindOf, locate, located, OURS, PATCHES, patches, PREVIEW, REPORT, shownOn } from "./graph.js"
 import { textsOf } from "./texts.js"
 import { HighlightView } from "./view.js"
 
@@ -12,12 +13,14 @@ const WIDGET = "highlight_view" // name and type; ComfyUI draws what has one of 
 const VIEW_HEIGHT = 280
 const REPORT_HEIGHT = 140
 const WIDTH = 380
+const ALWAYS = "Comfy.Node.AlwaysShowAdvancedWidgets"
 
 const views = new WeakMap() // node -> its view
 const reports = new WeakMap() // node -> its element
 
 const root = () => app.rootGraph ?? app.graph
-const texts = () => textsOf(app.extensionManager?.setting?.get("Comfy.Locale"))
+const setting = (id) => app.extensionManager?.setting?.get(id)
+const texts = () => textsOf(setting("Comfy.Locale"))
 const urlOf = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`)
 
 async function fetchJson(file) {
@@ -123,6 +126,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (OURS.has(kindOf(node))) addFold(node, texts(), () => Boolean(setting(ALWAYS)))
     if (kindOf(node) === PREVIEW) addView(node)
     else if (kindOf(node) === REPORT) addReport(node)
     else if (PATCHES.has(kindOf(node))) return saveWithoutView(node)

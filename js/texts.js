@@ -30,7 +30,10 @@ export const TEXTS = {
     active: "active area",
     error: "forecast off by",
     planned: "planned",
-    interrupted: "interrupted"
+    interrupted: "interrupted",
+    more: "More settings ({count})",
+    more_changed: "More settings ({count}, {changed} changed)",
+    fewer: "Fewer settings"
   },
   zh: {
     waiting: "运行工作流后,采样过程中这里会显示画面、热图和时间轴。",
@@ -61,7 +64,10 @@ export const TEXTS = {
     active: "活动面积",
     error: "预测误差",
     planned: "原计划",
-    interrupted: "已中断"
+    interrupted: "已中断",
+    more: "更多设置({count})",
+    more_changed: "更多设置({count},已改 {changed})",
+    fewer: "收起设置"
   }
 }
 

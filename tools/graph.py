@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .workflow import WIDGET_TYPES
 
 WIDTH, GAP, SLOT, WIDGET, TEXT = 340, 70, 22, 26, 90  # of nodes, in the graph's pixels
+NODES_2 = 12  # pixels by which a widget of Nodes 2.0 is higher than one of the classic renderer
+SHOWN = {"LoadImage": 240, "PreviewImage": 240, "SaveImage": 240, "HighlightMaskPreview": 300, "HighlightReport": 160}
 Link = tuple[int, int, str]  # node, slot, type
 
 
@@ -40,13 +42,14 @@ class Graph:
         Returns its outputs. Raises ValueError for an input the node has not, and for one it needs and was not given.
         """
         info, number = node_info(node), len(self.nodes) + 1
-        inputs, widgets, texts = [], [], 0
+        inputs, widgets, texts, folded = [], [], 0, 0
         for group in ("required", "optional"):
             for name, spec in info["input"].get(group, {}).items():
                 options = spec[1] if len(spec) > 1 else {}
                 if (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput"):
                     widgets.append(given.pop(name) if name in given else _default(spec, options))
                     texts += bool(options.get("multiline"))
+                    folded += node.startswith("Highlight") and bool(options.get("advanced"))
                     if options.get("control_after_generate"):
                         widgets.append("fixed")
                 else:
@@ -59,14 +62,17 @@ class Graph:
         outputs: list[dict[str, Any]] = []
         for slot, kind in zip(info["output_name"], info["output"], strict=True):
             outputs.append({"name": slot, "type": kind, "links": []})
-        height = 40 + SLOT * max(len(inputs), len(outputs)) + WIDGET * len(widgets) + TEXT * texts
-        self._place(node, column, height, title, inputs=inputs, outputs=outputs, widgets_values=widgets)
+        rows = len(widgets) - folded + bool(folded)  # what is folded (js/fold.js) has one line
+        height = 40 + SLOT * max(len(inputs), len(outputs)) + WIDGET * rows + TEXT * texts + SHOWN.get(node, 0)
+        room = height + NODES_2 * (rows + texts)
+        self._place(node, column, height, room, title, inputs=inputs, outputs=outputs, widgets_values=widgets)
         return [(number, slot, output["type"]) for slot, output in enumerate(outputs)]
 
     def note(self, column: int, text: str) -> None:
         """A note in Markdown."""
         lines = sum(1 + len(line) // 46 for line in text.splitlines())
-        self._place("MarkdownNote", column, 60 + 20 * lines, "", inputs=[], outputs=[], widgets_values=[text])
+        height = 60 + 20 * lines
+        self._place("MarkdownNote", column, height, height + NODES_2, "", inputs=[], outputs=[], widgets_values=[text])
 
     def _link(self, link: Link | None, target: int, slot: int) -> int | None:
         if link is None:
@@ -76,9 +82,10 @@ class Graph:
         self.nodes[link[0] - 1]["outputs"][link[1]]["links"].append(number)
         return number
 
-    def _place(self, kind: str, column: int, height: int, title: str, **rest: Any) -> None:
+    def _place(self, kind: str, column: int, height: int, room: int, title: str, **rest: Any) -> None:
+        """Put a node of this height below the others of its column, with room for what Nodes 2.0 makes of it."""
         top = self.heights.get(column, 40)
-        self.heights[column] = top + height + GAP
+        self.heights[column] = top + room + GAP
         node = {
             "id": len(self.nodes) + 1, "type": kind, "pos": [40 + column * (WIDTH + GAP), top], "size": [WIDTH, height],
             "flags": {}, "order": len(self.nodes), "mode": 0, **rest, "properties": {"Node name for S&R": kind},
