@@ -178,7 +178,8 @@ def plans() -> None:
         "shallow always": {"shallow": "always", "correct": "never"}, "shallow never": {"shallow": "never"},
         "shallow and corrected": {"shallow": "always", "correct": "always", "pace": 8.0},
         "forecast noise": {"forecast": "noise"}, "forecast denoised": {"forecast": "denoised"},
-        "not revised": {"revise": False}, "threshold 0": {"threshold": 0.0}, "threshold 0.3": {"threshold": 0.3},
+        "not revised": {"revise": False}, "threshold 0": {"threshold": 0.0},
+        "threshold 0.4": {"threshold": 0.4, "correct": "always"},
         "levels 0": {"levels": 0, **MASKED}, "levels 1": {"levels": 1, **MASKED}, "halo 4": {**MASKED, "halo": 4},
         "max area 0.05": {"max_area": 0.05, "correct": "always"}, "one gap of all": {"interval": (100,), "correct": "always"},
         "8 bit": {"memory": "8 bit", **MASKED}, "offload": {"memory": "offload", **MASKED},
@@ -211,7 +212,7 @@ def masks() -> None:
     apart[1], apart[2, :6] = lower[0], 1
     for name in ("sd15", "sd3"):
         add(f"{name}, a mask and a protected part", name, MASKED, given=Given(box(), lower))
-        add(f"{name}, a protected part", name, MASKED | {"threshold": 0.4}, given=Given(protect=lower))
+        add(f"{name}, a protected part", name, MASKED | {"threshold": 0.55}, given=Given(protect=lower))
         add(f"{name}, an empty mask", name, MASKED, given=Given(torch.zeros(1, *SIZE)))
         add(f"{name}, a mask of the whole frame", name, MASKED, given=Given(torch.ones(1, *SIZE)))
         add(f"{name}, a mask, all automatic", name, {}, given=Given(box()), steps=20)
@@ -337,7 +338,7 @@ def merging() -> None:
         "mcw 1": pure, "mcw 0.5": {"mcw": 0.5}, "protect_steps 2": {"protect_steps": 2}, "not rotated": {"rotate": False},
         "MLP alone in detail": {"detail_attention": False, "switch": 0.2}, "a_p": {"a_p": 0.3},
         "not proportional": {"proportional": False}, "8 bit": {"memory": "8 bit"}, "offload": {"memory": "offload"},
-        "window 4": {"window": 4, **pure}, "threshold": {"threshold": 0.6}, "reuse 1": {"reuse": 1, **pure},
+        "window 4": {"window": 4, **pure}, "threshold": {"threshold": 0.1}, "reuse 1": {"reuse": 1, "delta": 0.0, **pure},
         "blocks protected": {"protect_blocks": (0, -1)}, "a share of the schedule": {"start_percent": 0.2, "end_percent": 0.8},
         "disabled": {"enabled": False}, "nothing to save": {"r": 0.0, "delta": 0.0},
     }  # fmt: skip
