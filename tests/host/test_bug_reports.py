@@ -1,5 +1,6 @@
 """What broke other accelerators, by their users' reports, tried on this one: docs/other-packs-bugs.md says which is which."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,6 +64,14 @@ def kinds(trace: Trace) -> list[str]:
 
 def off_by(latent: torch.Tensor, other: torch.Tensor) -> float:
     return float((latent - other).norm() / other.norm())
+
+
+def test_every_report_has_its_row_and_every_row_a_test_that_is_there(pack):
+    rows = re.findall(r"^\| (\d+) \|.*$", (text := (pack / "docs" / "other-packs-bugs.md").read_text()), re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(1, 35))
+    there = "".join(path.read_text() for path in (pack / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"\btest_\w+(?!\w|\.py)", text))
+    assert len(named) > 30 and all(f"def {name}(" in there for name in named), [n for n in named if f"def {n}(" not in there]
 
 
 # -- conds that are computed together in one step and apart in the next ------------------------------------------------
