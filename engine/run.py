@@ -169,7 +169,7 @@ class HighlightRun:
         if kind == "partial" and not any(region.outer for region in self.regions):
             return "skipped", f"forecast only: {self.regions[0].reason if self.regions else 'no highlight was found yet'}"
         if kind == "partial" and not all(window.recordings for window in self.windows):
-            return "skipped", "forecast only: the highlight moved since the last dense evaluation"
+            return "skipped", "forecast only: nothing is recorded around the highlight yet"
         return kind, reason
 
     def forget(self) -> None:
@@ -243,6 +243,8 @@ class HighlightRun:
 
         Returns what to answer: the same, or changed by what the forecasts before it got wrong.
         """
+        for surroundings in self._surroundings:
+            surroundings.end()
         if self.dense_reason:
             return list(outputs)
         answers, errors = [], []

@@ -26,7 +26,7 @@ from ..engine.trace import Run
 from .control import Residuals, mapped
 from .families import family_of
 from .families.base import Family, chosen
-from .run import ModelRun, check_latent
+from .run import NOT_RECORDED, ModelRun, check_latent
 
 OVERRIDE = "optimized_attention_override"
 LAYERS = 4  # blocks listened to
@@ -177,6 +177,9 @@ class DiTRun(ModelRun):
         )  # fmt: skip
 
     def _subsets(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
+        if not all(subset.holds(keys) for subset in self.computed):
+            self.no_parts = NOT_RECORDED
+            return executor(x, *arguments, options, **kwargs)
         if not all(subset.joins(keys) for subset in self.computed):
             self.no_parts = "prompts of different lengths are computed together that were not before"
             return executor(x, *arguments, options, **kwargs)

@@ -35,6 +35,8 @@ CONDITIONING_WITHOUT_WINDOWS = {
     "hooks": "the conditioning carries hooks",
 }
 
+NOT_RECORDED = "prompts are computed that were not where their surroundings were recorded"
+
 
 class ModelRun:
     """Base of the executors. `apply_model` is theirs to write: it computes `self.computed`, or the whole model while

@@ -18,7 +18,7 @@ from ..engine.trace import Run
 from .attention import HeatmapTap, cross_attention_sites
 from .control import Residuals, mapped
 from .ip_adapter import in_window
-from .run import ModelRun, check_latent
+from .run import NOT_RECORDED, ModelRun, check_latent
 
 
 def is_unet(model: ModelPatcher) -> bool:
@@ -66,6 +66,9 @@ class UNetRun(ModelRun):
         return output
 
     def _windows(self, executor, unet, keys, x: Tensor, t, c_concat, c_crossattn, control, options, **kwargs) -> Tensor:
+        if not all(window.holds(keys) for window in self.computed):
+            self.no_parts = NOT_RECORDED
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         full = torch.zeros_like(x)
         for window in self.computed:
 

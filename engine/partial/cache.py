@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -121,6 +121,14 @@ class Surroundings:
             self.recordings.pop()
         self.recordings.append(Recording(sigma))
         del self.recordings[:-2]
+
+    def end(self) -> None:
+        """End the recording of a dense evaluation; one that holds nothing, since the model was not called, is dropped."""
+        self.recordings[:] = [recording for recording in self.recordings if recording.parts]
+
+    def holds(self, keys: Sequence[Key]) -> bool:
+        """Whether the newest recording has these streams."""
+        return self.recordings[-1].holds(tuple(keys))
 
     def rows(self, x: Tensor) -> Tensor:
         """The rows (streams, ...) of this region's image, from those of a whole call (streams * images, ...)."""

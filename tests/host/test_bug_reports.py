@@ -476,6 +476,31 @@ def test_beside_a_wrapper_that_answers_from_its_cache_without_calling_the_net(na
     assert all(e.reason for e in trace.last.evaluations) and len(trace.last.evaluations) in (6, 12)
 
 
+@pytest.mark.parametrize(("name", "config"), [("sd15", PARTS), ("sd15", SHALLOW), ("sd3", PARTS), ("qwen_image", PARTS)])
+@pytest.mark.parametrize("skipped", [1, 2, 5, 6])
+def test_bug_a_dense_evaluation_that_another_node_answered_left_an_empty_recording(name, config, skipped):
+    """The window after it looked for what was never recorded: KeyError. So it did where but the negative was answered."""
+    subject = model(name)
+    for whole in (True, False):
+        calls, kept = [], []
+
+        def answering(executor, *args, whole=whole, calls=calls, kept=kept):
+            calls.append(1)
+            if len(calls) - 1 == skipped:
+                if whole:
+                    return kept[-1]
+                net, (positive, negative), *rest = args
+                return [executor(net, [positive, None], *rest)[0], kept[-1][1]]
+            kept[:] = [executor(*args)]
+            return kept[-1]
+
+        trace = Trace()
+        patcher = attached(subject, config, trace)
+        patcher.add_wrapper_with_key("calc_cond_batch", "answering", answering)
+        assert torch.isfinite(tiny.sample(subject, patcher, steps=12)).all() and trace.last.completed
+        assert trace.last.count("partial") + trace.last.count("shallow") + trace.last.count("skipped")
+
+
 @pytest.mark.parametrize("ours_first", [False, True], ids=["compiled last", "compiled first"])
 @pytest.mark.parametrize("name", BOTH)
 def test_a_compiled_model_in_either_order_saves_and_says_why_nothing_is_computed_in_part(name, ours_first):
