@@ -335,10 +335,10 @@ def test_equal_sigmas_in_a_row(name, sampler):
 
 
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("sampler", ["dpmpp_2s_ancestral", "dpmpp_sde", "seeds_3", "heun"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2s_ancestral", "dpmpp_sde", "seeds_3"])
 def test_start_and_end_percent_at_every_value(name, sampler):
     subject, trace = model(name), Trace()
-    values = (0.0, 0.15, 0.5, 0.85, 1.0)
+    values = (0.0, 0.3, 0.7, 1.0)
     for start in values:
         for end in values[values.index(start) + 1 :]:
             config = replace(PARTS, start_percent=start, end_percent=end)
@@ -403,15 +403,12 @@ SAMPLINGS = {
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize("scheduler", ["normal", "simple", "karras"])
-def test_model_sampling_nodes(name, scheduler):
+def test_model_sampling_nodes(name):
     subject, patch = model(SAMPLINGS[name][0]), SAMPLINGS[name][1]
     patched = patch(subject.patcher)
     first = float(patched.get_model_object("model_sampling").sigma_max)
-    if scheduler != "simple" and name == "an EPS model as a flow":
-        return  # ComfyUI's schedule of it begins where its time is not known
-    settings = {"config": PARTS, "given": corner(subject.size), "size": subject.size, "steps": 12}
-    run = run_thrice(subject, patched, scheduler=scheduler, **settings)
+    settings = {"config": PARTS, "given": corner(subject.size), "size": subject.size, "steps": 12, "scheduler": "simple"}
+    run = run_thrice(subject, patched, **settings)
     plain = run_thrice(subject, again=False, **settings)
     assert [e.kind for e in run.evaluations] == [e.kind for e in plain.evaluations]
     assert not name.endswith("zsnr") or first > 1000 < run.sigmas[0]
