@@ -72,7 +72,7 @@ class DiTRun(ModelRun):
 
     def _whole(self, executor, keys, x: Tensor, arguments, options: dict, **kwargs) -> Tensor:
         """A dense evaluation, tapped where something records or listens."""
-        t, _, _, control = arguments
+        control = arguments[3]
         accumulator, rows = self.engine.accumulator, self.positive_rows(options)
         hear = self._hear(accumulator, rows, len(keys), len(x)) if accumulator is not None and rows else None
         if not self.recorded and hear is None:
@@ -87,7 +87,7 @@ class DiTRun(ModelRun):
         with tapped(self.family, self.network, tap):
             output = executor(x, *arguments, {**options, OVERRIDE: tap}, **kwargs)
         self.keep_control(keys, cropped)
-        self._judge(tap, t, foreign_tokens)
+        self._judge(tap, foreign_tokens)
         return output
 
     def _pick(self, subset: TokenSubset) -> Pick:
@@ -98,14 +98,12 @@ class DiTRun(ModelRun):
         tensors = [v for values in control.values() if isinstance(values, list) for v in values if isinstance(v, Tensor)]
         return all(v.ndim == 3 and v.shape[1] == self.grid.count for v in tensors)
 
-    def _judge(self, tap: RecordingTap, t: Tensor, foreign_tokens: bool) -> None:
+    def _judge(self, tap: RecordingTap, foreign_tokens: bool) -> None:
         """Note what keeps this graph from being computed in part."""
         if foreign_tokens:
             self.no_parts = "a control net's tokens are not those of the picture"
         elif tap.passed - tap.seen:
             self.no_parts = "an attention of this model is not to be seen"
-        elif t.ndim > 1 and t.shape[1] > 1:
-            self.no_parts = "every token has a timestep of its own"
 
     def _hear(self, accumulator, rows, streams: int, batch: int) -> Callable[[int, Tensor, Tensor, int], None]:
         """Adds how much the image's tokens look at the text's, in the blocks that are listened to.
