@@ -124,6 +124,8 @@ class Dense:
         record = self._recorded(state, request, evaluation)
         tasks, capture = self._tasks(state, request, evaluation, bool(record))
         outputs = compute(Job(evaluation, record, capture=capture, tasks=tasks))
+        for cache in state.caches:
+            cache.end()
         for method in state.methods:
             method.after_dense(outputs)
         if request.dense_because:

@@ -28,7 +28,7 @@ from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
 from .methods import METHODS
-from .run import ModelRun, Sampling, check_latent
+from .run import NOT_RECORDED, ModelRun, Sampling, check_latent
 
 CAPTURED_BLOCKS = 4
 
@@ -138,7 +138,7 @@ class DiTRun(ModelRun):
         own = DiTCall(call, self.family)
         output, seen = record_subsets(self.transformer, own, job.record, self.grid.count, orders, capture)
         self.keep_control(job, call.keys, cropped)
-        self._judge(seen, call.t, foreign_tokens)
+        self._judge(seen, foreign_tokens)
         if capture is not None and not seen.captured:
             why = seen.odd or "an attention of this model is not to be seen"
             job.evaluation.reason += f"; not listened to: {why}"
@@ -146,6 +146,9 @@ class DiTRun(ModelRun):
 
     def _subsets(self, job: Job, call: ModelCall, around: Around) -> Tensor:
         """The subsets by themselves, in a tensor of the whole call's size."""
+        if not all(subset.holds(call.keys) for subset in job.compute):
+            self.no_parts = NOT_RECORDED
+            return call()
         if not all(subset.joins(call.keys) for subset in job.compute):
             self.no_parts = "prompts of different lengths are computed together that were not before"
             return call()
@@ -167,7 +170,7 @@ class DiTRun(ModelRun):
         tensors = [v for values in control.values() if isinstance(values, list) for v in values if isinstance(v, Tensor)]
         return all(v.ndim == 3 and v.shape[1] == self.grid.count for v in tensors)
 
-    def _judge(self, seen: RecordingOverride, t: Tensor, foreign_tokens: bool) -> None:
+    def _judge(self, seen: RecordingOverride, foreign_tokens: bool) -> None:
         """Note what keeps this graph from being computed in part."""
         if foreign_tokens:
             self.no_parts = "a control net's tokens are not those of the picture"
@@ -175,8 +178,6 @@ class DiTRun(ModelRun):
             self.no_parts = seen.odd
         elif seen.passed - seen.seen:
             self.no_parts = "an attention of this model is not to be seen"
-        elif t.ndim > 1 and t.shape[1] > 1:
-            self.no_parts = "every token has a timestep of its own"
 
     def _capture(self, accumulator: HeatmapAccumulator | None, call: ModelCall) -> Capture | None:
         """What adds how much the image's tokens look at the text's to an accumulator, in a few blocks; None where nothing is

@@ -42,6 +42,8 @@ CONDITIONING_WITHOUT_WINDOWS = {
     "hooks": "the conditioning carries hooks",
 }
 
+NOT_RECORDED = "prompts are computed that were not where their surroundings were recorded"
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -18,7 +18,7 @@ from .attention import HeatmapTap, cross_attention_sites
 from .call import ModelCall
 from .control import Residuals, mapped
 from .ip_adapter import in_window
-from .run import ModelRun, Sampling, check_latent
+from .run import NOT_RECORDED, ModelRun, Sampling, check_latent
 
 
 def is_unet(model: ModelPatcher) -> bool:
@@ -70,6 +70,9 @@ class UNetRun(ModelRun):
 
     def _windows(self, job: Job, unet: UNetModel, call: ModelCall) -> Tensor:
         """The windows by themselves, in a tensor of the whole call's size."""
+        if not all(window.holds(call.keys) for window in job.compute):
+            self.no_parts = NOT_RECORDED
+            return call()
         full = torch.zeros_like(call.x)
         for window in job.compute:
             own = call.of_image(window.rows)

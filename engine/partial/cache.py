@@ -96,6 +96,14 @@ class ActivationCache:
         self.entries.append(CacheEntry(sigma))
         del self.entries[:-2]
 
+    def end(self) -> None:
+        """End the recording of a dense evaluation; one that holds nothing, since the model was not called, is dropped."""
+        self.entries[:] = [entry for entry in self.entries if entry.parts]
+
+    def holds(self, keys: Keys) -> bool:
+        """Whether the newest recording has these streams."""
+        return self.entries[-1].holds(keys)
+
     def clear(self) -> None:
         """Drop what was recorded."""
         self.entries.clear()

@@ -86,5 +86,5 @@ class RegionTracker:
         if not any(region.outer for region in self.regions):
             return self.regions[0].reason if self.regions else "no highlight was found yet"
         if not all(cache.entries for cache in self.caches):
-            return "the highlight moved since the last dense evaluation"
+            return "nothing is recorded around the highlight yet"
         return None

@@ -20,7 +20,8 @@ class Fallback(TypedDict):
 
 class Report(TypedDict):
     """`ratio`: how many times longer the run would have taken dense; None, as `dense_seconds`, where nothing tells.
-    `planned` counts what the plan wanted, `evaluations` what was done."""
+    `planned` counts what the plan wanted, `evaluations` what was done. `idle` says why nothing was saved; None where
+    something was."""
 
     sampler: str
     shape: list[int]
@@ -36,6 +37,7 @@ class Report(TypedDict):
     preview_ms: float
     highlight: str
     fallbacks: list[Fallback]
+    idle: str | None
 
 
 def estimate_dense(run: RunRecord) -> tuple[float | None, str]:
@@ -74,8 +76,16 @@ def report(run: RunRecord) -> Report:
         evaluations={kind: run.count(kind) for kind in KINDS},
         mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
-        highlight=run.highlight_reason, fallbacks=fallbacks(run),
+        highlight=run.highlight_reason, fallbacks=fallbacks(run), idle=_idle(run),
     )  # fmt: skip
+
+
+def _idle(run: RunRecord) -> str | None:
+    """Why nothing was saved in a run: the reasons of its evaluations, the most frequent first. None where something was."""
+    if not run.evaluations or any(e.kind != "dense" or e.merged is not None for e in run.evaluations):
+        return None
+    counted = Counter(e.reason for e in run.evaluations)
+    return ", ".join(f"{reason} ({n})" for reason, n in counted.most_common())
 
 
 def _mean_merged(run: RunRecord) -> float | None:
@@ -93,6 +103,8 @@ def as_text(told: Report) -> str:
     lines.append(f"  from {told['estimate']}")
     counts = told["evaluations"]
     lines.append(f"{sum(counts.values())} evaluations: {in_words(counts)}; mean active area {told['mean_active']:.0%}")
+    if told["idle"] is not None:
+        lines.append(f"nothing was saved: {told['idle']}")
     if told["mean_merged"] is not None:
         lines.append(f"tokens merged where any were: {told['mean_merged']:.0%}")
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")

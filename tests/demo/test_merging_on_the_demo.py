@@ -6,7 +6,7 @@ from highlight_diffusion.demo.load import encode_prompt, load_plain
 from highlight_diffusion.demo.plain import sample
 from highlight_diffusion.demo.plain_flow import PlainFlow
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.merging.sdtm import SDTMConfig
+from highlight_diffusion.engine.merging.config import SDTMConfig
 
 OFF = HighlightConfig(enabled=False)
 PURE = SDTMConfig(mcw=1, protect_steps=0)

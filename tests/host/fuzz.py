@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -22,11 +23,17 @@ from hypothesis import strategies as st
 
 from . import tiny
 
-MODELS = {
+FAMILIES = {
     "sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "sd3": tiny.sd3, "flux": tiny.flux, "lumina2": tiny.lumina2,
     "qwen_image": tiny.qwen_image, "wan": tiny.wan, "flux2": tiny.flux2, "z_image": tiny.z_image, "chroma": tiny.chroma,
     "hidream": tiny.hidream, "hunyuan_video": tiny.hunyuan_video,
 }  # fmt: skip
+PRECISIONS = ("bf16", "fp16", "fp8 cast to bf16", "bf16 cast to fp32")
+MODELS = FAMILIES | {
+    f"{name}, {precision}": partial(tiny.built_in, precision, make)
+    for name, make in FAMILIES.items()
+    for precision in PRECISIONS
+}
 SLOW = {"dpm_adaptive"}  # takes as many evaluations as it likes; it has its own row in test_sampling
 SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name not in SLOW]
 NODES: dict[str, Callable[[Any], Any]] = {
@@ -182,9 +189,10 @@ def cases(draw) -> Case:
         "scheduler": draw(st.sampled_from(comfy.samplers.KSampler.SCHEDULERS)),
         "denoise": draw(st.sampled_from([1.0, 1.0, 0.5])),
     }  # fmt: skip
+    precision = draw(st.sampled_from([""] * len(PRECISIONS) + [f", {name}" for name in PRECISIONS]))
     few = st.integers(0, 3).flatmap(lambda n: chain if n == 0 else st.just(()))
     return Case(
-        draw(st.sampled_from(sorted(MODELS))), draw(INPUTS), draw(few), draw(few),
+        draw(st.sampled_from(sorted(FAMILIES))) + precision, draw(INPUTS), draw(few), draw(few),
         draw(st.sampled_from(["one", "one", "two", "area", "mask", "range"])), draw(st.sampled_from([77, 77, 1, 40, 154])),
         sampling, {"mask": draw(masks()), "protect": draw(masks())}, draw(references()),
     )  # fmt: skip

@@ -189,21 +189,17 @@ def test_both_orders_are_accelerated_alike_and_nothing_leaks(observe, model, ada
     assert torch.equal(tiny.sample(model, ours, size=SIZE, steps=10), alone), "a sibling has no adapter"
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_window_equals_dense_where_it_was_recorded(kind, model, adapted, chain, batch):
-    """Every dense evaluation is followed by a window of the last image at the same x and sigma; without the adapter, the
-    negative control, that would be another picture."""
-    if kind == "SDXL" and (batch, chain) != (1, "two in a row, one with a mask"):
-        return  # seventy places take their time
+def errors_of_a_window(model, adapted, batch: int = 1, size=SIZE, box=BOX, steps: int = 2) -> tuple[list[float], list[float]]:
+    """Every dense evaluation is followed by a window of the last image at the same x and sigma, and by one without the
+    adapter, the negative control. How far both are off inside, as a share of the largest value there."""
     errors, without = [], []
 
     def again(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         args = (x, t, c_concat, c_crossattn, control)
         dense = executor(*args, transformer_options, **kwargs)
         state = transformer_options[KEY]
-        depth, _ = depth_and_alignment(model.patcher.model.diffusion_model, SIZE, 2)
-        window = Window(BOX, SIZE, affine, ImageRows(batch - 1, batch), depth)
+        depth, _ = depth_and_alignment(model.patcher.model.diffusion_model, size, 2)
+        window = Window(box, size, affine, ImageRows(batch - 1, batch), depth)
         window.begin(1.0)
         call = ModelCall(executor, *args, transformer_options, kwargs)
         assert torch.equal(state.apply_model(Job(AT_ONE, record=(window,)), call), dense)
@@ -219,10 +215,37 @@ def test_a_window_equals_dense_where_it_was_recorded(kind, model, adapted, chain
         without.append(error({**transformer_options, "patches_replace": {}}))
         return dense
 
-    patcher = attach(CHAINS[chain](adapted, model.patcher), HighlightConfig(enabled=False), Trace())
+    patcher = attach(adapted, HighlightConfig(enabled=False), Trace())
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "again", again)
-    tiny.sample(model, patcher, size=SIZE, steps=2, batch=batch)
+    tiny.sample(model, patcher, size=size, steps=steps, batch=batch)
+    return errors, without
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_window_equals_dense_where_it_was_recorded(kind, model, adapted, chain, batch):
+    if kind == "SDXL" and (batch, chain) != (1, "two in a row, one with a mask"):
+        return  # seventy places take their time
+    errors, without = errors_of_a_window(model, CHAINS[chain](adapted, model.patcher), batch)
     assert len(errors) >= 2 and max(errors) < 2e-5 and max(without) > 1e-3, (errors, without)
+
+
+def test_a_window_beside_a_mask_at_a_size_that_nothing_divides(kind, model, adapted):
+    """680x488 pixels, whose rows and columns IPAdapter tells by the number of tokens."""
+    if kind != "plain":
+        return  # of the kinds only the number of places and of tokens differs
+    errors, without = errors_of_a_window(model, adapted(model.patcher, attn_mask=half()), 1, (85, 61), (24, 40, 16, 32), 1)
+    assert max(errors) < 2e-5 and max(without) > 1e-3, (errors, without)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_window_beside_a_mask_for_each_picture(kind, model, adapted, batch):
+    """Two masks in a batch of two, and in one of four."""
+    if kind != "plain":
+        return  # as above
+    masks = torch.cat([half(), 1 - half()])
+    errors, without = errors_of_a_window(model, adapted(model.patcher, attn_mask=masks), batch)
+    assert max(errors) < 2e-5 and max(without) > 1e-3, (errors, without)
 
 
 @pytest.mark.parametrize("chain", CHAINS)

@@ -1,6 +1,7 @@
 """Tiny UNets of the real architectures with random weights, and how to sample them with the real host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -39,8 +40,31 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
                 p.copy_(noise / max(p[0].numel(), 1) ** 0.5 if p.ndim >= 2 else 0.1 * noise)
 
 
+PRECISION: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "fp32": (torch.float32, None), "bf16": (torch.bfloat16, None), "fp16": (torch.float16, None),
+    "fp8 cast to bf16": (torch.float8_e4m3fn, torch.bfloat16), "bf16 cast to fp32": (torch.bfloat16, torch.float32),
+}  # fmt: skip
+_precision = ["fp32"]
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Models built while this holds have weights as PRECISION[name] says, cast at each use where it says to what."""
+    _precision.append(name)
+    try:
+        yield
+    finally:
+        _precision.pop()
+
+
+def built_in(name: str, make: Callable[[], Tiny]) -> Tiny:
+    """What `make` makes, in the precision of this name."""
+    with precision(name):
+        return make()
+
+
 def build(config) -> comfy.model_patcher.ModelPatcher:
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(*PRECISION[_precision[-1]])
     model = config.get_model({}, "", device=torch.device("cpu"))
     randomise(model.diffusion_model)
     offload = comfy.model_management.unet_offload_device()
@@ -221,15 +245,14 @@ def hunyuan_dit() -> Tiny:
     return Tiny(build(config), extra=_two_encoders)
 
 
-def wan(**changed) -> Tiny:
-    config = supported.WAN21_T2V(
-        dict(
-            image_model="wan2.1", model_type="t2v", dim=64, out_dim=16, num_heads=4, ffn_dim=128, num_layers=3,
-            patch_size=(1, 2, 2), freq_dim=64, window_size=(-1, -1), qk_norm=True, cross_attn_norm=True, eps=1e-6, text_dim=64,
-            in_dim=16,
-        ) | changed
-    )  # fmt: skip
-    return Tiny(build(config), channels=16, frames=3)
+def wan(kind: type = supported.WAN21_T2V, channels: int = 16, **changed) -> Tiny:
+    """Wan 2.1; with another class of ComfyUI's its image to video, or Wan 2.2 5B of 48 `channels`."""
+    config = dict(
+        image_model="wan2.1", model_type="t2v", dim=64, out_dim=channels, num_heads=4, ffn_dim=128, num_layers=3,
+        patch_size=(1, 2, 2), freq_dim=64, window_size=(-1, -1), qk_norm=True, cross_attn_norm=True, eps=1e-6, text_dim=64,
+        in_dim=channels,
+    ) | changed  # fmt: skip
+    return Tiny(build(kind(config)), channels=channels, frames=3)
 
 
 def _llama(g: torch.Generator, tokens: int) -> dict:

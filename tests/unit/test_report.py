@@ -80,6 +80,15 @@ def test_text_json_line_and_picture_say_the_same(run):
     assert ((drawn[0] - blue).abs().amax(-1) < 0.01).sum() > 1000  # the dense bars of its timeline
 
 
+def test_a_run_that_saved_nothing_says_why(run):
+    assert report(run)["idle"] is None and "nothing was saved" not in as_text(report(run))
+    run.evaluations = [evaluation(i, "dense", 0.3) for i in range(3)]
+    run.evaluations[2].reason = "last step"
+    assert "nothing was saved: as planned (2), last step (1)" in as_text(report(run))
+    run.evaluations[1].merged = torch.full((1, 32, 32), 0.5)
+    assert report(run)["idle"] is None
+
+
 def test_an_interrupted_run_says_so(run):
     run.completed = False
     assert "interrupted" in as_text(report(run)) and "interrupted" in as_line(run)
