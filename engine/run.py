@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import ADAPTIVE, HighlightConfig
+from .finite import Finiteness, number_or_none
 from .merging.sdtm import MergingRun
 from .partial.cache import Surroundings
 from .partial.window import windows_of
@@ -92,6 +93,9 @@ class HighlightRun:
         self.no_windows: str | None = None
         self.watches: list[tuple[Evaluation, Stopwatch]] = []
         self.exhausted: str | None = None  # how memory ran out, once it did
+        self.finite = Finiteness(trace)
+        self.kind: tuple[torch.dtype, torch.device] | None = None  # of the latent asked about
+        self.changed: str | None = None  # how that is another than in the evaluation before
 
     def _corrects(self, steps: int) -> bool:
         """Whether longer gaps are to have a partial evaluation: as wanted, with a mask, or where it pays."""
@@ -115,6 +119,8 @@ class HighlightRun:
 
         Reasons a host sets beforehand: `dense_reason` makes everything dense, `no_windows` rules out partial ones.
         """
+        self.finite.settle()
+        self.dense_reason = self.dense_reason or self.finite.lost
         step = step_of(sigma, self.trace.sigmas)
         planned = self.plan[step]
         kind, reason = planned.kind, planned.reason
@@ -123,11 +129,11 @@ class HighlightRun:
         wanted = kind
         if self.dense_reason:
             kind, reason = "dense", self.dense_reason
-            self.forget()
-        elif signature != self.signature:
-            reason = "the conditioning changed" if self.forecasts and kind != "dense" else reason
-            kind = "dense"
-            self.forget()
+            self.begin_anew()
+        elif self.changed or signature != self.signature:
+            stale = self.forecasts and kind != "dense"
+            kind, reason = "dense", self.changed or ("the conditioning changed" if stale else reason)
+            self.begin_anew() if self.changed else self.forget()
         elif kind != "dense":
             kind, reason = self._affordable(kind, reason, sigma)
         self.signature = signature
@@ -179,6 +185,12 @@ class HighlightRun:
         self._drop_recordings()
         if self.merging is not None:
             self.merging.forget()
+
+    def begin_anew(self) -> None:
+        """Forget, and drop what merging learnt of the predictions: they are of another latent, or must not be used."""
+        self.forget()
+        if self.merging is not None:
+            self.merging.begin_anew()
 
     @property
     def _surroundings(self) -> list[Surroundings]:
@@ -241,8 +253,9 @@ class HighlightRun:
     def end_dense(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Take up a dense evaluation: denoised tensors, one a branch (positive, negative ...), all at x.
 
-        Returns what to answer: the same, or changed by what the forecasts before it got wrong.
+        Returns what to answer: the same, or, where all is finite, changed by what the forecasts before it got wrong.
         """
+        finite = self.finite.see(evaluation, x, *outputs)
         if self.dense_reason:
             return list(outputs)
         answers, errors = [], []
@@ -250,7 +263,7 @@ class HighlightRun:
             if self.gaps and i in self.forecasts and self.forecasts[i].ready:
                 errors.append(self.forecasts[i].error(x, denoised, evaluation.sigma))
             forecast = self.forecasts.setdefault(i, Forecast(self.space, self.response, self.axis))
-            answers.append(forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected))
+            answers.append(self._taken(forecast, evaluation, x, denoised, finite))
         held = sum(own.bytes for own in self._surroundings) + (self.merging.bytes if self.merging is not None else 0)
         self.trace.cache_bytes = max(self.trace.cache_bytes, held)
         self._measure(evaluation, errors)
@@ -258,28 +271,35 @@ class HighlightRun:
 
     def _measure(self, evaluation: Evaluation, errors: list[Tensor]) -> None:
         """Take up what a dense evaluation tells: the heatmap, and the errors of the forecasts. One transfer for both."""
-        heard, words = bool(self.accumulator and self.accumulator.maps), {}
+        heard, words, heat = bool(self.accumulator and self.accumulator.maps), {}, None
         if heard:
             heat, words = self.accumulator.heatmap(), self.accumulator.words()
-            self.heard += 1
-            newest = max(HEATMAP_NEWEST, 1 / self.heard)
-            self.heatmap = heat if self.heatmap is None else self.heatmap.lerp(heat, newest)
+            newest = max(HEATMAP_NEWEST, 1 / (self.heard + 1))
+            heat = heat if self.heatmap is None else self.heatmap.to(heat).lerp(heat, newest)
         self.accumulator = None
-        measured = [self.heatmap, *words.values()] if heard else []
-        measured = [m.flatten() for m in measured] + ([torch.stack(errors).mean()[None]] if errors else [])
-        told = torch.cat(measured).cpu() if measured else None  # one transfer
-        if errors:
-            evaluation.forecast_error = float(told[-1])
+        measured = [heat, *words.values()] if heard else []
+        told = self.finite.told([*measured, *([torch.stack(errors).mean()] if errors else [])])  # one transfer
+        if told is None:
+            return self.begin_anew()
+        error = float(told[-1]) if errors else None
+        evaluation.forecast_error = number_or_none(error)
         if self.gaps:
-            self.gaps.computed(evaluation.step, evaluation.sigma, evaluation.forecast_error)
-        if heard:
-            evaluation.heatmap = told[: self.heatmap.numel()].reshape(self.heatmap.shape)
-            if words:
-                rest = told[self.heatmap.numel() :][: len(words) * self.heatmap.numel()]
-                evaluation.words = rest.reshape(len(words), -1, *self.heatmap.shape[-2:]).transpose(0, 1)
-                self.trace.words = tuple(words)
-            if self.config.active:
-                self._aim(evaluation.heatmap)
+            self.gaps.computed(evaluation.step, evaluation.sigma, error)
+        if heard and told[: sum(m.numel() for m in measured)].isfinite().all():
+            self._take_heatmap(evaluation, heat, told, tuple(words))
+        elif heard:
+            self.trace.highlight_reason = "no highlight: what the model attended to was not finite"
+
+    def _take_heatmap(self, evaluation: Evaluation, heat: Tensor, told: Tensor, words: tuple[str, ...]) -> None:
+        """Take up a heatmap, and those of single words, of which `told` has the values on the CPU."""
+        self.heatmap, self.heard = heat, self.heard + 1
+        evaluation.heatmap = told[: heat.numel()].reshape(heat.shape)
+        if words:
+            rest = told[heat.numel() :][: len(words) * heat.numel()]
+            evaluation.words = rest.reshape(len(words), -1, *heat.shape[-2:]).transpose(0, 1)
+            self.trace.words = words
+        if self.config.active:
+            self._aim(evaluation.heatmap)
 
     def _aim(self, heatmap: Tensor) -> None:
         """Find the highlight of each image, and move the windows where they miss it or are much too large."""
@@ -325,25 +345,41 @@ class HighlightRun:
 
         computed: full-size tensors of which only the windows are filled.
         """
-        corrected, error, scale = [], x.new_zeros(()), x.new_zeros(())
-        for i, (predicted, fresh) in enumerate(zip(forecasts, computed, strict=True)):
+        self.finite.see(evaluation, x, *forecasts, *computed)
+        pasted, error, scale = [], torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+        for predicted, fresh in zip(forecasts, computed, strict=True):
             result = predicted.clone()
             for box in inside(evaluation.boxes):
                 error += (fresh[box] - predicted[box]).float().square().sum()
                 truth = x[box] - fresh[box] if self.space == "noise" else fresh[box]  # sigma cancels
                 scale += truth.float().square().sum()
                 result[box] = fresh[box]
-            corrected.append(self.forecasts[i].add_partial(evaluation.index, x, result, evaluation.sigma, evaluation.boxes))
-        self.corrected = evaluation.boxes
-        evaluation.forecast_error = float((error / scale.clamp(min=1e-12)).sqrt().detach())
+            pasted.append(result)
+        told = self.finite.told([(error / scale.clamp(min=1e-12)).sqrt().detach()])
+        if told is None:
+            self.begin_anew()
+            return pasted
+        evaluation.forecast_error = number_or_none(float(told))
         if self.gaps:
-            self.gaps.probe(evaluation.sigma, evaluation.forecast_error)
-        return corrected
+            self.gaps.probe(evaluation.sigma, float(told))
+        self.corrected = evaluation.boxes
+        return [
+            self.forecasts[i].add_partial(evaluation.index, x, result, evaluation.sigma, evaluation.boxes)
+            for i, result in enumerate(pasted)
+        ]
 
     def end_shallow(self, evaluation: Evaluation, x: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Take up a shallow evaluation, which from here on counts as a dense one."""
-        forecasts = zip(self.forecasts.values(), outputs, strict=True)
-        return [own.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected) for own, denoised in forecasts]
+        finite = self.finite.see(evaluation, x, *outputs)
+        return [
+            self._taken(own, evaluation, x, denoised, finite)
+            for own, denoised in zip(self.forecasts.values(), outputs, strict=True)
+        ]
+
+    def _taken(self, forecast: Forecast, evaluation: Evaluation, x: Tensor, denoised: Tensor, finite: Tensor) -> Tensor:
+        """What to answer for a branch that was computed: changed by what its forecast owes, if `finite` (bool) holds."""
+        answer = forecast.add_dense(evaluation.index, x, denoised, evaluation.sigma, self.corrected)
+        return denoised if answer is denoised else torch.where(finite, answer, denoised)
 
     # -- a whole evaluation --------------------------------------------------------------------------------------
 
@@ -359,6 +395,8 @@ class HighlightRun:
         tokens, that is dropped, the evaluation is computed densely, and the rest of the run goes without either.
         """
         watch = Stopwatch(x.device)
+        kind, self.kind = self.kind, (x.dtype, x.device)
+        self.changed = None if kind in (None, self.kind) else f"the latent went from {_named(kind)} to {_named(self.kind)}"
         evaluation = self.decide(sigma, signature)
         outputs = None
         try:
@@ -381,6 +419,7 @@ class HighlightRun:
         for evaluation, watch in self.watches:
             evaluation.seconds = watch.seconds
         self.watches.clear()
+        self.finite.settle()
 
     def _computed(self, evaluation: Evaluation, x: Tensor, dense, partial) -> list[Tensor]:
         if evaluation.kind == "dense":
@@ -388,14 +427,15 @@ class HighlightRun:
             if self.merging is not None and self.merging.active:
                 self._plan_merging(evaluation, windows)
             outputs = dense(evaluation, windows)
-            if self.merging is not None:
+            if self.merging is not None and not self.dense_reason:
                 self.merging.learn(outputs[0])
             return self.end_dense(evaluation, x, outputs)
         if evaluation.kind == "shallow":
             return self.end_shallow(evaluation, x, partial(evaluation, [self.whole]))
         outputs = self.forecast(evaluation, x)
         if evaluation.kind == "partial":
-            outputs = self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
+            return self.correct(evaluation, x, outputs, partial(evaluation, self.windows))
+        self.finite.see(evaluation, x, *outputs)
         return outputs
 
     def _do_without_recordings(self, evaluation: Evaluation) -> None:
@@ -420,3 +460,8 @@ def _recorded_steps(plan: list[PlannedStep], kind: Kind) -> set[int]:
         elif step.kind == kind:
             recorded.update(dense[-2:])
     return recorded
+
+
+def _named(kind: tuple[torch.dtype, torch.device]) -> str:
+    dtype, device = kind
+    return f"{str(dtype).removeprefix('torch.')} on {device}"

@@ -71,7 +71,8 @@ class ModelRun:
         whole = len(x) == len(options["uuids"]) * self.engine.trace.shape[0]
         if whole or tuple(x.shape[-2:]) != self.engine.frame:
             return False
-        self.no_parts = "another node computes the pictures of the batch in groups"
+        if not self.engine.dense_reason:  # else it is the sampler that asks about another number of pictures for a while
+            self.no_parts = "another node computes the pictures of the batch in groups"
         return True
 
     def begin_evaluation(self) -> None:
@@ -85,7 +86,7 @@ class ModelRun:
         if self.calls > 1:  # extra passes of PAG, SLG, SAG: another model in effect, so never mixed with the forecast
             return executor(model, conds, x_in, timestep, model_options)
         self._look_around(conds, x_in, model_options)
-        sigma = float(timestep.flatten()[0])
+        sigma = self.engine.finite.sigma_of(timestep, x_in)
         nets = nets_at(conds, sigma)
         self.reuses_control = bool(nets) and reuses(self.engine.config.control, nets)
 
@@ -112,10 +113,8 @@ class ModelRun:
             self.engine.dense_reason = "several GPUs share the work"
         elif model_options.get("context_handler") is not None:
             self.engine.dense_reason = "context windows are in use"
-        elif tuple(x_in.shape[-2:]) != self.engine.frame:
-            self.engine.dense_reason = f"the frame is {tuple(x_in.shape[-2:])}, not {self.engine.frame}"
-        elif len(x_in) != self.engine.trace.shape[0]:
-            self.engine.dense_reason = f"{len(x_in)} of {self.engine.trace.shape[0]} pictures are computed at a time"
+        else:
+            self.engine.dense_reason = other_latent(x_in, self.engine.trace.shape)
         self.engine.no_windows = self.no_parts or foreign(conds, model_options)
         for cond in (c for group in conds if group for c in group):
             if cond["uuid"] not in self.words:
@@ -156,6 +155,15 @@ def ran_out(error: RuntimeError) -> bool:
     """Whether the device's memory ran out, by ComfyUI's own judgement (its `is_oom` came after 0.8)."""
     judge = getattr(comfy.model_management, "is_oom", None)
     return judge(error) if judge else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def other_latent(x: Tensor, shape: tuple[int, ...]) -> str | None:
+    """Why x is not the latent (B, C, [frames,] H, W) that a run began with, or None where it is."""
+    if tuple(x.shape[-2:]) != shape[-2:]:
+        return f"the frame is {tuple(x.shape[-2:])}, not {shape[-2:]}"
+    if len(x) != shape[0]:
+        return f"{len(x)} of {shape[0]} pictures are computed at a time"
+    return None if tuple(x.shape) == shape else f"the latent is {tuple(x.shape)}, not {shape}"
 
 
 def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:

@@ -337,6 +337,13 @@ class MergingRun:
             image.details.clear()
             image.merge = None
 
+    def begin_anew(self) -> None:
+        """Drop what was learnt of predictions too: the next ones are of another latent."""
+        self.forget()
+        self.heat = self.attended = None
+        for image in self.images:
+            image.features = image.idle = None
+
     @property
     def bytes(self) -> int:
         return sum(image.details.bytes for image in self.images)

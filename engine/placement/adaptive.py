@@ -23,7 +23,10 @@ class AdaptiveGaps:
 
     def drift(self, sigma: float, error: float) -> float:
         """Drift at `sigma` as a share of the prediction, where the forecast was wrong by the share `error`: on average
-        half of it over the way since the last dense evaluation."""
+        half of it over the way since the last dense evaluation. Of an error that is not finite nothing is known but that
+        the forecast was useless."""
+        if not math.isfinite(error):
+            return math.inf
         return error * (self.last_sigma / sigma - 1) / 2
 
     def due(self, step: int) -> bool:
