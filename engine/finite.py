@@ -28,7 +28,8 @@ class Finiteness:
     `see` leaves a flag on the device. It comes to the host with numbers that come there anyway: the heatmap and the
     forecast's error of the same evaluation (`told`), or else the sigma of the next one (`sigma_of`), which the host has to
     wait for as it is. So no evaluation has one transfer more, and nothing that was computed from a prediction is used
-    before it is known whether that was finite. The last flag of a run is read when the run is settled.
+    before it is known whether that was finite. Where nothing took a flag along, as at the end of a run or where a sampler's
+    sigmas are no tensors, `settle` reads it.
     """
 
     def __init__(self, trace: Run):
