@@ -133,7 +133,10 @@ class HighlightRun:
         elif self.changed or signature != self.signature:
             stale = self.forecasts and kind != "dense"
             kind, reason = "dense", self.changed or ("the conditioning changed" if stale else reason)
-            self.begin_anew() if self.changed else self.forget()
+            if self.changed:
+                self.begin_anew()
+            else:
+                self.forget()
         elif kind != "dense":
             kind, reason = self._affordable(kind, reason, sigma)
         self.signature = signature
