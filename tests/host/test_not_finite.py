@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import comfy.patcher_extension
 import comfy.samplers
@@ -20,7 +21,7 @@ from . import tiny
 STEPS = 12
 SIZE = (16, 16)
 PARTIAL = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
-ADAPTIVE = HighlightConfig(interval="adaptive", pace=100.0, warmup=2, threshold=0.4, max_area=1.0, correct="always")
+ADAPTIVE = replace(PARTIAL, interval="adaptive", pace=1000.0)
 PACED = HighlightConfig(correct="never", shallow="never")
 SHALLOW = HighlightConfig(shallow="always", correct="never", pace=8.0)
 OFF = HighlightConfig(enabled=False)
@@ -44,7 +45,7 @@ def prepared(setup, trace: Trace):
     model, config, merging = setup
     mask = torch.zeros(1, *SIZE)
     mask[:, 4:8, :8] = 1
-    given = Given(mask) if config is PARTIAL else None
+    given = Given(mask) if config in (PARTIAL, ADAPTIVE) else None
     patcher = attach(model.patcher, config, trace, given=given)
     return attach_merging(patcher, merging, trace) if merging else patcher
 
