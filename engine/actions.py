@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .finite import number_or_none
 from .job import Compute, Job, Request, Task
 from .method import DenseContext
 from .partial.cache import ActivationCache
@@ -64,7 +65,9 @@ class Forecasting:
         return _stale(state, request)
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
-        return state.forecasts.predict(evaluation.index, request.x, request.sigma)
+        outputs = state.forecasts.predict(evaluation.index, request.x, request.sigma)
+        state.finite.see(evaluation, request.x, *outputs)
+        return outputs
 
 
 class Regional:
@@ -81,15 +84,18 @@ class Regional:
         evaluation.active = sum(region.area for region in regions) / len(regions)
         evaluation.boxes = tuple(region.inner for region in regions)
         evaluation.windows = tuple(region.outer for region in regions)
-        forecasts = FORECAST(state, request, evaluation, compute)
+        forecasts = state.forecasts.predict(evaluation.index, request.x, request.sigma)
         computed = compute(Job(evaluation, compute=tuple(state.region.caches)))
-        answers, error = state.forecasts.add_regional(
-            evaluation.index, request.x, forecasts, computed, request.sigma, evaluation.boxes
-        )
-        evaluation.forecast_error = float(error)
+        state.finite.see(evaluation, request.x, *forecasts, *computed)
+        pasted, error = state.forecasts.paste(request.x, forecasts, computed, evaluation.boxes)
+        received = state.finite.told([error])
+        if received is None:
+            state.begin_anew()
+            return pasted
+        evaluation.forecast_error = number_or_none(float(received))
         if state.plan.adaptive:
-            state.plan.adaptive.probe(request.sigma, evaluation.forecast_error)
-        return answers
+            state.plan.adaptive.probe(request.sigma, float(received))
+        return state.forecasts.add_regional(evaluation.index, request.x, pasted, request.sigma, evaluation.boxes)
 
 
 class Shallow:
@@ -108,7 +114,8 @@ class Shallow:
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
         outputs = compute(Job(evaluation, compute=(state.shallow,)))
-        return state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma)
+        finite = state.finite.see(evaluation, request.x, *outputs)
+        return state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma, finite)
 
 
 class Dense:
@@ -126,12 +133,13 @@ class Dense:
         outputs = compute(Job(evaluation, record, capture=capture, tasks=tasks))
         for cache in state.caches:
             cache.end()
-        for method in state.methods:
-            method.after_dense(outputs)
+        finite = state.finite.see(evaluation, request.x, *outputs)
         if request.dense_because:
             return list(outputs)
+        for method in state.methods:
+            method.after_dense(outputs)
         errors = state.forecasts.errors(request.x, outputs, request.sigma) if state.plan.adaptive else []
-        answers = state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma)
+        answers = state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma, finite)
         state.record.cache_bytes = max(state.record.cache_bytes, state.bytes)
         self._measure(state, evaluation, capture, errors)
         return answers
@@ -195,23 +203,28 @@ class Dense:
     def _measure(
         self, state: RunState, evaluation: Evaluation, capture: HeatmapAccumulator | None, errors: list[Tensor]
     ) -> None:
-        """Take up the captured heatmap and the errors of the forecasts, with one transfer to the CPU for both."""
+        """Take up the captured heatmap and the errors of the forecasts, with one transfer to the CPU for both, and for whether
+        all was finite."""
         maps: list[Tensor] = []
         names: tuple[str, ...] = ()
         if capture is not None and capture.maps:
             words = capture.words()
             maps, names = [state.region.mean(capture.heatmap()), *words.values()], tuple(words)
-        sent = [own.flatten() for own in maps] + ([torch.stack(errors).mean()[None]] if errors else [])
-        received = torch.cat(sent).cpu() if sent else None
-        if received is not None and errors:
-            evaluation.forecast_error = float(received[-1])
+        received = state.finite.told([*maps, *([torch.stack(errors).mean()] if errors else [])])
+        if received is None:
+            return state.begin_anew()
+        error = float(received[-1]) if errors else None
+        evaluation.forecast_error = number_or_none(error)
         if state.plan.adaptive:
-            state.plan.adaptive.computed(evaluation.step, evaluation.sigma, evaluation.forecast_error)
-        if received is not None and maps:
-            sizes = [own.numel() for own in maps]
+            state.plan.adaptive.computed(evaluation.step, evaluation.sigma, error)
+        sizes = [own.numel() for own in maps]
+        if maps and received[: sum(sizes)].isfinite().all():
             parts = received[: sum(sizes)].split(sizes)
             heatmap, *words = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
+            state.region.take(maps[0])
             self._take_heatmap(state, evaluation, heatmap, dict(zip(names, words, strict=True)))
+        elif maps:
+            state.record.highlight_reason = "no highlight: what the model attended to was not finite"
 
     def _take_heatmap(self, state: RunState, evaluation: Evaluation, heatmap: Tensor, words: dict[str, Tensor]) -> None:
         """Show a heatmap (B, 1, h, w) and those of words (B, h, w), all on the CPU, and aim the regions by it."""

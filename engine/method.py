@@ -49,6 +49,9 @@ class Method(Protocol):
     def forget(self) -> None:
         """Drop what was recorded."""
 
+    def begin_anew(self) -> None:
+        """Forget, and drop what was learnt of predictions too: those to come are of another latent."""
+
     @property
     def bytes(self) -> int:
         """What its records take on the model's device."""

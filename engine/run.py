@@ -7,6 +7,7 @@ Nothing here outlives the run but its record.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -33,6 +34,8 @@ class SamplingRun:
         dropped, the evaluation is computed densely, and the rest of the run records nothing.
         """
         watch = Stopwatch(request.x.device)
+        self.state.finite.settle()
+        request = replace(request, dense_because=request.dense_because or self.state.finite.lost)
         action, reason, planned = self.decide(request)
         evaluation = self._note(request, action, reason, planned)
         answers = None
@@ -52,11 +55,15 @@ class SamplingRun:
         state = self.state
         planned = state.plan.at(step_of(request.sigma, state.record.sigmas))
         action, reason = ACTIONS[planned.kind], planned.reason
-        if request.dense_because or request.signature != state.signature:
+        another_latent, another_signature = state.latent_changed(request.x), request.signature != state.signature
+        state.signature = request.signature
+        if why := request.dense_because or another_latent:
+            state.begin_anew()
+            return DENSE, why, planned.kind
+        if another_signature:
             changed = bool(state.forecasts) and action is not DENSE
             state.forget()
-            state.signature = request.signature
-            return DENSE, request.dense_because or ("the conditioning changed" if changed else reason), planned.kind
+            return DENSE, "the conditioning changed" if changed else reason, planned.kind
         while fallback := action.blocked(state, request):
             action, reason = fallback
         return action, reason, planned.kind
@@ -71,5 +78,6 @@ class SamplingRun:
         return evaluation
 
     def settle(self) -> None:
-        """Fill in how long the evaluations took, waiting for a GPU where it is still at work."""
+        """Fill in how long the evaluations took and whether they were finite, waiting for a GPU where it is still at work."""
         self.watches.settle()
+        self.state.finite.settle()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from .config import HighlightConfig
+from .finite import Finiteness
 from .method import Method
 from .partial.cache import ActivationCache
 from .placement.plan import Plan
 from .prediction.forecast import Forecasts
 from .region.tracking import RegionTracker
 from .trace import Evaluation, RunRecord
+
+LatentKind = tuple[torch.dtype, torch.device]
 
 
 @dataclass
@@ -19,7 +24,8 @@ class RunState:
 
     record: what is kept of the run. plan: what each step is to do. forecasts: what is known of each branch. region: where the
     prompt looks. shallow: what shallow evaluations lack, None where a model has none. methods: what takes part in dense
-    evaluations. signature: what was evaluated last. exhausted: how memory ran out, once it did.
+    evaluations. signature: what was evaluated last. latent_kind: dtype and device of the latent that was asked about last.
+    exhausted: how memory ran out, once it did. finite: which evaluation first was not finite.
     """
 
     config: HighlightConfig
@@ -30,7 +36,12 @@ class RunState:
     shallow: ActivationCache | None = None
     methods: tuple[Method, ...] = ()
     signature: object = None
+    latent_kind: LatentKind | None = None
     exhausted: str | None = None
+    finite: Finiteness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.finite = Finiteness(self.record)
 
     @property
     def caches(self) -> tuple[ActivationCache, ...]:
@@ -54,6 +65,19 @@ class RunState:
         for method in self.methods:
             method.forget()
 
+    def begin_anew(self) -> None:
+        """Forget, and drop what methods learnt of the predictions: they are of another latent, or must not be used."""
+        self.forget()
+        for method in self.methods:
+            method.begin_anew()
+
+    def latent_changed(self, latent: torch.Tensor) -> str | None:
+        """How this latent is of another dtype or device than that of the evaluation before, or None."""
+        before, self.latent_kind = self.latent_kind, (latent.dtype, latent.device)
+        if before in (None, self.latent_kind):
+            return None
+        return f"the latent went from {_named(before)} to {_named(self.latent_kind)}"
+
     def do_without_recordings(self, evaluation: Evaluation) -> None:
         """Memory ran out: drop what is recorded, record no more, and make a dense evaluation of the one under way."""
         computed = evaluation.kind in ("partial", "shallow")
@@ -69,3 +93,8 @@ class RunState:
     def _clear_caches(self) -> None:
         for cache in self.caches:
             cache.clear()
+
+
+def _named(kind: LatentKind) -> str:
+    dtype, device = kind
+    return f"{str(dtype).removeprefix('torch.')} on {device}"

@@ -111,7 +111,8 @@ class RunRecord:
     revises: whether computed evaluations make up for the forecasts before them, as they can under a linear sampler.
     cache_bytes: the most that recorded surroundings took, on the model's device.
     words: those that have heatmaps of their own. key: names this run and no other. preview_seconds: what showing it took
-    of the sampler's thread. drawn: cleared while pictures of its evaluations are still being drawn.
+    of the sampler's thread. not_finite: index of the first evaluation whose latent or prediction was not finite, None where all
+    were; from there on everything was computed. drawn: cleared while pictures of its evaluations are still being drawn.
     """
 
     shape: tuple[int, ...]
@@ -131,6 +132,7 @@ class RunRecord:
     words: tuple[str, ...] = ()
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     preview_seconds: float = 0.0
+    not_finite: int | None = None
     drawn: Event = field(default_factory=_set)
 
     def count(self, kind: Kind) -> int:
@@ -141,6 +143,17 @@ class RunRecord:
         """Mean share of the frame computed per evaluation."""
         return sum(e.active for e in self.evaluations) / max(len(self.evaluations), 1)
 
+    @property
+    def not_finite_in_words(self) -> str:
+        """Which evaluation first was not finite, counted from 1; empty where all were finite."""
+        if self.not_finite is None:
+            return ""
+        first = self.evaluations[self.not_finite]
+        return (
+            f"evaluation {first.index + 1} of {len(self.evaluations)} is the first that was not finite "
+            f"({first.kind}, step {first.step}, sigma {first.sigma:.4g})"
+        )
+
     def summary(self) -> str:
         total = len(self.evaluations)
         parts = in_words({kind: self.count(kind) for kind in KINDS})
@@ -149,6 +162,7 @@ class RunRecord:
         nets += f", reused in {controls.count('reused')}" if "reused" in controls else ""
         merged = sum(e.merged is not None for e in self.evaluations)
         parts += f"; {merged} with merged tokens" if merged else ""
+        parts += f"; {self.not_finite_in_words}" if self.not_finite is not None else ""
         state = "" if self.completed else " (interrupted)"
         return f"{total} evaluations: {parts}; mean active area {self.mean_active:.0%}{nets}; {self.seconds:.2f} s{state}"
 

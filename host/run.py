@@ -123,18 +123,21 @@ class ModelRun:
         self.calls += 1
         if self.calls > 1:
             return executor(model, conds, x_in, timestep, model_options)
-        sigma = float(timestep.flatten()[0])
+        sigma = self.engine.state.finite.sigma_of(timestep, x_in)
+        request = self._request(conds, x_in, sigma, model_options)
         nets = nets_at(conds, sigma)
         reusable = bool(nets) and reuses(self.config.control, nets)
 
         def compute(job: Job) -> list[Tensor]:
             reused = bool(job.compute) and reusable
             job.evaluation.control = "" if not nets else "reused" if reused else "computed"
+            if request.dense_because:  # nothing is to be seen of such a call, which may be of another latent
+                return executor(model, conds, x_in, timestep, model_options)
             carried = {**model_options.get("transformer_options", {}), JOB: replace(job, reuse_control=reusable)}
             options = {**model_options, "transformer_options": carried}
             return executor(model, without_nets(conds, sigma) if reused else conds, x_in, timestep, options)
 
-        return self.engine.evaluate(self._request(conds, x_in, sigma, model_options), compute, ran_out)
+        return self.engine.evaluate(request, compute, ran_out)
 
     def _request(self, conds, x_in: Tensor, sigma: float, model_options: dict) -> Request:
         """What is asked for, and what else is at work: some things rule out regions, some rule out saving anything."""
@@ -153,11 +156,7 @@ class ModelRun:
             return "several GPUs share the work"
         if model_options.get("context_handler") is not None:
             return "context windows are in use"
-        if tuple(x_in.shape[-2:]) != self.frame:
-            return f"the frame is {tuple(x_in.shape[-2:])}, not {self.frame}"
-        if len(x_in) != self.record.shape[0]:
-            return f"{len(x_in)} of {self.record.shape[0]} pictures are computed at a time"
-        return None
+        return other_latent(x_in, self.record.shape)
 
     # -- control nets --------------------------------------------------------------------------------------------
 
@@ -196,6 +195,15 @@ def ran_out(error: RuntimeError) -> bool:
     """Whether the device's memory ran out, by ComfyUI's own judgement (its `is_oom` came after 0.8)."""
     judge = getattr(comfy.model_management, "is_oom", None)
     return judge(error) if judge else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def other_latent(x: Tensor, shape: tuple[int, ...]) -> str | None:
+    """Why x is not the latent (B, C, [frames,] H, W) that a run began with, or None where it is."""
+    if tuple(x.shape[-2:]) != shape[-2:]:
+        return f"the frame is {tuple(x.shape[-2:])}, not {shape[-2:]}"
+    if len(x) != shape[0]:
+        return f"{len(x)} of {shape[0]} pictures are computed at a time"
+    return None if tuple(x.shape) == shape else f"the latent is {tuple(x.shape)}, not {shape}"
 
 
 def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:

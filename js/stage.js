@@ -35,9 +35,9 @@ export class Stage {
     if ((final || !jpeg) && what.pictures.length) return whole(this.image(this.urlOfPicture(run, what, what.pictures)))
     if (!jpeg) return null
     const image = this.image(`data:image/jpeg;base64,${jpeg}`)
-    const [height, width] = run.pictures.size
-    const place = Math.min(what.picture, pictureCount(run) - 1)
-    if (image) this.before = { image, top: place * height, width, height }
+    const count = pictureCount(run) // one below the other, each of the size the latent had at this evaluation
+    const height = (image?.naturalHeight ?? 0) / count
+    if (image) this.before = { image, top: Math.min(what.picture, count - 1) * height, width: image.naturalWidth, height }
     return this.before // what was there stays until this one is read, so that nothing flickers
   }
 

@@ -68,6 +68,11 @@ class Matcher:
         for image, own in zip(self.images, denoised, strict=True):
             image.features = patches(own.detach(), self.grid)
 
+    def unlearn(self) -> None:
+        """Drop what is known of the tokens."""
+        for image in self.images:
+            image.features = image.age = None
+
     def forget(self) -> None:
         """Drop merges and residuals; what is known of the tokens stays."""
         for image in self.images:

@@ -160,3 +160,8 @@ class MergingRun:
         """Drop what was recorded: the conditioning changed, or something else came between."""
         self.since_exact, self.age, self.recorded, self.target = 0, 0, False, ("", 0)
         self.matcher.forget()
+
+    def begin_anew(self) -> None:
+        """Forget, and drop what was learnt of predictions too: those to come are of another latent."""
+        self.forget()
+        self.matcher.unlearn()

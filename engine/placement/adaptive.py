@@ -35,7 +35,9 @@ class AdaptiveGaps:
 
     def drift(self, sigma: float, error: float) -> float:
         """The drift at `sigma` as a share of the prediction, where the forecast was wrong by the share `error`: on average
-        half of it over the way since the last dense evaluation."""
+        half of it over the way since the last dense evaluation. It is infinite where the error is not finite."""
+        if not math.isfinite(error):
+            return math.inf
         return error * (self.last_sigma / sigma - 1) / 2
 
     def due(self, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..config import ForecastOf
@@ -137,35 +138,46 @@ class Forecasts:
         known = zip(self.branches, outputs, strict=False)
         return [branch.error(x, denoised, sigma) for branch, denoised in known if branch.ready]
 
-    def add_dense(self, index: int, x: Tensor, outputs: list[Tensor], sigma: float) -> list[Tensor]:
-        """Take up a full evaluation of every branch; returns what to answer."""
+    def add_dense(self, index: int, x: Tensor, outputs: list[Tensor], sigma: float, finite: Tensor) -> list[Tensor]:
+        """Take up a full evaluation of every branch; returns what to answer: the outputs themselves unless they are `finite`
+        (bool, a scalar on the device)."""
         while len(self.branches) < len(outputs):
             self.branches.append(Forecast(self.prediction, self.response, self.axis))
-        return [
-            branch.add_dense(index, x, denoised, sigma, self.corrected)
-            for branch, denoised in zip(self.branches, outputs, strict=True)
-        ]
+        answers = []
+        for branch, denoised in zip(self.branches, outputs, strict=True):
+            answer = branch.add_dense(index, x, denoised, sigma, self.corrected)
+            answers.append(denoised if answer is denoised else torch.where(finite, answer, denoised))
+        return answers
 
     def predict(self, index: int, x: Tensor, sigma: float) -> list[Tensor]:
         """The denoised images of all branches at x and sigma."""
         return [branch.predict(index, x, sigma, self.corrected) for branch in self.branches]
 
     def add_regional(
-        self, index: int, x: Tensor, forecasts: list[Tensor], computed: list[Tensor], sigma: float, boxes: Boxes
-    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-        """Put what was computed inside the highlight into the forecasts.
+        self, index: int, x: Tensor, pasted: list[Tensor], sigma: float, boxes: Boxes
+    ) -> list[Tensor]:  # fmt: skip
+        """Take up a regional evaluation of every branch, `pasted` into its forecasts; returns what to answer."""
+        self.corrected = boxes
+        return [
+            branch.add_regional(index, x, denoised, sigma, boxes)
+            for branch, denoised in zip(self.branches, pasted, strict=True)
+        ]
 
-        computed: full-size tensors that are filled inside `boxes` only. Returns what to answer, and rms(computed - forecast) /
-        rms(computed) inside the boxes of what is forecast, a scalar on the device.
+    def paste(
+        self, x: Tensor, forecasts: list[Tensor], computed: list[Tensor], boxes: Boxes
+    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+        """Put what was computed inside `boxes` into the forecasts of all branches.
+
+        computed: full-size tensors that are filled inside the boxes only. Returns the results, and rms(computed - forecast) /
+        rms(computed) of what is forecast inside the boxes, a scalar on the device.
         """
-        answers, error, scale = [], x.new_zeros(()), x.new_zeros(())
-        for branch, predicted, fresh in zip(self.branches, forecasts, computed, strict=True):
+        pasted, error, scale = [], torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+        for predicted, fresh in zip(forecasts, computed, strict=True):
             result = predicted.clone()
             for box in inside(boxes):
                 error += (fresh[box] - predicted[box]).float().square().sum()
                 truth = x[box] - fresh[box] if self.prediction == "eps" else fresh[box]  # sigma cancels
                 scale += truth.float().square().sum()
                 result[box] = fresh[box]
-            answers.append(branch.add_regional(index, x, result, sigma, boxes))
-        self.corrected = boxes
-        return answers, (error / scale.clamp(min=SMALLEST_SQUARE)).sqrt().detach()
+            pasted.append(result)
+        return pasted, (error / scale.clamp(min=SMALLEST_SQUARE)).sqrt().detach()

@@ -45,11 +45,13 @@ class RegionTracker:
         return HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2))
 
     def mean(self, heatmap: Tensor) -> Tensor:
-        """Take up a heatmap (B, 1, h, w) on the device; returns the running mean with it."""
-        self.captures += 1
-        newest = max(NEWEST_HEATMAP, 1 / self.captures)
-        self.heatmap = heatmap if self.heatmap is None else self.heatmap.lerp(heatmap, newest)
-        return self.heatmap
+        """The running mean with one more heatmap (B, 1, h, w), on its device."""
+        newest = max(NEWEST_HEATMAP, 1 / (self.captures + 1))
+        return heatmap if self.heatmap is None else self.heatmap.to(heatmap).lerp(heatmap, newest)
+
+    def take(self, mean: Tensor) -> None:
+        """Take up a new running mean."""
+        self.heatmap, self.captures = mean, self.captures + 1
 
     def aim(self, heatmap: Tensor) -> tuple[Tensor, list[str]]:
         """Find the highlight of each image in the mean heatmap (B, 1, h, w) on the CPU, and move the regions where they miss

@@ -20,8 +20,8 @@ class Fallback(TypedDict):
 
 class Report(TypedDict):
     """`ratio`: how many times longer the run would have taken dense; None, as `dense_seconds`, where nothing tells.
-    `planned` counts what the plan wanted, `evaluations` what was done. `idle` says why nothing was saved; None where
-    something was."""
+    `planned` counts what the plan wanted, `evaluations` what was done. `not_finite` names the first evaluation that was
+    not, and is empty where all were. `idle` says why nothing was saved; None where something was."""
 
     sampler: str
     shape: list[int]
@@ -36,6 +36,7 @@ class Report(TypedDict):
     cache_mb: float
     preview_ms: float
     highlight: str
+    not_finite: str
     fallbacks: list[Fallback]
     idle: str | None
 
@@ -76,7 +77,7 @@ def report(run: RunRecord) -> Report:
         evaluations={kind: run.count(kind) for kind in KINDS},
         mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
-        highlight=run.highlight_reason, fallbacks=fallbacks(run), idle=_idle(run),
+        highlight=run.highlight_reason, not_finite=run.not_finite_in_words, fallbacks=fallbacks(run), idle=_idle(run),
     )  # fmt: skip
 
 
@@ -109,6 +110,8 @@ def as_text(told: Report) -> str:
         lines.append(f"tokens merged where any were: {told['mean_merged']:.0%}")
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")
     lines.append(f"region: {told['highlight']}")
+    if told["not_finite"]:
+        lines.append(f"{told['not_finite']}: nothing was saved after it")
     lines += [f"fall-back, {f['count']} times {f['kind']} instead of {f['planned']}: {f['reason']}" for f in told["fallbacks"]]
     return "\n".join(lines if told["fallbacks"] else [*lines, "no fall-backs"])
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import comfy.samplers
 import torch
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
@@ -18,7 +20,10 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_tomesd import TomePatchModel
+from highlight_diffusion.engine.trace import RunRecord
+from highlight_diffusion.host.attach import KEY
 from highlight_diffusion.nodes.highlight import HighlightDiffusion
+from highlight_diffusion.nodes.sdtm import HighlightSDTM
 from hypothesis import strategies as st
 
 from . import tiny
@@ -34,6 +39,7 @@ MODELS = FAMILIES | {
     for name, make in FAMILIES.items()
     for precision in PRECISIONS
 }
+UNETS = {"sd15", "sd21", "sdxl"}
 SLOW = {"dpm_adaptive"}  # takes as many evaluations as it likes; it has its own row in test_sampling
 SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name not in SLOW]
 NODES: dict[str, Callable[[Any], Any]] = {
@@ -145,7 +151,15 @@ class Case:
     tokens: int
     sampling: dict
     masks: dict = field(repr=False)
-    references: References | None = None
+    references: References | None
+    merging: bool  # by SDTM, where the model is a transformer
+    resize: tuple[float, int, str] | None  # of SamplerLCMUpscale, in place of the sampler
+    spoilt: tuple[int, float] | None  # an evaluation, and the value in the network's output there
+
+    @property
+    def family(self) -> str:
+        """The model's name without its precision."""
+        return self.model.split(",")[0]
 
     def graph(self, model: Any, ours: bool) -> Any:
         """The MODEL as its chain of nodes leaves it, with or without our node in it."""
@@ -153,9 +167,44 @@ class Case:
             model = NODES[name](model)
         if ours:
             model, _ = HighlightDiffusion.execute(model=model, **self.inputs, **self.masks).result
+            if self.merging and self.family not in UNETS:
+                model = HighlightSDTM.execute(model=model, **MERGING).result[0]
         for name in self.after:
             model = NODES[name](model)
         return model
+
+    def sample(self, model: tiny.Tiny, ours: bool) -> torch.Tensor:
+        """The latent that the graph makes."""
+        patcher, conds, told = self.graph(model.patcher, ours), self.conditioning(model), dict(self.sampling)
+        if self.resize is None:
+            return tiny.sample(model, patcher, **conds, **told)
+        latent = torch.zeros(told["batch"], model.channels, *([] if model.frames is None else [model.frames]), *told["size"])
+        sampling, sampler = patcher.get_model_object("model_sampling"), SamplerLCMUpscale.execute(*self.resize).args[0]
+        noise = comfy.sample.prepare_noise(latent, 1)
+        sigmas = comfy.samplers.calculate_sigmas(sampling, told["scheduler"], told["steps"])
+        torch.manual_seed(1)  # of the noise that this sampler adds
+        return comfy.sample.sample_custom(
+            patcher, noise, told["cfg"], sampler, sigmas, conds["positive"], conds["negative"], latent, disable_pbar=True,
+            seed=1,
+        )  # fmt: skip
+
+    @contextmanager
+    def spoiling(self, model: tiny.Tiny) -> Iterator[list[RunRecord]]:
+        """While this holds, one evaluation of a run with our node is not finite; yields the run, once that was so."""
+        runs: list[RunRecord] = []
+
+        def spoil(network, args, kwargs, output):
+            run = kwargs["transformer_options"].get(KEY)
+            if run is not None and run.record.evaluations and run.record.evaluations[-1].index == self.spoilt[0]:
+                runs[:] = [run.record]
+                return torch.full_like(output, self.spoilt[1])
+
+        hook = model.patcher.model.diffusion_model.register_forward_hook(spoil, with_kwargs=True) if self.spoilt else None
+        try:
+            yield runs
+        finally:
+            if hook is not None:
+                hook.remove()
 
     def conditioning(self, model: tiny.Tiny) -> dict[str, list]:
         """The positive and the negative, with what references they have."""
@@ -163,7 +212,7 @@ class Case:
         if self.references is not None:
             for name in self.references.conds:
                 for _, carried in both[name]:
-                    carried.update(self.references.of(self.model, model.channels, self.sampling["size"]))
+                    carried.update(self.references.of(self.family, model.channels, self.sampling["size"]))
         return both
 
     def prompts(self, model: tiny.Tiny) -> list:
@@ -177,6 +226,17 @@ class Case:
             first[0][1].update(start_percent=0.0, end_percent=0.4)
             second[0][1].update(start_percent=0.4, end_percent=1.0)
         return first if self.positive == "one" else first + second
+
+
+RESIZES = st.tuples(
+    st.sampled_from([1.0, 1.5, 2.0, 0.5]), st.sampled_from([-1, 1, 3]), st.sampled_from(SamplerLCMUpscale.UPSCALE_METHODS)
+)
+MERGING = {"enabled": True, "preset": "fast", "protect_blocks": ""}
+
+
+def rarely(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    """Once in eight cases, else None."""
+    return st.integers(0, 7).flatmap(lambda n: strategy if n == 5 else st.none())
 
 
 @st.composite
@@ -194,5 +254,7 @@ def cases(draw) -> Case:
     return Case(
         draw(st.sampled_from(sorted(FAMILIES))) + precision, draw(INPUTS), draw(few), draw(few),
         draw(st.sampled_from(["one", "one", "two", "area", "mask", "range"])), draw(st.sampled_from([77, 77, 1, 40, 154])),
-        sampling, {"mask": draw(masks()), "protect": draw(masks())}, draw(references()),
+        sampling, {"mask": draw(masks()), "protect": draw(masks())}, draw(references()), draw(st.booleans()),
+        draw(rarely(RESIZES)),
+        draw(rarely(st.tuples(st.integers(0, 10), st.sampled_from([float("nan"), float("inf"), -float("inf")])))),
     )  # fmt: skip

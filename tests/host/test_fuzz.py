@@ -1,10 +1,13 @@
 """Whatever a user combines: a finite picture or a clear error, and the model is as it was. `python run.py fuzz` runs more."""
 
+import json
 from collections import Counter
 from functools import cache
 
 import pytest
 import torch
+from highlight_diffusion.engine.report.numbers import report
+from highlight_diffusion.engine.trace import RunRecord
 from highlight_diffusion.nodes.highlight import HighlightDiffusion
 from hypothesis import HealthCheck, given, settings
 
@@ -28,8 +31,7 @@ def vanilla(name: str) -> torch.Tensor:
 
 
 def sampled(case: fuzz.Case, ours: bool) -> torch.Tensor:
-    subject = model(case.model)
-    return tiny.sample(subject, case.graph(subject.patcher, ours), **case.conditioning(subject), **case.sampling)
+    return case.sample(model(case.model), ours)
 
 
 def refused(case: fuzz.Case) -> str | None:
@@ -57,7 +59,11 @@ def outcome(case: fuzz.Case) -> str:
     """What a case came to. Raises AssertionError for what must not be."""
     if refused(case):
         return "refused with an error that names the value"
-    latent, error = error_of(case, ours=True)
+    with case.spoiling(model(case.model)) as spoilt:
+        latent, error = error_of(case, ours=True)
+    if spoilt and error is None:
+        check_spoilt(spoilt[0], case.spoilt[0])
+        return "sampled and told which evaluation was not finite"
     if error is None and torch.isfinite(latent).all():
         return "sampled"
     bare, bare_error = error_of(case, ours=False)
@@ -66,6 +72,13 @@ def outcome(case: fuzz.Case) -> str:
         return "not finite without our node either"
     assert bare_error is not None, f"fails with our node alone: {type(error).__name__}: {error}"
     return f"fails without our node too ({type(bare_error).__name__})"
+
+
+def check_spoilt(run: RunRecord, index: int) -> None:
+    """The evaluation that was not finite is named, what follows is computed, and the report is JSON."""
+    assert run.not_finite is not None and run.not_finite <= index and run.completed
+    assert all(e.kind == "dense" and e.merged is None for e in run.evaluations[run.not_finite + 1 :])
+    json.dumps({**run.as_dict(), "report": report(run)}, allow_nan=False)
 
 
 @pytest.fixture(scope="module")
