@@ -222,8 +222,7 @@ class RecordingTap(AttentionTap):
         text = order.spans("text") if not looks_away else [(0, keys)] if keys == order.looks_at else []
         if self.hear is not None and text:
             self.heard += 1
-            q_own, k_own = (torch.cat(picked(*of), dim=-2) for of in ((q, runs), (k, text)))
-            self.hear(place[0], _joined(q_own), _joined(k_own), heads)
+            self.hear(place[0], _joined(picked(q, runs)), _joined(picked(k, text)), heads)
         return function(q, k, v, heads, *args, **kwargs)
 
     def _orders(self, k: Tensor) -> Sequence[Order]:
