@@ -140,8 +140,7 @@ class RecordingOverride(AttentionOverride):
         text = order.spans("text") if not looks_away else [(0, keys)] if keys == order.looks_at else []
         if self.capture is not None and text:
             self.captured += 1
-            q_own, k_own = (torch.cat(picked(*of), dim=-2) for of in ((q, runs), (k, text)))
-            self.capture(place[0], _joined(q_own), _joined(k_own), heads)
+            self.capture(place[0], _joined(picked(q, runs)), _joined(picked(k, text)), heads)
         return function(q, k, v, heads, *args, **kwargs)
 
     def _orders(self, k: Tensor) -> Sequence[Order]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Part = Literal["text", "picture", "reference", "other"]
@@ -109,6 +110,7 @@ def unaccounted(orders: Sequence[Order], queries: int, keys: int) -> str:
     return f"an attention of {queries} tokens on {keys} does not add up to what is known of this model: {known}"
 
 
-def picked(x: Tensor, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The runs of tokens (..., n, C) of a sequence."""
-    return [x[..., start:stop, :] for start, stop in spans]
+def picked(x: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """The tokens (..., n, C) of some runs of a sequence, a view where there is one run."""
+    runs = [x[..., start:stop, :] for start, stop in spans]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=-2)
