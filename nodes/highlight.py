@@ -2,7 +2,19 @@
 
 from comfy_api.latest import io
 
-from ..engine.config import PACES, Control, Correct, ForecastSpace, HighlightConfig, Memory, Shallow, parse_interval
+from ..engine.config import (
+    CONTROLS,
+    FORECASTS,
+    MEMORIES,
+    PACES,
+    WHENS,
+    Control,
+    ForecastOf,
+    HighlightConfig,
+    Memory,
+    When,
+    parse_interval,
+)
 from ..engine.region.highlight import Given
 from ..engine.trace import Trace
 from ..host.attach import attach
@@ -27,7 +39,7 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="quality stays closest to the unaccelerated picture, fast saves most.",
                 ),
                 io.Combo.Input(
-                    "correct", options=["auto", "always", "never"], default="auto",
+                    "correct", options=list(WHENS), default="auto",
                     tooltip="Compute the highlight once in each longer gap and correct the forecast with it. auto: with a "
                     "mask, and under samplers and schedules where it was measured to be worth its cost. never: forecast alone.",
                 ),
@@ -79,21 +91,21 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="A highlight that needs more of the frame than this is left to the forecast.",
                 ),
                 io.Combo.Input(
-                    "forecast", options=["auto", "noise", "denoised"], default="auto", extra_dict=ADVANCED,
+                    "forecast", options=list(FORECASTS), default="auto", extra_dict=ADVANCED,
                     tooltip="What is extrapolated. auto: noise for deterministic samplers, else the denoised image.",
                 ),
                 io.Combo.Input(
-                    "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED, optional=True,
+                    "memory", options=list(MEMORIES), default="device", extra_dict=ADVANCED, optional=True,
                     tooltip="Where the tokens outside the highlight are kept: device is exact and fastest, 8 bit takes half "
                     "of that memory or less, offload none of the GPU's.",
                 ),
                 io.Combo.Input(
-                    "control", options=["auto", "reuse", "compute"], default="auto", optional=True, extra_dict=ADVANCED,
+                    "control", options=list(CONTROLS), default="auto", optional=True, extra_dict=ADVANCED,
                     tooltip="Control nets where only the highlight is computed: reuse forecasts what they add from evaluations "
                     "computed in full, compute runs them there too. auto: reuse for ComfyUI's own control nets.",
                 ),
                 io.Combo.Input(
-                    "shallow", options=["auto", "always", "never"], default="auto", optional=True, extra_dict=ADVANCED,
+                    "shallow", options=list(WHENS), default="auto", optional=True, extra_dict=ADVANCED,
                     tooltip="On UNets, fill gaps with evaluations of the outermost blocks instead of forecasts. auto: in short "
                     "schedules, where that was measured to be worth its cost.",
                 ),
@@ -116,10 +128,10 @@ class HighlightDiffusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, correct: Correct, interval: str, pace: float, warmup: int,
+        cls, model: io.Model.Type, enabled: bool, preset: str, correct: When, interval: str, pace: float, warmup: int,
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float,
-        forecast: ForecastSpace, mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
-        memory: Memory = "device", control: Control = "auto", shallow: Shallow = "auto",
+        forecast: ForecastOf, mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
+        memory: Memory = "device", control: Control = "auto", shallow: When = "auto",
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),

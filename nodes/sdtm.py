@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..engine.config import Memory
+from ..engine.config import MEMORIES, Memory
 from ..engine.merging.config import PRESETS, SDTMConfig, parse_blocks
 from ..engine.trace import Trace
 from ..host.attach import attach_merging
@@ -72,7 +72,7 @@ class HighlightSDTM(io.ComfyNode):
                     tooltip="Merge attention in the detail stage too; off merges the MLP alone, as the paper does.",
                 ),
                 io.Combo.Input(
-                    "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED,
+                    "memory", options=list(MEMORIES), default="device", extra_dict=ADVANCED,
                     tooltip="How what is remembered is kept: 8 bit takes half of the GPU's memory or less, offload none.",
                 ),
                 share("start_percent", "Nothing is merged before this share of the schedule.", 0.0, 1.0, 0.0),

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from highlight_diffusion.engine.merging.key_bias import WeighingTap, prompt_weight
+from highlight_diffusion.engine.merging.key_bias import KeyBias, KeyBiasOverride, prompt_weight
 from highlight_diffusion.engine.merging.matching import merge_windows, windows
+from highlight_diffusion.engine.partial.order import Around
+from highlight_diffusion.engine.partial.token_gather import ALL_FIRST
 
 COUNT, TEXT = 16, 3
 
@@ -32,7 +34,13 @@ def tokens(count: int, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(1, count, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def attended(tap: WeighingTap, count: int, *args, block: int = 0, keys: int | None = None, **kwargs) -> Watched:
+def weighing(
+    merge=None, spared=frozenset(), prompt: float = 0.0, proportional: bool = False, around=ALL_FIRST, previous=None
+) -> KeyBiasOverride:  # fmt: skip
+    return KeyBiasOverride(COUNT, merge, KeyBias(prompt, proportional), spared, around, previous)
+
+
+def attended(tap: KeyBiasOverride, count: int, *args, block: int = 0, keys: int | None = None, **kwargs) -> Watched:
     """One attention of a block, to as many tokens or to `keys` others."""
     watched, k = Watched(), tokens(keys or count)
     with tap.within(block):
@@ -48,7 +56,7 @@ def test_the_prompts_weight_is_its_own_negative_at_the_schedules_other_end():
 
 def test_keys_of_the_prompt_and_of_merged_tokens_have_their_log_weights():
     of = merge()
-    tap = WeighingTap(COUNT, of, prompt=0.5, proportional=True, trailing=1)
+    tap = weighing(of, prompt=0.5, proportional=True, around=Around(True, 1))
     (mask,) = attended(tap, TEXT + of.merged_count).masks
     sizes = [math.log(size) for size in of.sizes.tolist()]
     assert mask.tolist()[0] == pytest.approx([0.5] * (TEXT - 1) + sizes + [0.5])
@@ -56,7 +64,7 @@ def test_keys_of_the_prompt_and_of_merged_tokens_have_their_log_weights():
 
 
 def test_text_behind_the_image_is_weighted_there():
-    (mask,) = attended(WeighingTap(COUNT, None, prompt=-0.5, text_first=False), COUNT + TEXT).masks
+    (mask,) = attended(weighing(None, prompt=-0.5, around=Around(False)), COUNT + TEXT).masks
     assert mask.tolist()[0] == [0.0] * COUNT + [-0.5] * TEXT
 
 
@@ -73,18 +81,18 @@ def test_text_behind_the_image_is_weighted_there():
 def test_where_there_is_nothing_to_weigh_attention_is_as_it_was(settings, count):
     """A mask, even one of zeros, would take attention off its fastest path."""
     settings = {**settings, "merge": merge() if settings["merge"] else None}
-    assert attended(WeighingTap(COUNT, **settings), count).masks == [None]
+    assert attended(weighing(**settings), count).masks == [None]
 
 
 def test_attention_to_other_keys_and_outside_the_blocks_passes_by():
-    tap, watched, x = WeighingTap(COUNT, merge(), prompt=0.5, proportional=True), Watched(), tokens(COUNT)
+    tap, watched, x = weighing(merge(), prompt=0.5, proportional=True), Watched(), tokens(COUNT)
     assert attended(tap, merge().merged_count, keys=TEXT).masks == [None], "cross-attention"
     tap(watched, x, x, x, 1)
     assert watched.masks == [None]
 
 
 def test_in_spared_blocks_tokens_are_whole_and_only_the_prompt_has_a_weight():
-    tap = WeighingTap(COUNT, merge(), frozenset((1,)), prompt=0.5, proportional=True)
+    tap = weighing(merge(), frozenset((1,)), prompt=0.5, proportional=True)
     (merged,) = attended(tap, TEXT + merge().merged_count, block=0).masks
     (whole,) = attended(tap, TEXT + COUNT, block=1).masks
     assert merged.shape == (1, TEXT + merge().merged_count) and merged[0, TEXT:].any()
@@ -92,7 +100,7 @@ def test_in_spared_blocks_tokens_are_whole_and_only_the_prompt_has_a_weight():
 
 
 def test_merged_tokens_without_proportion_weigh_as_any_other():
-    (mask,) = attended(WeighingTap(COUNT, merge(), prompt=0.5), TEXT + merge().merged_count).masks
+    (mask,) = attended(weighing(merge(), prompt=0.5), TEXT + merge().merged_count).masks
     assert mask.tolist()[0] == [0.5] * TEXT + [0.0] * merge().merged_count
 
 
@@ -102,7 +110,7 @@ def test_another_mask_holds_beside_the_weights(kind, given):
     free = torch.ones(1, TEXT + COUNT, dtype=torch.bool)
     free[0, 1] = False
     other = free if kind == "bool" else torch.zeros(free.shape).masked_fill(~free, -torch.inf)
-    tap, count = WeighingTap(COUNT, None, prompt=0.5), TEXT + COUNT
+    tap, count = weighing(None, prompt=0.5), TEXT + COUNT
     watched = attended(tap, count, other, "precision") if given == "by position" else attended(tap, count, mask=other)
     (mask,) = watched.masks
     assert mask[0, 1] == -torch.inf and mask[0, 0] == mask[0, 2] == 0.5 and not mask[0, TEXT:].any()
@@ -110,21 +118,21 @@ def test_another_mask_holds_beside_the_weights(kind, given):
 
 
 def test_a_mask_of_one_call_does_not_stay_for_the_next():
-    tap, closed = WeighingTap(COUNT, None, prompt=0.5), torch.zeros(1, TEXT + COUNT, dtype=torch.bool)
+    tap, closed = weighing(None, prompt=0.5), torch.zeros(1, TEXT + COUNT, dtype=torch.bool)
     attended(tap, TEXT + COUNT, mask=closed)
     (mask,) = attended(tap, TEXT + COUNT).masks
     assert torch.isfinite(mask).all()
 
 
 def test_weights_are_made_once_for_all_blocks_of_a_length():
-    tap = WeighingTap(COUNT, merge(), prompt=0.5, proportional=True)
+    tap = weighing(merge(), prompt=0.5, proportional=True)
     masks = [attended(tap, text + merge().merged_count, block=block).masks[0] for text in (TEXT, 5) for block in (0, 1)]
     assert masks[0] is masks[1] and masks[2] is masks[3] and masks[0].shape != masks[2].shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_weights_have_the_queries_type(dtype):
-    tap, watched, x = WeighingTap(COUNT, merge(), prompt=0.5, proportional=True), Watched(), tokens(merge().merged_count, dtype)
+    tap, watched, x = weighing(merge(), prompt=0.5, proportional=True), Watched(), tokens(merge().merged_count, dtype)
     with tap.within(0):
         assert tap(watched, x, x, x, 1).dtype == dtype
     assert watched.masks[0].dtype == dtype
@@ -137,5 +145,5 @@ def test_an_override_that_was_there_before_is_given_the_weights():
         theirs.append(mask)
         return function(q, k, v, heads, mask=mask, **kwargs)
 
-    watched = attended(WeighingTap(COUNT, None, prompt=0.5, previous=override), TEXT + COUNT)
+    watched = attended(weighing(None, prompt=0.5, previous=override), TEXT + COUNT)
     assert theirs[0] is watched.masks[0] and theirs[0][0, 0] == 0.5

@@ -3,11 +3,11 @@
 import math
 
 import pytest
-from highlight_diffusion.engine.placement.time_axis import log_ratio, log_sigma
+from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW
 from hypothesis import given
 from hypothesis import strategies as st
 
-AXES = {"noise added": (log_sigma, 1000.0), "flow": (log_ratio, 1.0)}  # with the highest sigma there is
+AXES = {"noise added": (DIFFUSION, 1000.0), "flow": (FLOW, 1.0)}  # with the highest sigma there is
 
 
 @pytest.mark.parametrize("kind", AXES)
@@ -15,23 +15,23 @@ AXES = {"noise added": (log_sigma, 1000.0), "flow": (log_ratio, 1.0)}  # with th
 def test_positions_rise_as_the_noise_falls(kind, first, second):
     axis, top = AXES[kind]
     high, low = sorted((first * top, second * top), reverse=True)
-    assert math.isfinite(axis(high)) and math.isfinite(axis(low))
-    assert axis(low) >= axis(high)
+    assert math.isfinite(axis.half_log_snr(high)) and math.isfinite(axis.half_log_snr(low))
+    assert axis.half_log_snr(low) >= axis.half_log_snr(high)
     if low > 1e-6 and high > low * 1.001:
-        assert axis(low) > axis(high)
+        assert axis.half_log_snr(low) > axis.half_log_snr(high)
 
 
 @given(st.floats(1e-3, 100.0), st.floats(1.1, 10.0))
 def test_a_factor_of_noise_is_the_same_distance_everywhere(sigma, factor):
-    assert log_sigma(sigma / factor) - log_sigma(sigma) == pytest.approx(math.log(factor))
+    assert DIFFUSION.half_log_snr(sigma / factor) - DIFFUSION.half_log_snr(sigma) == pytest.approx(math.log(factor))
 
 
 @given(st.floats(1e-4, 0.5))
 def test_a_flow_is_placed_where_the_same_share_of_noise_is_placed_otherwise(sigma):
     """x = (1 - s) x0 + s noise is, but for its scale, x0 + s / (1 - s) noise."""
-    assert log_ratio(sigma) == pytest.approx(log_sigma(sigma / (1 - sigma)), abs=0.04)
+    assert FLOW.half_log_snr(sigma) == pytest.approx(DIFFUSION.half_log_snr(sigma / (1 - sigma)), abs=0.04)
 
 
 def test_a_flow_starts_at_a_finite_place_near_its_second_step():
     """Without a ceiling above 1 it would start infinitely far from all that follows."""
-    assert log_ratio(0.98) - log_ratio(1.0) == pytest.approx(math.log(2 / 0.98))
+    assert FLOW.half_log_snr(0.98) - FLOW.half_log_snr(1.0) == pytest.approx(math.log(2 / 0.98))

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from highlight_diffusion.engine.trace import KINDS, Evaluation, Run, Trace, in_words, inside
+from highlight_diffusion.engine.trace import KINDS, Evaluation, RunRecord, Trace, in_words, inside
 
 ACTIVE = {"dense": 1.0, "partial": 0.25, "shallow": 0.0, "skipped": 0.0}
 
 
-def run_of(*kinds: str, **changed) -> Run:
-    run = Run((1, 4, 8, 8), "euler", (*(float(len(kinds) - i) for i in range(len(kinds))), 0.0), completed=True)
+def run_of(*kinds: str, **changed) -> RunRecord:
+    run = RunRecord((1, 4, 8, 8), "euler", (*(float(len(kinds) - i) for i in range(len(kinds))), 0.0), completed=True)
     for i, kind in enumerate(kinds):
         run.evaluations.append(Evaluation(i, i, run.sigmas[i], kind, "a reason", ACTIVE[kind], **changed))
     return run
@@ -79,7 +79,7 @@ def test_a_trace_holds_the_last_runs_and_no_more():
 
 
 def test_every_run_has_a_name_of_its_own_and_nothing_of_it_is_shared():
-    first, second = run_of("dense"), Run((1, 4, 8, 8), "euler", (1.0, 0.0))
+    first, second = run_of("dense"), RunRecord((1, 4, 8, 8), "euler", (1.0, 0.0))
     assert first.key != second.key and not second.evaluations and first.drawn.is_set()
     first.drawn.clear()
     assert second.drawn.is_set()
