@@ -80,8 +80,8 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "forecast", options=["auto", "noise", "denoised"], default="auto", extra_dict=ADVANCED,
-                    tooltip="What is extrapolated. auto: noise for deterministic samplers, the denoised image for others and in "
-                    "flows.",
+                    tooltip="What is extrapolated. auto: noise for deterministic samplers, the denoised image for others and "
+                    "in flows.",
                 ),
                 io.Combo.Input(
                     "memory", options=["device", "8 bit", "offload"], default="device", extra_dict=ADVANCED, optional=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from .console import say
 from .server import PACK
 
 LOCALES, NODES_PAGE = PACK / "locales", PACK / "docs" / "nodes.md"
+WIDTH = 126  # columns of the page's prose
 NODES_INTRODUCTION = """# Nodes and knobs
 
 `python run.py locales` writes this page from the nodes' own schemas, so it says what the tooltips say; do not edit it. What a
@@ -43,7 +45,8 @@ def nodes_page() -> str:
 
 def _section(schema: Any) -> Iterator[str]:
     """The lines of the page that describe one node."""
-    yield from (f"## {schema.display_name}", "", schema.description, "", f"Node id: `{schema.node_id}`.", "")
+    description = textwrap.fill(schema.description, WIDTH)
+    yield from (f"## {schema.display_name}", "", description, "", f"Node id: `{schema.node_id}`.", "")
     yield from ("| input | default | values | meaning |", "|---|---|---|---|")
     for i in schema.inputs:
         notes = [note for note in ("optional", "advanced") if getattr(i, note, None) or (i.extra_dict or {}).get(note)]
