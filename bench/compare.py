@@ -298,7 +298,7 @@ def main() -> int:
     parser.add_argument("--cfg", type=float, help="default: 3 for the demo model, 7 for a checkpoint")
     parser.add_argument("--only", help="compare only methods whose name contains one of these, comma between")
     parser.add_argument("--no-timing", action="store_true", help="pictures and MACs only")
-    parser.add_argument("--docs", action="store_true", help="write the report to docs/")
+    parser.add_argument("--docs", action="store_true", help="write the report to docs/benchmarks/")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
     if args.checkpoint and not args.prompts:
@@ -322,11 +322,10 @@ def main() -> int:
     from .redundancy import draw
     from .report import write
 
-    folder, name = (PACK / "docs", "benchmarks") if args.docs else (args.out, "report")
+    kind = "transformer" if subject.transformer else "unet"
+    folder, name = (PACK / "docs" / "benchmarks", kind) if args.docs else (args.out, f"report-{kind}")
     folder.mkdir(parents=True, exist_ok=True)
-    if subject.transformer:
-        name += "-transformer"
-    elif not args.checkpoint:
+    if not subject.transformer and not args.checkpoint:
         draw(asked[0].text, folder / f"{name}-redundancy.png")
     say(f"report: {write(args.out, folder, name, 'python run.py bench ' + ' '.join(sys.argv[1:]))}")
     return 0

@@ -1,4 +1,4 @@
-"""Turn the bench's CSV files into `report.md` and its plots; `python run.py bench` ends with it."""
+"""Turn the bench's CSV files into a report in Markdown and its plots; `python run.py bench` ends with it."""
 
 from __future__ import annotations
 

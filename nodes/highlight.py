@@ -92,7 +92,8 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "forecast", options=list(FORECASTS), default="auto", extra_dict=ADVANCED,
-                    tooltip="What is extrapolated. auto: noise for deterministic samplers, else the denoised image.",
+                    tooltip="What is extrapolated. auto: noise for deterministic samplers, the denoised image for others and "
+                    "in flows.",
                 ),
                 io.Combo.Input(
                     "memory", options=list(MEMORIES), default="device", extra_dict=ADVANCED, optional=True,

@@ -1,4 +1,4 @@
-"""The pictures of the README and of the help pages, of the real frontend: `python run.py screenshots`."""
+"""The pictures of docs/how-it-works.md and of the help pages, of the real frontend: `python run.py screenshots`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GRAPH = f"""() => {{
 
 
 def take(browser: Browser, server: Server, renderer: str) -> None:
-    """One picture of the whole workflow for the README; of the classic renderer also those of the help pages."""
+    """One picture of the whole workflow for docs/; of the classic renderer also those of the help pages."""
     ui = Ui(browser, server, renderer)
     ui.load_template(steps=30)
     ui.run(GRAPH)

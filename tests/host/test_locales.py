@@ -12,6 +12,10 @@ def test_english_is_what_the_nodes_say():
     assert locales.read("en") == locales.of_nodes(), "run `python run.py locales`"
 
 
+def test_the_page_of_the_nodes_is_what_the_nodes_say():
+    assert locales.NODES_PAGE.read_text(encoding="utf-8") == locales.nodes_page(), "run `python run.py locales`"
+
+
 @pytest.mark.parametrize("language", locales.languages())
 def test_every_language_is_complete(language, pack):
     english, texts = locales.of_nodes(), locales.read(language)

@@ -35,6 +35,12 @@ def test_the_zip_holds_the_pack_and_nothing_of_its_workshop(packed, pack):
     }
     assert ours and ours <= files, f"not in the zip: {sorted(ours - files)}; committed, and not in .comfyignore?"
     assert not [name for name in files if name.split("/")[0] in ("tests", "bench", "tools", ".ci", ".github", "run.py")]
+    assert not [name for name in files if name.startswith("docs/benchmarks/")]
+
+
+def test_the_readme_in_the_zip_links_to_what_is_in_it(packed):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", (packed / "README.md").read_text()) if "://" not in link]
+    assert links and not [link for link in links if not (packed / link).is_file()]
 
 
 def test_weights_are_safetensors_alone(packed):
