@@ -146,8 +146,8 @@ def main() -> int:
     }  # fmt: skip
     modules = {
         "demo": "bench.demo", "judge": "bench.judge", "bench": "bench.compare", "shapes": "bench.shapes",
-        "ablate": "bench.ablate", "control": "bench.control", "live": "bench.live", "workflows": "tools.workflows",
-        "locales": "tools.locales", "screenshots": "tools.screenshots", "train": "tools.train",
+        "ablate": "bench.ablate", "control": "bench.control", "stochastic": "bench.stochastic", "live": "bench.live",
+        "workflows": "tools.workflows", "locales": "tools.locales", "screenshots": "tools.screenshots", "train": "tools.train",
     }  # fmt: skip
     parser.add_argument("command", choices=[*modules, *tests])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on: to the demo, or to pytest")

@@ -24,6 +24,7 @@ from .placement.plan import (
     dense_tail,
     forecast_space,
     make_plan,
+    renewed,
     shallow_pays,
     solves_an_sde,
     step_of,
@@ -52,14 +53,15 @@ class HighlightRun:
     first_sigma, last_sigma: between them evaluations may be saved (start and end percent).
     response: gives the sampler's for what is forecast, by which a computed evaluation makes up for the forecasts before it;
     None, or where it gives None, to let them stand.
-    axis: along what predictions are smooth. merging: merges tokens in computed evaluations, where a host can.
+    axis: along what predictions are smooth. fresh: how much of the noise each step makes anew, None where it was not measured.
+    merging: merges tokens in computed evaluations, where a host can.
     """
 
     def __init__(
         self, config: HighlightConfig, trace: Run, frame: tuple[int, int], align: int,
         first_sigma: float = float("inf"), last_sigma: float = 0.0, surround: Surround | None = None,
         given: Given | None = None, response: Callable[[Space], Response | None] | None = None, axis: Axis = log_sigma,
-        merging: MergingRun | None = None, whole: Surroundings | None = None,
+        merging: MergingRun | None = None, whole: Surroundings | None = None, fresh: Sequence[float] | None = None,
     ):  # fmt: skip
         self.merging, self.whole = merging, whole
         self.config, self.trace, self.frame, self.align = config, trace, frame, align
@@ -71,8 +73,9 @@ class HighlightRun:
         self.space = forecast_space(trace.sampler, config.forecast, axis)
         self.response = response(self.space) if response is not None and config.active and config.revise else None
         self.corrects = self._corrects(len(sigmas) - 1)
-        shallow = self._shallow(len(sigmas) - 1)
-        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis, shallow)
+        anew = renewed(trace.sampler, sigmas[:-1], fresh, axis)
+        shallow = self._shallow(len(sigmas) - 1, any(anew))
+        self.plan = make_plan(sigmas[:-1], config, first, last, trace.sampler, self.corrects, axis, shallow, anew)
         if whole is not None and solves_an_sde(trace.sampler):
             whole.persistence = 0.0  # what enters from within is noise above all: a copy is 1.4 dB better at 12 steps
         self.gaps = AdaptiveGaps(config.pace) if config.interval == ADAPTIVE else None
@@ -99,14 +102,14 @@ class HighlightRun:
             return self.config.correct == "always"
         return bool(self.given) or correction_pays(steps, adds_noise(self.trace.sampler), self.response, self.axis)
 
-    def _shallow(self, steps: int) -> bool:
+    def _shallow(self, steps: int, noisy: bool) -> bool:
         """Whether gaps are to be filled with shallow evaluations: as wanted, or where it pays; not where everything is
         highlighted, and so to be computed."""
         if self.config.threshold == 0:
             return False
         if self.config.shallow != "auto":
             return self.config.shallow == "always"
-        return self.whole is not None and not self.given and shallow_pays(steps, self.trace.sampler, self.config)
+        return self.whole is not None and not self.given and shallow_pays(steps, noisy, self.config)
 
     # -- before an evaluation ------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from ..engine.trace import Evaluation, Run
 from . import ip_adapter
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
-from .sampler import sampler_response
+from .sampler import sampler_noise, sampler_response
 from .words import weights_of
 
 KEY = "highlight_diffusion"  # of our wrappers and of the run in transformer_options
@@ -50,7 +50,18 @@ class ModelRun:
         first, last = sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
         respond = partial(sampler_response, sampler, model, sigmas)
         self.engine = HighlightRun(
-            config, run, tuple(run.shape[-2:]), align, first, last, surround, given, respond, axis, whole=whole
+            config,
+            run,
+            tuple(run.shape[-2:]),
+            align,
+            first,
+            last,
+            surround,
+            given,
+            respond,
+            axis,
+            whole=whole,
+            fresh=sampler_noise(sampler, model, sigmas) if config.active else None,
         )
         self.words: dict[Any, TokenWeights | None] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from ..config import ADAPTIVE, ForecastSpace, HighlightConfig
@@ -22,6 +23,10 @@ SHALLOW_PACE = 6.0  # at slower ones forecasts are better than shallow evaluatio
 FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
 OFF = "off"  # the reason of evaluations that are computed because Highlight Diffusion is switched off
 NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
+# How much of the noise in the state may be new since the last dense evaluation under a sampler that adds noise, by what is
+# computed instead, at pace 0 and more of it with each pace: with more, objects appear. `python run.py stochastic` measured it.
+RENEWED = {"shallow": (1 / 3, 1 / 30), "partial": (1 / 4, 1 / 40), "skipped": (1 / 4, 1 / 40)}
+NOISY_START = 2  # dense steps at the start of gaps filled with shallow evaluations under fresh noise
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
 FLOW_PACE = 5.0  # of a higher pace flows get a third of what is above this; their forecasts do not reach further
 WARMUP, BRISK = 4, 8.0  # dense steps at the start; one less from this pace on
@@ -134,13 +139,15 @@ def flow_gaps(length: int, pace: float, few: bool = False) -> list[int]:
     return gaps
 
 
-def warm_up(config: HighlightConfig, steps: int, axis: Axis = log_sigma, shallow: bool = False) -> int:
+def warm_up(config: HighlightConfig, steps: int, axis: Axis = log_sigma, shallow: bool = False, noisy: bool = False) -> int:
     """Dense steps at the start: as configured, or as many as were measured to be worth it; only forecasts need several."""
     if config.warmup:
         return config.warmup
     if axis is log_ratio:
         return FLOW_WARMUP + (steps < BRIEF)
-    return 1 if shallow else WARMUP - (config.pace >= BRISK)
+    if shallow:
+        return NOISY_START if noisy else 1
+    return WARMUP - (config.pace >= BRISK)
 
 
 def effective_pace(config: HighlightConfig, sampler: str, axis: Axis = log_sigma) -> float:
@@ -166,14 +173,10 @@ def correction_pays(steps: int, noisy: bool, response: Response | None, axis: Ax
     return axis is not log_ratio and (steps < FINE or noisy or not response.forgets)
 
 
-def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
+def shallow_gaps(length: int, pace: float) -> list[int]:
     """Gaps over `length` steps that are filled with shallow evaluations, growing from the first step on, at a higher pace
     faster and further: a step gone astray early leads to another picture. The last may reach beyond the end: the very last
-    step is too close to the picture for a dense evaluation to be worth it, one before it is worth more. Under fresh noise,
-    where no step hangs on the first ones as much, `even` gaps are better."""
-    if even:
-        gap = max(2, round(pace / 4))
-        return [gap] * math.ceil(length / gap)
+    step is too close to the picture for a dense evaluation to be worth it, one before it is worth more."""
     growth, longest = max(0.5, (pace - 5) / 6), max(2, round(pace / 2.75))
     gaps: list[int] = []
     while sum(gaps) < length:
@@ -182,17 +185,17 @@ def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
     return [*gaps[:-1], gaps[-1] - 1, 2] if lands_at_the_end else gaps
 
 
-def shallow_pays(steps: int, sampler: str, config: HighlightConfig) -> bool:
+def shallow_pays(steps: int, noisy: bool, config: HighlightConfig) -> bool:
     """Whether gaps filled with shallow evaluations were measured to be worth more than forecasts: in short schedules, from
-    the pace on at which forecasts would have to reach too far; where an SDE is solved, at any. Not where forecasts are wanted
+    the pace on at which forecasts would have to reach too far; under fresh noise in any. Not where forecasts are wanted
     to be corrected by the highlight, or gaps of a length."""
     wanted = config.interval is not None or config.correct == "always"
-    return steps < FINE and not wanted and (config.pace >= SHALLOW_PACE or solves_an_sde(sampler))
+    return not wanted and (noisy or steps < FINE and config.pace >= SHALLOW_PACE)
 
 
 def make_plan(
     sigmas: Sequence[float], config: HighlightConfig, first: int = 0, last: int | None = None, sampler: str = "euler",
-    correcting: bool | None = None, axis: Axis = log_sigma, shallow: bool = False,
+    correcting: bool | None = None, axis: Axis = log_sigma, shallow: bool = False, anew: Sequence[float] = (),
 ) -> list[PlannedStep]:  # fmt: skip
     """Plan the steps at these sigmas (the final 0 left out); only `first` to `last` (inclusive) may be anything but dense.
 
@@ -200,7 +203,8 @@ def make_plan(
     `correcting` (None: unless it never is to be), a gap of three or more that is long for its pace has one partial step in
     its middle, where the highlight is to correct the forecast. A second one in a gap brings little anywhere. An adaptive
     interval leaves the steps between warm-up and end open: they are planned as skipped, and `AdaptiveGaps` says while
-    sampling which are not.
+    sampling which are not. anew: how much of the noise each step makes new (see `renewed`), none by default; where it is any,
+    it ends the gaps that no interval does, and shallow evaluations fill all that it leaves.
     """
     steps = len(sigmas)
     last = steps - 1 if last is None else last
@@ -209,7 +213,7 @@ def make_plan(
     plan = [PlannedStep("dense", "outside start and end percent")] * steps
     if last < first:
         return plan
-    position = min(first + warm_up(config, steps, axis, shallow) - 1, last)
+    position = min(first + warm_up(config, steps, axis, shallow, any(anew)) - 1, last)
     for i in range(first, position + 1):
         plan[i] = PlannedStep("dense", "warm-up")
     correcting = config.correct != "never" if correcting is None else correcting
@@ -218,8 +222,12 @@ def make_plan(
         plan[position + 1 : tail] = [FORECAST] * (tail - position - 1)
         plan[tail : last + 1] = [PlannedStep("dense", "last steps")] * (last + 1 - tail)
         return plan
+    noisy = not config.interval and any(anew)
+    if shallow and noisy:
+        plan[position + 1 : last + 1] = [SHALLOW] * (last - position)
+        return hold_to_the_noise(plan, anew, config.pace)
     if shallow and not config.interval:
-        gaps, corrected = shallow_gaps(last - position, config.pace, adds_noise(sampler)), math.inf
+        gaps, corrected = shallow_gaps(last - position, config.pace), math.inf
     elif config.interval:
         gaps, corrected = spread_gaps(last - position, config.interval), CORRECTED_GAP
     else:
@@ -237,7 +245,41 @@ def make_plan(
         if position > last:
             break
         plan[position] = PlannedStep("dense", "last step" if position == steps - 1 else f"refresh after {gap}")
-    return plan
+    return hold_to_the_noise(plan, anew, config.pace) if noisy else plan
+
+
+def renewed(sampler: str, sigmas: Sequence[float], fresh: Sequence[float] | None, axis: Axis = log_sigma) -> list[float]:
+    """How much of the noise in the state each step between these sigmas makes anew, as far as forecasts are concerned; zeros
+    under samplers that add none. fresh: what was measured of the sampler; None to go by its name.
+
+    Half of it is what the sampler adds of its own, the other half what the stochastic differential equation would add: the
+    prediction also changes where the noise only falls. For samplers that solve this equation exactly both are the same.
+    """
+    fall = [math.exp(-2 * max(0.0, axis(following) - axis(sigma))) for sigma, following in pairwise(sigmas)]
+    if fresh is None or len(fresh) != len(fall):
+        return [1 - kept if adds_noise(sampler) else 0.0 for kept in fall]
+    if not any(share > 1e-3 for share in fresh):
+        return [0.0] * len(fall)
+    return [1 - math.sqrt((1 - share) * kept) for share, kept in zip(fresh, fall, strict=True)]
+
+
+def allowed(kind: Kind, pace: float) -> float:
+    """How much of the noise may be new since the last dense evaluation in a step of this kind."""
+    least, more = RENEWED[kind]
+    return min(1.0, least + more * pace)
+
+
+def hold_to_the_noise(plan: list[PlannedStep], anew: Sequence[float], pace: float) -> list[PlannedStep]:
+    """Make those steps of a plan dense at which more of the noise is new than is `allowed` at a pace; anew: what each step
+    makes new."""
+    held, kept = list(plan), 1.0
+    for i, step in enumerate(plan):
+        kept *= 1 - anew[i - 1] if i else 1.0
+        if step.kind != "dense" and 1 - kept > allowed(step.kind, pace):
+            held[i] = PlannedStep("dense", f"{1 - kept:.0%} of the noise is new since the last dense one")
+        if held[i].kind == "dense":
+            kept = 1.0
+    return held
 
 
 def step_of(sigma: float, sigmas: tuple[float, ...]) -> int:
