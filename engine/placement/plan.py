@@ -23,9 +23,10 @@ SHALLOW_PACE = 6.0  # at slower ones forecasts are better than shallow evaluatio
 FINE = 20  # steps; in shorter schedules forecasts reach so far that even an exact revision leaves something to compute
 OFF = "off"  # the reason of evaluations that are computed because Highlight Diffusion is switched off
 NOISY_PACE = 0.7  # of the pace, under fresh noise, where forecasts are good for less
-# How much of the noise in the state may be new since the last dense evaluation under a sampler that adds noise, by what is
-# computed instead, at pace 0 and more of it with each pace: with more, objects appear. `python run.py stochastic` measured it.
-RENEWED = {"shallow": (1 / 3, 1 / 30), "partial": (1 / 4, 1 / 40), "skipped": (1 / 4, 1 / 40)}
+# How much of the noise in the state may be new since the last dense evaluation under a sampler that adds noise, at pace 0 and
+# more of it with each pace; with more, objects appear. Forecasts are good for less of it than shallow evaluations, for which
+# this is, and samplers of one step for more than those that carry errors on. `python run.py stochastic` measured all four.
+RENEWED, RENEWED_A_PACE, OF_FORECASTS, OF_ONE_STEP = 0.35, 0.01, 3 / 4, 4 / 3
 NOISY_START = 2  # dense steps at the start of gaps filled with shallow evaluations under fresh noise
 LOG_SHARE = 0.75  # of log sigma in the distance between evaluations, the rest is steps
 FLOW_PACE = 5.0  # of a higher pace flows get a third of what is above this; their forecasts do not reach further
@@ -83,9 +84,14 @@ def spread_gaps(length: int, gaps: tuple[int, ...]) -> list[int]:
     return placed
 
 
+def carries_errors(sampler: str) -> bool:
+    """Whether a sampler of this name extrapolates from earlier steps."""
+    return any(word in sampler for word in MULTISTEP)
+
+
 def dense_tail(sampler: str) -> int:
     """How many steps at the end are to be dense: what they get wrong nothing mends."""
-    return 3 if any(word in sampler for word in MULTISTEP) else 2
+    return 3 if carries_errors(sampler) else 2
 
 
 def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = 2) -> list[int]:
@@ -204,7 +210,7 @@ def make_plan(
     its middle, where the highlight is to correct the forecast. A second one in a gap brings little anywhere. An adaptive
     interval leaves the steps between warm-up and end open: they are planned as skipped, and `AdaptiveGaps` says while
     sampling which are not. anew: how much of the noise each step makes new (see `renewed`), none by default; where it is any,
-    it ends the gaps that no interval does, and shallow evaluations fill all that it leaves.
+    it ends gaps, and shallow evaluations fill all that it leaves, unless an interval or corrections are wanted.
     """
     steps = len(sigmas)
     last = steps - 1 if last is None else last
@@ -213,7 +219,8 @@ def make_plan(
     plan = [PlannedStep("dense", "outside start and end percent")] * steps
     if last < first:
         return plan
-    position = min(first + warm_up(config, steps, axis, shallow, any(anew)) - 1, last)
+    noisy = config.interval is None and config.correct != "always" and any(anew)
+    position = min(first + warm_up(config, steps, axis, shallow, noisy) - 1, last)
     for i in range(first, position + 1):
         plan[i] = PlannedStep("dense", "warm-up")
     correcting = config.correct != "never" if correcting is None else correcting
@@ -222,10 +229,9 @@ def make_plan(
         plan[position + 1 : tail] = [FORECAST] * (tail - position - 1)
         plan[tail : last + 1] = [PlannedStep("dense", "last steps")] * (last + 1 - tail)
         return plan
-    noisy = not config.interval and any(anew)
     if shallow and noisy:
         plan[position + 1 : last + 1] = [SHALLOW] * (last - position)
-        return hold_to_the_noise(plan, anew, config.pace)
+        return hold_to_the_noise(plan, anew, config.pace, sampler)
     if shallow and not config.interval:
         gaps, corrected = shallow_gaps(last - position, config.pace), math.inf
     elif config.interval:
@@ -245,7 +251,7 @@ def make_plan(
         if position > last:
             break
         plan[position] = PlannedStep("dense", "last step" if position == steps - 1 else f"refresh after {gap}")
-    return hold_to_the_noise(plan, anew, config.pace) if noisy else plan
+    return hold_to_the_noise(plan, anew, config.pace, sampler) if noisy else plan
 
 
 def renewed(sampler: str, sigmas: Sequence[float], fresh: Sequence[float] | None, axis: Axis = log_sigma) -> list[float]:
@@ -263,19 +269,19 @@ def renewed(sampler: str, sigmas: Sequence[float], fresh: Sequence[float] | None
     return [1 - math.sqrt((1 - share) * kept) for share, kept in zip(fresh, fall, strict=True)]
 
 
-def allowed(kind: Kind, pace: float) -> float:
+def allowed(kind: Kind, pace: float, sampler: str) -> float:
     """How much of the noise may be new since the last dense evaluation in a step of this kind."""
-    least, more = RENEWED[kind]
-    return min(1.0, least + more * pace)
+    share = RENEWED + RENEWED_A_PACE * pace
+    return min(1.0, share * (1 if kind == "shallow" else OF_FORECASTS) * (1 if carries_errors(sampler) else OF_ONE_STEP))
 
 
-def hold_to_the_noise(plan: list[PlannedStep], anew: Sequence[float], pace: float) -> list[PlannedStep]:
+def hold_to_the_noise(plan: list[PlannedStep], anew: Sequence[float], pace: float, sampler: str) -> list[PlannedStep]:
     """Make those steps of a plan dense at which more of the noise is new than is `allowed` at a pace; anew: what each step
     makes new."""
     held, kept = list(plan), 1.0
     for i, step in enumerate(plan):
         kept *= 1 - anew[i - 1] if i else 1.0
-        if step.kind != "dense" and 1 - kept > allowed(step.kind, pace):
+        if step.kind != "dense" and 1 - kept > allowed(step.kind, pace, sampler):
             held[i] = PlannedStep("dense", f"{1 - kept:.0%} of the noise is new since the last dense one")
         if held[i].kind == "dense":
             kept = 1.0

@@ -223,13 +223,25 @@ def sde(steps: int) -> list[float]:
     return [1 - (b / a) ** 2 for a, b in pairwise(SIGMAS[steps])]
 
 
+def test_forecasts_and_samplers_that_carry_errors_on_reach_over_less_fresh_noise():
+    assert allowed("skipped", 5.0, "dpmpp_sde") < allowed("shallow", 5.0, "dpmpp_sde")
+    assert allowed("shallow", 5.0, "dpmpp_2m_sde") < allowed("shallow", 5.0, "dpmpp_sde") < allowed("shallow", 8.0, "dpmpp_sde")
+
+
+@pytest.mark.parametrize("pace", PACES.values())
+def test_bug_two_objects_more_under_a_multistep_sde_sampler_at_twelve_steps(pace):
+    """Two shallow evaluations among twelve were enough to draw an object beside the one that was asked for."""
+    plan = make_plan(SIGMAS[12], HighlightConfig(pace=pace), sampler="dpmpp_2m_sde", shallow=True, anew=sde(12))
+    assert {step.kind for step in plan} == {"dense"}
+
+
 @given(st.integers(1, 60), st.floats(1.0, 12.0), st.booleans(), st.data())
 def test_no_gap_reaches_over_more_fresh_noise_than_is_allowed(steps, pace, shallow, data):
     anew, kept = data.draw(st.lists(st.floats(0.01, 1.0), min_size=steps - 1, max_size=steps - 1)), 1.0
     plan = make_plan(SIGMAS[steps], HighlightConfig(pace=pace), sampler="dpmpp_2m_sde", shallow=shallow, anew=anew)
     for i, step in enumerate(plan):
         kept = 1.0 if step.kind == "dense" else kept * (1 - anew[i - 1])
-        assert step.kind == "dense" or 1 - kept <= allowed(step.kind, pace)
+        assert step.kind == "dense" or 1 - kept <= allowed(step.kind, pace, "dpmpp_2m_sde")
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "res_multistep", "uni_pc", "heun"])
