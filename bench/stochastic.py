@@ -37,10 +37,10 @@ OBJECTS = (1, 2, 3, 0)  # of the scenes, in turn; one of four shows nothing but 
 DOCS = """# Samplers that add noise: what each preset saves
 
 Written by `python run.py stochastic --docs`; do not edit. {scenes} scenes with captions that training never saw, seed {seed},
-CFG 3, sampled by the real ComfyUI on the CPU. *Saves* is the share of the evaluations' seconds, PSNR (mean / worst) is to the
-dense picture of the same seed, *new* counts objects that the detector finds and the dense picture has not, and *right* those
-asked for that are there, by the preset and by the dense run. *Fewer steps* is the dense run of as many steps as the preset
-costs: the same of it, to be compared with the preset's. Where the sampler draws its noise step by step, it draws other noise.
+CFG 3, {weights} weights, sampled by the real ComfyUI on the CPU. What is not in the table was not measured. *Saves* is the share
+of the evaluations' seconds, PSNR (mean / worst) is to the dense picture of the same seed, *new* counts objects that the detector
+finds and the dense picture has not, and *right* those asked for that are there, by the preset and by the dense run. *Fewer
+steps* is the dense run of as many steps as the preset costs: the same of it, to be compared with the preset's.
 """
 
 
@@ -195,15 +195,21 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=4242, help="of the scenes and of the noise")
     parser.add_argument("--no-fewer", action="store_true", help="leave out dense runs of fewer steps")
+    parser.add_argument("--half", action="store_true", help="the denoiser's weights in bfloat16, which takes half the time")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "stochastic")
     parser.add_argument("--docs", action="store_true", help="write the table to docs/ too")
     args = parser.parse_args()
     boot()
+    if args.half:
+        from comfy import cli_args
+
+        cli_args.args.bf16_unet = True
     bench = Stochastic(args.model, unseen_scenes(args.scenes, args.seed, OBJECTS), args.seed, args.out)
     for steps in (int(n) for n in args.steps.split(",")):
         for scheduler in args.schedulers.split(","):
             for sampler in args.samplers.split(","):
                 bench.compare(Sampling(sampler, steps, 3.0, scheduler), args.presets.split(","), not args.no_fewer)
-    text = "\n".join([DOCS.format(scenes=args.scenes, seed=args.seed), *report(args.out / "stochastic.csv")])
+    head = DOCS.format(scenes=args.scenes, seed=args.seed, weights="bfloat16" if args.half else "float32")
+    text = "\n".join([head, *report(args.out / "stochastic.csv")])
     (PACK / "docs" / "stochastic.md" if args.docs else args.out / "stochastic.md").write_text(text)
     return 0
