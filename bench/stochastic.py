@@ -37,10 +37,10 @@ OBJECTS = (1, 2, 3, 0)  # of the scenes, in turn; one of four shows nothing but 
 DOCS = """# Samplers that add noise: what each preset saves
 
 Written by `python run.py stochastic --docs`; do not edit. {scenes} scenes with captions that training never saw, seed {seed},
-CFG 3, {weights} weights, sampled by the real ComfyUI on the CPU. What is not in the table was not measured. *Saves* is the share
-of the evaluations' seconds, PSNR (mean / worst) is to the dense picture of the same seed, *new* counts objects that the detector
-finds and the dense picture has not, and *right* those asked for that are there, by the preset and by the dense run. *Fewer
-steps* is the dense run of as many steps as the preset costs: the same of it, to be compared with the preset's.
+CFG 3, {weights} weights, sampled by the real ComfyUI on the CPU. What is not in the table was not measured. *Saves* is the
+share of the evaluations' seconds, PSNR (mean / worst) is to the dense picture of the same seed, *new* counts objects that the
+detector finds and the dense picture has not, and *right* those asked for that are there, by the preset and by the dense run.
+*Fewer steps* is the dense run of as many steps as the preset costs: the same of it, to be compared with the preset's.
 """
 
 
