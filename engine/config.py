@@ -67,7 +67,8 @@ def parse_interval(text: str) -> Interval:
 class HighlightConfig:
     """Settings of Highlight Diffusion.
 
-    pace: how many average steps of the schedule a dense evaluation serves; seven tenths of it under samplers that add noise.
+    pace: how many average steps of the schedule a dense evaluation serves; seven tenths of it under samplers that add noise,
+    where a gap also ends before too much of the noise is new.
     interval: gaps between dense evaluations in steps instead, spread over the schedule; None leaves it to the pace, and
     "adaptive" to the error of the forecasts, measured while sampling, with more of it allowed at a higher pace.
     start_percent, end_percent: the share of the schedule in which anything may be saved.

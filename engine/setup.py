@@ -9,6 +9,7 @@ from .extrapolation import PredictionType
 from .method import Method
 from .partial.cache import ActivationCache
 from .placement.context import Context
+from .placement.noise import renewed
 from .placement.plan import Plan, regional_pays
 from .placement.shallow import shallow_pays
 from .placement.traits import SamplerTraits
@@ -23,19 +24,21 @@ from .trace import RunRecord
 
 # The sampler's impulse response for a type of prediction, None where it has none.
 Respond = Callable[[PredictionType], ImpulseResponse | None]
+FreshNoise = Callable[[], Sequence[float] | None]
 
 
 def start_run(
     config: HighlightConfig, record: RunRecord, align: int, make_caches: MakeCaches, *, axis: TimeAxis = DIFFUSION,
-    sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: Given | None = None, respond: Respond = lambda prediction:
-    None, shallow: ActivationCache | None = None,
-    methods: Sequence[Method] = (),
+    sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: Given | None = None,
+    respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
+    shallow: ActivationCache | None = None, methods: Sequence[Method] = (),
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
     align: latent cells that regions are snapped to. make_caches: makes the caches of what regions lack. axis: the model's time
     axis. sigma_range: the highest and the lowest sigma between which anything may be saved (start and end percent). masks: the
     user's. respond: gives the sampler's impulse response, by which a computed evaluation makes up for the forecasts before it.
+    fresh_noise: gives how much of the noise the sampler makes anew in each step, None where that cannot be measured.
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations.
     """
@@ -46,10 +49,12 @@ def start_run(
     record.revises = response is not None
     if shallow is not None and traits.sde:
         shallow.damping = 0.0  # what enters from within is noise above all, and a copy is better than its trend
+    sigmas = record.sigmas[:-1]
+    new_noise = renewed(traits.noisy, sigmas, fresh_noise() if config.active else None, axis)
     context = Context(
-        record.sigmas[:-1], config, *_steps_within(record.sigmas[:-1], sigma_range), traits, axis,
-        _wants_regional(config, len(record.sigmas) - 1, traits, response, axis, bool(masks)),
-        _wants_shallow(config, len(record.sigmas) - 1, traits, bool(masks), shallow is not None),
+        sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
+        _wants_regional(config, len(sigmas), traits, response, axis, bool(masks)),
+        _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
     )  # fmt: skip
     frame = record.shape[-2], record.shape[-1]
     return SamplingRun(RunState(
@@ -74,11 +79,11 @@ def _wants_regional(
     return masked or regional_pays(steps, traits.noisy, None if response is None else response.one_step, axis)
 
 
-def _wants_shallow(config: HighlightConfig, steps: int, traits: SamplerTraits, masked: bool, possible: bool) -> bool:
+def _wants_shallow(config: HighlightConfig, steps: int, noisy: bool, masked: bool, possible: bool) -> bool:
     """Whether gaps are filled with shallow evaluations: as the user wants, or where it pays; not where everything is
     highlighted, and so to be computed."""
     if config.threshold == 0:
         return False
     if config.shallow != "auto":
         return config.shallow == "always"
-    return possible and not masked and shallow_pays(steps, traits, config)
+    return possible and not masked and shallow_pays(steps, noisy, config)

@@ -31,9 +31,15 @@ FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the star
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
 SHALLOW_WARMUP = 1
-SHALLOW_PACE_PER_GAP_NOISY = 4  # even gaps of pace / this many steps under fresh noise
 SHALLOW_GROWTH_FROM, SHALLOW_GROWTH_SCALE, SHALLOW_LEAST_GROWTH = 5, 6, 0.5  # growth of gaps: (pace - 5) / 6, at least 0.5
 SHALLOW_PACE_PER_GAP = 2.75  # a gap is at most pace / this many steps
+
+# -- placement under fresh noise; python run.py stochastic ---------------------------------------------------------------
+# How much of the noise in the state may be new since the last dense evaluation, at pace 0 and more of it with each unit of
+# pace; beyond that objects appear. This is for shallow evaluations under multistep samplers; forecasts may reach over less,
+# samplers of one step over more.
+RENEWED, RENEWED_PER_PACE, RENEWED_OF_FORECASTS, RENEWED_OF_ONE_STEP = 0.35, 0.01, 3 / 4, 4 / 3
+NOISY_SHALLOW_WARMUP = 2  # dense steps at the start where shallow evaluations fill the gaps
 
 # -- adaptive gaps; bench, methods with `interval: adaptive` -------------------------------------------------------------
 ADAPTIVE_GROWTH = 2  # steps by which a gap may be longer than the one before

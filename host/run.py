@@ -31,7 +31,7 @@ from . import ip_adapter
 from .call import ModelCall
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
-from .sampler import sampler_response
+from .sampler import sampler_noise, sampler_response
 from .words import weights_of
 
 KEY = "highlight_diffusion"  # of our wrappers, and of the run in transformer_options
@@ -86,6 +86,7 @@ class ModelRun:
             sampling.config, sampling.record, align, make_caches, axis=axis, masks=sampling.masks, shallow=shallow,
             sigma_range=sampling.sigma_range(sampling.config), methods=methods,
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
+            fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
         )  # fmt: skip
         self.words: dict[Any, TokenWeights | None] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known

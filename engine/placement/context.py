@@ -33,7 +33,7 @@ class Context:
 
     sigmas: of the steps, descending, the final 0 left out. first, last: the steps between which (both included) anything but
     dense evaluations is allowed. regional: whether longer gaps get a regional evaluation. shallow: whether gaps are filled with
-    shallow evaluations.
+    shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
     """
 
     sigmas: tuple[float, ...]
@@ -44,21 +44,28 @@ class Context:
     axis: TimeAxis = DIFFUSION
     regional: bool = True
     shallow: bool = False
+    renewed: tuple[float, ...] = ()
 
     @classmethod
     def of(
         cls, sigmas: Sequence[float], config: HighlightConfig, sampler: str = "euler", axis: TimeAxis = DIFFUSION,
         first: int = 0, last: int | None = None, regional: bool | None = None, shallow: bool = False,
+        renewed: Sequence[float] = (),
     ) -> Context:  # fmt: skip
         """The context of a schedule under a sampler, over all of its steps and with regional evaluations unless the config
         or the arguments say otherwise."""
         last = len(sigmas) - 1 if last is None else last
         regional = config.correct != "never" if regional is None else regional
-        return cls(tuple(sigmas), config, first, last, SamplerTraits.of(sampler), axis, regional, shallow)
+        return cls(tuple(sigmas), config, first, last, SamplerTraits.of(sampler), axis, regional, shallow, tuple(renewed))
 
     @property
     def steps(self) -> int:
         return len(self.sigmas)
+
+    @property
+    def ends_gaps_by_noise(self) -> bool:
+        """Whether new noise ends gaps: where there is any, unless an interval or corrections are wanted."""
+        return self.config.interval is None and self.config.correct != "always" and any(self.renewed)
 
     @property
     def pace(self) -> float:

@@ -10,6 +10,7 @@ from ..tuning import (
     FLOW_WARMUP,
     FLOW_WARMUP_SHORT,
     LONG_SCHEDULE,
+    NOISY_SHALLOW_WARMUP,
     REGIONAL_GAP,
     SHALLOW_WARMUP,
     SHORT_FLOW,
@@ -21,6 +22,7 @@ from .context import FORECAST, Context, Placement, PlannedStep
 from .flow import FlowGaps
 from .interval import Intervals
 from .log_sigma import LogSigmaGaps
+from .noise import hold_to_noise
 from .shallow import ShallowGaps
 
 # The first that suits is used.
@@ -37,7 +39,7 @@ def warm_up(context: Context) -> int:
     if context.axis.is_flow:
         return FLOW_WARMUP_SHORT if context.steps < SHORT_FLOW else FLOW_WARMUP
     if context.shallow:
-        return SHALLOW_WARMUP
+        return NOISY_SHALLOW_WARMUP if context.ends_gaps_by_noise else SHALLOW_WARMUP
     return WARMUP_FAST if config.pace >= FAST_PACE else WARMUP
 
 
@@ -65,7 +67,7 @@ def make_plan(context: Context) -> list[PlannedStep]:
     plan[first : start + 1] = [PlannedStep("dense", "warm-up")] * (start + 1 - first)
     placement = next(own for own in PLACEMENTS if own.suits(context))
     plan[start + 1 : last + 1] = placement.place(context, start)
-    return plan
+    return hold_to_noise(plan, context) if context.ends_gaps_by_noise else plan
 
 
 def inactive_because(config: HighlightConfig) -> str:

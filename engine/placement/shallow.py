@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ..config import HighlightConfig
 from ..tuning import (
     LONG_SCHEDULE,
@@ -12,23 +10,17 @@ from ..tuning import (
     SHALLOW_LEAST_GROWTH,
     SHALLOW_PACE,
     SHALLOW_PACE_PER_GAP,
-    SHALLOW_PACE_PER_GAP_NOISY,
 )
 from .context import SHALLOW, Context, PlannedStep, filled
-from .traits import SamplerTraits
 
 
-def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
+def shallow_gaps(length: int, pace: float) -> list[int]:
     """Gaps over `length` steps, growing from the first step on, at a higher pace faster and further: a step gone astray
     early leads to another picture.
 
     The last gap may reach beyond the end: the very last step is too close to the picture for a dense evaluation to be worth
-    it, one before it is worth more. even: gaps of one length, which are better under fresh noise, where no step hangs on the
-    first ones as much.
+    it, one before it is worth more.
     """
-    if even:
-        gap = max(2, round(pace / SHALLOW_PACE_PER_GAP_NOISY))
-        return [gap] * math.ceil(length / gap)
     growth = max(SHALLOW_LEAST_GROWTH, (pace - SHALLOW_GROWTH_FROM) / SHALLOW_GROWTH_SCALE)
     longest = max(2, round(pace / SHALLOW_PACE_PER_GAP))
     gaps: list[int] = []
@@ -38,12 +30,12 @@ def shallow_gaps(length: int, pace: float, even: bool = False) -> list[int]:
     return [*gaps[:-1], gaps[-1] - 1, 2] if lands_at_the_end else gaps
 
 
-def shallow_pays(steps: int, traits: SamplerTraits, config: HighlightConfig) -> bool:
+def shallow_pays(steps: int, noisy: bool, config: HighlightConfig) -> bool:
     """Whether shallow evaluations are worth more than forecasts: in short schedules, from the pace on at which forecasts
-    would have to reach too far, and at any pace where an SDE is solved. They are not where the user asked for forecasts that
-    the highlight corrects, or for gaps of a length."""
+    would have to reach too far, and in any schedule under fresh noise. They are not where the user asked for forecasts that the
+    highlight corrects, or for gaps of a length."""
     wanted = config.interval is not None or config.correct == "always"
-    return steps < LONG_SCHEDULE and not wanted and (config.pace >= SHALLOW_PACE or traits.sde)
+    return not wanted and (noisy or (steps < LONG_SCHEDULE and config.pace >= SHALLOW_PACE))
 
 
 class ShallowGaps:
@@ -53,5 +45,6 @@ class ShallowGaps:
         return context.shallow and context.config.interval is None
 
     def place(self, context: Context, start: int) -> list[PlannedStep]:
-        gaps = shallow_gaps(context.last - start, context.config.pace, context.traits.noisy)
-        return filled(context, start, gaps, SHALLOW)
+        if context.ends_gaps_by_noise:
+            return [SHALLOW] * (context.last - start)
+        return filled(context, start, shallow_gaps(context.last - start, context.config.pace), SHALLOW)

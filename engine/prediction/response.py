@@ -7,8 +7,9 @@ the sampler is, and a row in which all impulses are mixed tells whether it is li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..extrapolation import PredictionType
 
 Model = Callable[[Tensor, float], Tensor]
+Noise = Callable[[], Tensor]
 TOLERANCE = 1e-3  # relative: samplers compute in float32
 NEGLIGIBLE = 1e-6  # share of the largest weight
 
@@ -70,6 +72,48 @@ def impulse_response(sampler: Callable[[Model, Tensor], Tensor], prediction: Pre
     if expected is None or not table.isfinite().all() or (mixed - expected).abs().max() > TOLERANCE * expected.abs().max():
         return None
     return ImpulseResponse(tuple(sigmas), tuple(tuple(row) for row in weights.tolist()), _is_one_step(weights))
+
+
+def fresh_noise(sampler: Callable[[Model, Noise, Tensor], Tensor], sigmas: Sequence[float]) -> tuple[float, ...] | None:
+    """How much of the noise in the state a sampler makes anew between each two of these steps: 0 where it adds none of its
+    own, 1 - (sigma' / sigma)^2 where it solves the reverse stochastic differential equation exactly, 1 where it starts afresh.
+
+    None where the sampler does not stop at every step. sampler: samples from a state (rows, 1, 1, 1) with a model that gives
+    the denoised state for a state and a sigma, and with a source of noise. The denoised state is held at zero and every draw
+    is a unit impulse in a row of its own, so that the states are how much they have of each draw; what is new in one of them
+    is what does not correlate with the one before.
+    """
+    states: list[tuple[float, Tensor]] = []
+    draws = 0
+
+    def run(rows: int) -> None:
+        nonlocal draws
+        draws = 0
+        states.clear()
+        start = torch.zeros(rows, 1, 1, 1)
+        start[0] = sigmas[0]
+
+        def held(x: Tensor, sigma: float) -> Tensor:
+            states.append((sigma, x.flatten().double()))
+            return torch.zeros_like(x)
+
+        def draw() -> Tensor:
+            nonlocal draws
+            draws += 1
+            impulse = torch.zeros(rows, 1, 1, 1)
+            impulse[min(draws, rows - 1)] = 1.0
+            return impulse
+
+        sampler(held, draw, start)
+
+    run(1)
+    run(draws + 1)
+    last_first = states[::-1]  # a stage of a step may lie where the next one begins
+    stops = [next((x for at, x in last_first if abs(at - sigma) <= 1e-3 * sigma), None) for sigma in sigmas]
+    if any(x is None or not x.isfinite().all() or not x.any() for x in stops):
+        return None
+    kept = [float(torch.cosine_similarity(older, newer, dim=0)) for older, newer in pairwise(stops)]
+    return tuple(min(1.0, max(0.0, 1 - share**2)) for share in kept)
 
 
 def _is_one_step(weights: Tensor) -> bool:

@@ -8,7 +8,7 @@ from highlight_diffusion.engine.placement.traits import SamplerTraits
 from highlight_diffusion.engine.prediction.forecast import prediction_type
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
-from highlight_diffusion.host.sampler import sampler_response
+from highlight_diffusion.host.sampler import sampler_noise, sampler_response
 
 from . import tiny
 
@@ -63,3 +63,27 @@ def test_revised_forecasts_end_nearer_to_dense(sd15, name):
     (left, off), (revised, on) = (sampled(HighlightConfig(pace=3.0, correct="never", revise=r)) for r in (False, True))
     assert not off.revises and on.revises and off.count("skipped") == on.count("skipped") > 6
     assert (revised - dense).square().mean() < (left - dense).square().mean()
+
+
+EXACT = ["ancestral", "dpmpp_sde", "2m_sde", "3m_sde", "ddpm", "seeds", "exp_heun_2_x0_sde"]  # as much noise as the SDE has
+
+
+@pytest.mark.parametrize("name", [name for name in comfy.samplers.KSampler.SAMPLERS if SamplerTraits.of(name).noisy])
+def test_fresh_noise_of_the_hosts_samplers_is_measured(sd15, name):
+    sigmas = comfy.samplers.calculate_sigmas(sd15.patcher.get_model_object("model_sampling"), "normal", 12)
+    fresh = sampler_noise(comfy.samplers.sampler_object(name), sd15.patcher, sigmas)
+    steps = sigmas[:-1].tolist()
+    exact = [1 - (b / a) ** 2 for a, b in zip(steps, steps[1:], strict=False)]
+    if any(word in name for word in EXACT):
+        assert fresh == pytest.approx(exact, abs=1e-3)
+    elif name == "lcm":
+        assert min(fresh) > 0.99
+    else:  # er_sde adds less, sa_solver adds it in the middle of the way only
+        assert 0 < sum(fresh) < 0.7 * sum(exact)
+        assert name == "er_sde" or (fresh[0] == fresh[-1] == 0 and fresh[4] == pytest.approx(exact[4], abs=1e-3))
+
+
+def test_samplers_without_noise_have_no_fresh_noise(sd15):
+    sigmas = comfy.samplers.calculate_sigmas(sd15.patcher.get_model_object("model_sampling"), "normal", 12)
+    for name in (name for name in comfy.samplers.KSampler.SAMPLERS if not SamplerTraits.of(name).noisy):
+        assert not any(sampler_noise(comfy.samplers.sampler_object(name), sd15.patcher, sigmas) or ()), name

@@ -6,7 +6,7 @@ from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.demo.plain import euler
 from highlight_diffusion.engine.prediction import corrector
 from highlight_diffusion.engine.prediction.forecast import Forecast
-from highlight_diffusion.engine.prediction.response import impulse_response
+from highlight_diffusion.engine.prediction.response import fresh_noise, impulse_response
 
 SIGMAS = normal_sigmas(12).tolist()
 
@@ -111,3 +111,38 @@ def test_a_gap_much_longer_than_what_came_before_it_is_not_revised():
     """Seen on the demo model: a first gap of three after a warm-up of three turned 48 dB into 29."""
     plain, revised = (run("euler", "dddssssddddd", parabola, revise=r) for r in (False, True))
     assert torch.equal(plain, revised)
+
+
+def ancestral(eta: float, sigmas=SIGMAS):
+    """Euler's steps with a share of fresh noise: none at eta 0, as much as the stochastic differential equation has at 1."""
+
+    def sample(denoise, noise, x):
+        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            up = eta * following * (1 - (following / sigma) ** 2) ** 0.5
+            down = (following**2 - up**2) ** 0.5
+            denoised = denoise(x, sigma)
+            x = denoised + (x - denoised) * down / sigma + (noise() * up if up else 0.0)
+        return x
+
+    return sample
+
+
+def test_fresh_noise_is_what_a_sampler_adds():
+    steps = SIGMAS[:-1]
+    exact = [1 - (b / a) ** 2 for a, b in zip(steps, steps[1:], strict=False)]
+    assert fresh_noise(ancestral(1.0), steps) == pytest.approx(exact, abs=1e-5)
+    assert fresh_noise(ancestral(0.0), steps) == pytest.approx([0.0] * len(exact), abs=1e-6)
+    assert fresh_noise(ancestral(0.5), steps) == pytest.approx([e / 4 for e in exact], abs=1e-5)
+
+
+def test_a_sampler_that_starts_afresh_keeps_none_of_its_noise():
+    def consistency(denoise, noise, x):
+        for sigma, following in zip(SIGMAS, SIGMAS[1:], strict=False):
+            x = denoise(x, sigma) + following * noise()
+        return x
+
+    assert fresh_noise(consistency, SIGMAS[:-1]) == pytest.approx([1.0] * (len(SIGMAS) - 2))
+
+
+def test_fresh_noise_of_a_sampler_that_leaves_steps_out_is_not_known():
+    assert fresh_noise(ancestral(1.0, SIGMAS[::2]), SIGMAS[:-1]) is None

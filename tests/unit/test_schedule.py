@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
 from highlight_diffusion.engine.config import PACES, HighlightConfig
@@ -5,6 +7,7 @@ from highlight_diffusion.engine.placement.context import Context
 from highlight_diffusion.engine.placement.flow import flow_gaps, flow_pace
 from highlight_diffusion.engine.placement.interval import spread_gaps
 from highlight_diffusion.engine.placement.log_sigma import paced_gaps
+from highlight_diffusion.engine.placement.noise import allowed, renewed
 from highlight_diffusion.engine.placement.plan import make_plan, regional_pays, step_of, warm_up
 from highlight_diffusion.engine.placement.shallow import shallow_pays
 from highlight_diffusion.engine.placement.traits import SamplerTraits
@@ -186,12 +189,6 @@ def test_gaps_of_shallow_evaluations_grow(pace, plan):
     assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
 
 
-@pytest.mark.parametrize(("pace", "plan"), [(8.0, "DsDsDsDsDsDs"), (11.0, "DssDssDssDss")])
-def test_gaps_of_shallow_evaluations_are_even_under_fresh_noise(pace, plan):
-    steps = plan_of(SIGMAS[12], HighlightConfig(pace=pace), sampler="euler_ancestral", shallow=True)
-    assert "".join({"dense": "D", "shallow": "s"}[step.kind] for step in steps) == plan
-
-
 @given(st.integers(1, 60), st.floats(1.0, 30.0))
 def test_a_shallow_plan_starts_dense_and_fills_the_schedule(steps, pace):
     plan = plan_of(SIGMAS[steps], HighlightConfig(pace=pace), shallow=True)
@@ -200,15 +197,15 @@ def test_a_shallow_plan_starts_dense_and_fills_the_schedule(steps, pace):
 
 
 def test_shallow_evaluations_are_chosen_in_short_schedules_at_a_high_pace():
-    euler, sde = SamplerTraits.of("euler"), SamplerTraits.of("dpmpp_2m_sde")
-    assert shallow_pays(12, euler, HighlightConfig(pace=8.0)) and shallow_pays(12, sde, HighlightConfig(pace=2.0))
+    assert shallow_pays(12, False, HighlightConfig(pace=8.0))
+    assert shallow_pays(12, True, HighlightConfig(pace=2.0)) and shallow_pays(30, True, HighlightConfig(pace=5.0))
     for steps, config in (
         (30, {"pace": 8.0}),
         (12, {"pace": 5.0}),
         (12, {"pace": 8.0, "interval": (3,)}),
         (12, {"pace": 8.0, "correct": "always"}),
     ):
-        assert not shallow_pays(steps, euler, HighlightConfig(**config))
+        assert not shallow_pays(steps, False, HighlightConfig(**config))
 
 
 @pytest.mark.parametrize("interval", [None, (3,), "adaptive"])
@@ -217,3 +214,70 @@ def test_bug_no_step_between_start_and_end_percent(steps, interval):
     """It used to end in an IndexError, where a short schedule has no step in the share that anything may be saved in."""
     plan = plan_of(SIGMAS[steps], HighlightConfig(interval=interval), first=0, last=-1)
     assert [step.reason for step in plan] == ["outside start and end percent"] * steps
+
+
+def sde(steps: int) -> list[float]:
+    """What each step makes anew of the noise under a sampler that solves the stochastic differential equation."""
+    return [1 - (b / a) ** 2 for a, b in pairwise(SIGMAS[steps])]
+
+
+def test_forecasts_and_samplers_that_carry_errors_on_reach_over_less_fresh_noise():
+    assert allowed("skipped", 5.0, False) < allowed("shallow", 5.0, False)
+    assert allowed("shallow", 5.0, True) < allowed("shallow", 5.0, False) < allowed("shallow", 8.0, False)
+
+
+@pytest.mark.parametrize("pace", PACES.values())
+def test_bug_two_objects_more_under_a_multistep_sde_sampler_at_twelve_steps(pace):
+    """Two shallow evaluations among twelve were enough to draw an object beside the one that was asked for."""
+    plan = plan_of(SIGMAS[12], HighlightConfig(pace=pace), sampler="dpmpp_2m_sde", shallow=True, renewed=sde(12))
+    assert {step.kind for step in plan} == {"dense"}
+
+
+@given(st.integers(1, 60), st.floats(1.0, 12.0), st.booleans(), st.data())
+def test_no_gap_reaches_over_more_fresh_noise_than_is_allowed(steps, pace, shallow, data):
+    anew, kept = data.draw(st.lists(st.floats(0.01, 1.0), min_size=steps - 1, max_size=steps - 1)), 1.0
+    plan = plan_of(SIGMAS[steps], HighlightConfig(pace=pace), sampler="dpmpp_2m_sde", shallow=shallow, renewed=anew)
+    for i, step in enumerate(plan):
+        kept = 1.0 if step.kind == "dense" else kept * (1 - anew[i - 1])
+        assert step.kind == "dense" or 1 - kept <= allowed(step.kind, pace, True)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "res_multistep", "uni_pc", "heun"])
+@pytest.mark.parametrize("shallow", [False, True])
+@pytest.mark.parametrize("steps", [8, 12, 20, 30])
+def test_plans_of_samplers_without_fresh_noise_stay_as_they_are(sampler, shallow, steps):
+    for pace in PACES.values():
+        config = HighlightConfig(pace=pace)
+        plan = plan_of(SIGMAS[steps], config, sampler=sampler, shallow=shallow)
+        for measured in (None, [0.0] * (steps - 1)):
+            anew = renewed(SamplerTraits.of(sampler).noisy, SIGMAS[steps], measured)
+            assert plan_of(SIGMAS[steps], config, sampler=sampler, shallow=shallow, renewed=anew) == plan
+
+
+@pytest.mark.parametrize("shallow", [False, True])
+def test_where_nothing_of_the_noise_is_kept_nothing_is_saved(shallow):
+    """Under LCM every step starts afresh."""
+    plan = plan_of(SIGMAS[30], HighlightConfig(pace=8.0), sampler="lcm", shallow=shallow, renewed=[1.0] * 29)
+    assert {step.kind for step in plan} == {"dense"}
+
+
+def test_a_faster_preset_lets_more_of_the_noise_be_new():
+    dense = [sum(step.kind == "dense" for step in plan_of(SIGMAS[20], HighlightConfig(pace=p), shallow=True, renewed=sde(20)))
+             for p in PACES.values()]  # fmt: skip
+    assert dense == sorted(dense, reverse=True) and dense[0] > dense[-1]
+
+
+def test_an_interval_that_is_asked_for_is_kept_under_fresh_noise():
+    config = HighlightConfig(interval=(4,))
+    assert plan_of(SIGMAS[12], config, sampler="dpmpp_sde", renewed=sde(12)) == plan_of(SIGMAS[12], config, sampler="dpmpp_sde")
+
+
+def test_fresh_noise_is_guessed_by_name_where_it_cannot_be_measured():
+    assert renewed(True, SIGMAS[12], None) == pytest.approx(sde(12))
+    assert renewed(False, SIGMAS[12], None) == renewed(True, SIGMAS[12], [0.0] * 11) == (0.0,) * 11
+
+
+def test_a_step_without_fresh_noise_still_counts_half():
+    """SA-Solver adds its noise in the middle of the way only."""
+    exact, none = sde(12), renewed(True, SIGMAS[12], [0.0, *sde(12)[1:]])
+    assert none[1:] == pytest.approx(exact[1:]) and none[0] == pytest.approx(1 - (1 - exact[0]) ** 0.5)

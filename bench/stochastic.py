@@ -1,0 +1,215 @@
+"""Presets under samplers that add noise, on the demo models: `python run.py stochastic`.
+
+Scenes whose captions training never saw are sampled densely, with every preset, and densely in as many steps as each preset
+costs, all from the same seed. The detector says which objects a picture has that the dense one has not. Results are appended
+to a CSV file as they come, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..demo.detector import MAX_OFFSET, MIN_OVERLAP, Found, detect, matches
+from ..demo.scenes import Scene, unseen_scenes
+from ..engine.config import PACES, HighlightConfig
+from ..engine.trace import RunRecord, Trace
+from ..tools.comfy import Sampling, Subject, boot
+from ..tools.console import say
+from ..tools.server import PACK
+from .compare import Table
+from .fidelity import psnr
+
+SAMPLERS = (
+    "euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "res_multistep_ancestral",
+    "res_multistep_ancestral_cfg_pp", "er_sde", "seeds_2", "seeds_3", "exp_heun_2_x0_sde", "sa_solver", "sa_solver_pece",
+)  # fmt: skip
+OBJECTS = (1, 2, 3, 0)  # of the scenes, in turn; one of four shows nothing but its background
+DOCS = """# Samplers that add noise: what each preset saves
+
+Written by `python run.py stochastic --docs`; do not edit. {scenes} scenes with captions that training never saw, seed {seed},
+CFG 3, {weights} weights, sampled by the real ComfyUI on the CPU. What is not in the table was not measured. *Saves* is the
+share of the evaluations' seconds, PSNR (mean / worst) is to the dense picture of the same seed, *new* counts objects that the
+detector finds and the dense picture has not, and *right* those asked for that are there, by the preset and by the dense run.
+*Fewer steps* is the dense run of as many steps as the preset costs: the same of it, to be compared with the preset's.
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture against the dense one: `saved` of the seconds; new: objects the dense one has not; right: of the `wanted`
+    ones; kinds: one letter an evaluation."""
+
+    model: str
+    sampler: str
+    scheduler: str
+    steps: int
+    method: str
+    prompt: int
+    psnr: float
+    new: int
+    right: int
+    dense_right: int
+    wanted: int
+    saved: float
+    kinds: str
+
+
+def new_objects(before: list[Found], after: list[Found]) -> list[Found]:
+    """What is found after and not before: nothing of its colour is near, or what is there clearly has another shape."""
+
+    def same(a: Found, b: Found) -> bool:
+        near = max(abs(p - q) for p, q in zip(a.centre, b.centre, strict=True)) <= MAX_OFFSET
+        clear = min(a.overlap, b.overlap) >= MIN_OVERLAP
+        return a.colour == b.colour and near and (a.shape == b.shape or not clear)
+
+    return [found for found in after if not any(same(found, other) for other in before)]
+
+
+def right_objects(scene: Scene, found: list[Found]) -> int:
+    """How many of the scene's objects are among the found ones, each of which serves once."""
+    left, right = list(found), 0
+    for thing in scene.things:
+        if hit := next((f for f in left if matches(thing, f)), None):
+            left.remove(hit)
+            right += 1
+    return right
+
+
+def cost(run: RunRecord) -> float:
+    """What a run's evaluations took, as a share of as many dense ones."""
+    dense = statistics.median(e.seconds for e in run.evaluations if e.kind == "dense")
+    return min(1.0, sum(e.seconds for e in run.evaluations) / (dense * len(run.evaluations)))
+
+
+class Stochastic:
+    """Samples scenes in one batch on one of the demo models."""
+
+    def __init__(self, kind: str, scenes: list[Scene], seed: int, out: Path):
+        self.kind, self.scenes, self.seed, self.out = kind, scenes, seed, out
+        self.subject = Subject.demo(kind)
+        self.positive = [[torch.cat([self.subject.cond(scene.caption)[0][0] for scene in scenes]), {}]]
+        out.mkdir(parents=True, exist_ok=True)
+        self.results = Table(out / "stochastic.csv", Result)
+
+    @torch.no_grad()
+    def pictures(self, model: Any, sampling: Sampling) -> np.ndarray:
+        """RGB (scenes, H, W, 3) in 0..1."""
+        import comfy.sample
+
+        latent = torch.zeros(len(self.scenes), 4, self.subject.size, self.subject.size)
+        sampled = comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, self.seed), sampling.steps, sampling.cfg, sampling.sampler,
+            sampling.scheduler, self.positive, self.subject.cond(""), latent, disable_pbar=True, seed=self.seed,
+        )  # fmt: skip
+        return self.subject.vae.decode(sampled).float().clamp(0, 1).numpy()
+
+    def dense(self, sampling: Sampling) -> np.ndarray:
+        """The same without the pack, kept in a file."""
+        name = f"{self.kind}-{self.seed}-{len(self.scenes)}-{sampling.sampler}-{sampling.scheduler}-{sampling.steps}.npy"
+        path = self.out / "dense" / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, self.pictures(self.subject.model, sampling).astype(np.float16))
+        return np.load(path).astype(np.float32)
+
+    def compare(self, sampling: Sampling, presets: list[str], fewer: bool) -> None:
+        """Every preset, and where `fewer`, the dense run of as many steps as it costs."""
+        key = (self.kind, sampling.sampler, sampling.scheduler, sampling.steps)
+        left = [preset for preset in presets if not self.results.has(*key, preset, len(self.scenes) - 1)]
+        if not left:
+            return
+        reference = self.dense(sampling)
+        found = [detect(image) for image in reference]
+        for preset in left:
+            trace = Trace()
+            images = self.pictures(attached(self.subject.model, preset, trace), sampling)
+            share = cost(trace.last)
+            kinds = "".join({"skipped": ".", "dense": "D"}.get(e.kind, e.kind[0]) for e in trace.last.evaluations)
+            self._judge((*key, preset), reference, found, images, 1 - share, kinds)
+            steps = round(share * sampling.steps)
+            if fewer and steps < sampling.steps:
+                images = self.dense(Sampling(sampling.sampler, steps, sampling.cfg, sampling.scheduler))
+                self._judge((*key, f"{preset}: fewer steps"), reference, found, images, 1 - steps / sampling.steps, "D" * steps)
+
+    def _judge(self, key: tuple, reference: np.ndarray, found: list, images: np.ndarray, saved: float, kinds: str) -> None:
+        for index, (scene, dense, before, image) in enumerate(zip(self.scenes, reference, found, images, strict=True)):
+            after = detect(image)
+            self.results.add(Result(
+                *key, index, psnr(dense, image), len(new_objects(before, after)), right_objects(scene, after),
+                right_objects(scene, before), len(scene.things), saved, kinds,
+            ))  # fmt: skip
+        say(" ".join(map(str, key)) + f": {kinds}")
+
+
+def attached(model: Any, preset: str, trace: Trace) -> Any:
+    from ..host.attach import attach
+
+    return attach(model, HighlightConfig(pace=PACES[preset]), trace)
+
+
+def report(path: Path) -> list[str]:
+    """A table a model: one row for a sampler, scheduler and number of steps, one group of columns for a preset."""
+    groups: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            groups[row["model"], row["sampler"], row["scheduler"], int(row["steps"])][row["method"]].append(row)
+    lines = []
+    for model in dict.fromkeys(key[0] for key in groups):
+        titles = [f"{p}: saves, PSNR, new, right | fewer steps: PSNR, new, right" for p in PACES]
+        head = f"| sampler, scheduler, steps | {' | '.join(titles)} |"
+        lines += [f"## Demo {model}", "", head, "|---" * (1 + 2 * len(PACES)) + "|"]
+        for key, methods in sorted((k, m) for k, m in groups.items() if k[0] == model):
+            cells = [f"{_cell(methods.get(p))} | {_cell(methods.get(f'{p}: fewer steps'), brief=True)}" for p in PACES]
+            lines.append(f"| {key[1]}, {key[2]}, {key[3]} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def _cell(rows: list[dict] | None, brief: bool = False) -> str:
+    if not rows:
+        return "-"
+    total = lambda name: sum(int(row[name]) for row in rows)  # noqa: E731
+    objects = f"{total('new')}, {total('right')}/{total('dense_right')}"
+    near = [float(row["psnr"]) for row in rows]
+    fidelity = f"{np.mean(near):.1f} / {min(near):.1f}, {objects}"
+    return fidelity if brief else f"{float(rows[0]['saved']):.0%}, {fidelity}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="run.py stochastic", description="Presets under samplers that add noise.")
+    parser.add_argument("--model", choices=["unet", "mmdit"], default="unet")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS))
+    parser.add_argument("--schedulers", default="normal,karras,simple,beta")
+    parser.add_argument("--steps", default="8,12,20,30")
+    parser.add_argument("--presets", default=",".join(PACES))
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=4242, help="of the scenes and of the noise")
+    parser.add_argument("--no-fewer", action="store_true", help="leave out dense runs of fewer steps")
+    parser.add_argument("--half", action="store_true", help="the denoiser's weights in bfloat16, which takes half the time")
+    parser.add_argument("--out", type=Path, default=PACK / "out" / "stochastic")
+    parser.add_argument("--docs", action="store_true", help="write the table to docs/ too")
+    args = parser.parse_args()
+    boot()
+    if args.half:
+        from comfy import cli_args
+
+        cli_args.args.bf16_unet = True
+    bench = Stochastic(args.model, unseen_scenes(args.scenes, args.seed, OBJECTS), args.seed, args.out)
+    for steps in (int(n) for n in args.steps.split(",")):
+        for scheduler in args.schedulers.split(","):
+            for sampler in args.samplers.split(","):
+                bench.compare(Sampling(sampler, steps, 3.0, scheduler), args.presets.split(","), not args.no_fewer)
+    head = DOCS.format(scenes=args.scenes, seed=args.seed, weights="bfloat16" if args.half else "float32")
+    text = "\n".join([head, *report(args.out / "stochastic.csv")])
+    (PACK / "docs" / "stochastic.md" if args.docs else args.out / "stochastic.md").write_text(text)
+    return 0
