@@ -46,7 +46,7 @@ def listening(unet: UNet, accumulator: HeatmapAccumulator, frame: tuple[int, int
 
         def heard(x: Tensor, context: Tensor) -> Tensor:
             grid = grid_of(x.shape[1], *frame)
-            if frame[0] // grid[0] in HEATMAP_GRIDS:
+            if grid is not None and frame[0] // grid[0] in HEATMAP_GRIDS:
                 q, k = attention.to_q(x).chunk(2)[0], attention.to_k(context).chunk(2)[0]
                 accumulator.add(token_maps(q, k, attention.heads), grid)
             return forward(x, context)
@@ -117,7 +117,7 @@ def dense_call(model: PlainModel, job: Job, x: Tensor) -> list[Tensor]:
     """A full evaluation that also records and captures attention, where the job wants that."""
     with ExitStack() as stack:
         if job.capture is not None:
-            stack.enter_context(listening(model.unet, job.capture, tuple(x.shape[-2:])))
+            stack.enter_context(listening(model.unet, job.capture, (x.shape[-2], x.shape[-1])))
         if job.record:
             stack.enter_context(recording_windows(model.unet, job.record, STREAMS))
         return model(x, job.evaluation.sigma)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,13 +69,20 @@ class PlainCall:
         return self.of_image(gather.subset.rows)
 
     def __call__(self, override: AttentionOverride | None = None) -> Tensor:
-        own, heads, blocks = JointBlock.attend, self.model.mmdit.config.heads, self.model.mmdit.joint_blocks
+        if override is None:
+            return torch.cat(self.model(self.images, self.sigma))
+        own, heads = JointBlock.attend, self.model.mmdit.config.heads
+        blocks: Any = self.model.mmdit.joint_blocks
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return override(lambda q, k, v, heads, mask=None: own(q, k, v, mask), q, k, v, heads)
+
         try:
-            for block in blocks if override is not None else ():
-                block.attend = lambda q, k, v: override(lambda q, k, v, heads, mask=None: own(q, k, v, mask), q, k, v, heads)
+            for block in blocks:
+                block.attend = attend
             return torch.cat(self.model(self.images, self.sigma))
         finally:
-            for block in blocks if override is not None else ():
+            for block in blocks:
                 del block.attend
 
 
@@ -105,7 +113,7 @@ class PlainFlow:
 
     def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
         """The state of merging for latents of a shape."""
-        grid = TokenGrid(tuple(shape[-2:]), self.mmdit.config.patch_size)
+        grid = TokenGrid((shape[-2], shape[-1]), self.mmdit.config.patch_size)
         return MergingRun(config, sigmas, grid, shape[0], len(self.mmdit.joint_blocks))
 
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
@@ -119,7 +127,7 @@ class PlainFlow:
     def do(self, job: Job, x: Tensor) -> list[Tensor]:
         """Do a job at x."""
         call, network = PlainCall(self, x, job.evaluation.sigma), transformer_of(self.mmdit)
-        grid, task = TokenGrid(tuple(x.shape[-2:]), self.mmdit.config.patch_size), job.task(MergeJob)
+        grid, task = TokenGrid((x.shape[-2], x.shape[-1]), self.mmdit.config.patch_size), job.task(MergeJob)
         if job.compute:
             rows = compute_subsets(network, call, job.compute, job.evaluation.sigma, ALL_FIRST)
         elif task is not None and not task.record:
@@ -132,11 +140,11 @@ class PlainFlow:
     @staticmethod
     def _capture(job: Job, grid: TokenGrid) -> Capture | None:
         """What adds the positive stream's attention to the job's accumulator."""
-        if job.capture is None:
+        if (accumulator := job.capture) is None:
             return None
 
         def capture(block: int, q: Tensor, k: Tensor, heads: int) -> None:
             if block in CAPTURED_BLOCKS:
-                job.capture.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
+                accumulator.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
 
         return capture

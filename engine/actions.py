@@ -106,10 +106,10 @@ class Shallow:
     def blocked(self, state: RunState, request: Request) -> Fallback | None:
         if stale := _stale(state, request):
             return stale
-        why = state.exhausted or request.no_parts_because
-        why = why or (None if state.shallow is not None else "only UNets have shallow evaluations")
-        if why:
+        if why := state.exhausted or request.no_parts_because:
             return Fallback(FORECAST, f"forecast only: {why}")
+        if state.shallow is None:
+            return Fallback(FORECAST, "forecast only: only UNets have shallow evaluations")
         return None if state.shallow.entries else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:

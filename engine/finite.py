@@ -81,9 +81,9 @@ class Finiteness:
             self._learned(bool(self.pending[1]))
 
     def _learned(self, finite: bool) -> bool:
-        evaluation, _ = self.pending
+        evaluation = self.pending[0] if self.pending is not None else None
         self.pending = None
-        if not finite:
+        if evaluation is not None and not finite:
             what = "its prediction" if self.latent_is_finite else "the latent it was given"
             evaluation.reason += f"; {what} is not finite"
             self.record.not_finite = evaluation.index

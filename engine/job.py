@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from .partial.cache import ActivationCache
 from .region.heatmap import HeatmapAccumulator
 from .trace import Evaluation
 
@@ -44,15 +43,15 @@ T = TypeVar("T")
 class Job:
     """What one call of the model is to do. The engine makes it, the host carries it to the executor, nobody changes it.
 
-    evaluation: the one this call is for. record: the caches that a dense call fills. compute: the regions that are computed
-    instead of the frame. capture: what collects cross-attention, None where nothing does. tasks: what methods have to do, at
-    most one of each kind. reuse_control: whether residuals of control nets are recorded in dense calls and taken from there in
-    the others; the host decides that.
+    evaluation: the one this call is for. record: the caches that a dense call fills. compute: the caches of the regions that
+    are computed instead of the frame. Both are ActivationCaches of the executor's own kind. capture: what collects
+    cross-attention, None where nothing does. tasks: what methods have to do, at most one of each kind. reuse_control: whether
+    residuals of control nets are recorded in dense calls and taken from there in the others; the host decides that.
     """
 
     evaluation: Evaluation
-    record: tuple[ActivationCache, ...] = ()
-    compute: tuple[ActivationCache, ...] = ()
+    record: tuple[Any, ...] = ()
+    compute: tuple[Any, ...] = ()
     capture: HeatmapAccumulator | None = None
     tasks: tuple[Task, ...] = ()
     reuse_control: bool = False

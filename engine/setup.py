@@ -56,10 +56,9 @@ def start_run(
         _wants_regional(config, len(sigmas), traits, response, axis, bool(masks)),
         _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
     )  # fmt: skip
-    frame = record.shape[-2], record.shape[-1]
     return SamplingRun(RunState(
         config, record, Plan(context), Forecasts(prediction, response, axis),
-        RegionTracker(config, frame, align, make_caches, masks), shallow, tuple(methods),
+        RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),
     ))  # fmt: skip
 
 

@@ -135,6 +135,11 @@ class RunRecord:
     not_finite: int | None = None
     drawn: Event = field(default_factory=_set)
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """The latent's (H, W)."""
+        return self.shape[-2], self.shape[-1]
+
     def count(self, kind: Kind) -> int:
         return sum(e.kind == kind for e in self.evaluations)
 

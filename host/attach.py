@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class MethodRequest:
 
 
 Requests = Mapping[str, MethodRequest]  # by the method's id: each method at most once
+Backend = Callable[[Sampling], ModelRun]  # starts a run
 
 
 def attach(
@@ -79,19 +80,19 @@ def requests_of(model: ModelPatcher) -> Requests:
     return found[-1].requests if found else {}
 
 
-def _attached(model: ModelPatcher, executor: type[ModelRun], method: str, request: MethodRequest) -> ModelPatcher:
+def _attached(model: ModelPatcher, backend: Backend, method: str, request: MethodRequest) -> ModelPatcher:
     others = {name: own for name, own in requests_of(model).items() if name != method}
     clone = model.clone()
     for kind in WRAPPED:
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor, {**others, method: request}))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(backend, {**others, method: request}))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
     return clone
 
 
-def executor_of(model: ModelPatcher) -> type[ModelRun]:
+def executor_of(model: ModelPatcher) -> Backend:
     """What runs a MODEL in part. Raises ValueError naming the model where nothing does, with what is supported."""
     if is_unet(model):
         return UNetRun
@@ -110,7 +111,7 @@ def executor_of(model: ModelPatcher) -> type[ModelRun]:
 class _OuterSample:
     """Creates the state of a run around the whole sampling call."""
 
-    def __init__(self, backend: type[ModelRun], requests: Requests):
+    def __init__(self, backend: Backend, requests: Requests):
         self.backend, self.requests = backend, requests
 
     def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
@@ -147,7 +148,7 @@ def _record(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, requests: 
     return RunRecord(tuple(noise.shape), name, tuple(float(s) for s in sigmas), nodes, colours)
 
 
-def _state(model_options: dict) -> ModelRun:
+def _state(model_options: Any) -> ModelRun:
     return model_options["transformer_options"][KEY]
 
 

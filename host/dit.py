@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
+from typing import Any
 
 import comfy.model_sampling
 from torch import Tensor
@@ -73,7 +73,7 @@ class DiTCall:
 
 
 @contextmanager
-def _overridden(module: ModuleType, override: AttentionOverride) -> Iterator[None]:
+def _overridden(module: Any, override: AttentionOverride) -> Iterator[None]:
     """Attention by the name a module knows it by is overridden, for models that do not hand their options down to it."""
     function = module.optimized_attention
     module.optimized_attention = partial(override, function)
@@ -97,9 +97,12 @@ class DiTRun(ModelRun):
     def __init__(self, sampling: Sampling):
         model, record = sampling.model, sampling.record
         check_latent(record.shape, model)
-        self.network, self.family = model.get_model_object("diffusion_model"), family_of(model)
+        self.network, family = model.get_model_object("diffusion_model"), family_of(model)
+        if family is None:
+            raise ValueError(f"{type(self.network).__name__} is of no family of transformers that is known")
+        self.family = family
         patch, frames = self.family.patch(self.network), record.shape[2] if len(record.shape) == 5 else 1
-        self.grid = TokenGrid(tuple(record.shape[-2:]), patch, frames)
+        self.grid = TokenGrid(record.frame, patch, frames)
         self.transformer = transformer_of(self.family, self.network)
         axis = FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
         depth = len(self.transformer.blocks)
@@ -158,6 +161,10 @@ class DiTRun(ModelRun):
 
         own = DiTCall(call, self.family, control_of)
         return compute_subsets(self.transformer, own, job.compute, job.evaluation.sigma, around)
+
+    @staticmethod
+    def _gather(subset: Any, around: Around) -> TokenGather:
+        return TokenGather(subset, around)
 
     @staticmethod
     def _crop(gather: TokenGather, call: ModelCall) -> Crop:

@@ -95,9 +95,9 @@ class ModelRun:
         self.control = RecordedControl()
 
     @property
-    def frame(self) -> tuple[int, ...]:
+    def frame(self) -> tuple[int, int]:
         """The latent's (H, W)."""
-        return tuple(self.record.shape[-2:])
+        return self.record.frame
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         """Do a job in one call of the model; returns its denoised rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import comfy.ops
 import torch
@@ -16,7 +17,7 @@ from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, 
 from ..engine.partial.unet_window import Window, shallow_window, windows_of
 from .attention import HeatmapTap, cross_attention_sites
 from .call import ModelCall
-from .control import Residuals, mapped
+from .control import Crop, Residuals, mapped
 from .ip_adapter import in_window
 from .run import NOT_RECORDED, ModelRun, Sampling, check_latent
 
@@ -38,7 +39,7 @@ class UNetRun(ModelRun):
 
     def __init__(self, sampling: Sampling):
         check_latent(sampling.record.shape, sampling.model)
-        unet, frame = sampling.model.get_model_object("diffusion_model"), tuple(sampling.record.shape[-2:])
+        unet, frame = sampling.model.get_model_object("diffusion_model"), sampling.record.frame
         self.sites = cross_attention_sites(unet)
         depth, align = depth_and_alignment(unet, frame, sampling.config.levels)
         sampling.record.depth = depth
@@ -53,12 +54,17 @@ class UNetRun(ModelRun):
         call = self._captured(job, call)
         if not job.record:
             return call()
-        cropped = self.cropped_control(job, call.control, lambda window: partial(_crop_control, window, unet, len(call.x)))
+        cropped = self.cropped_control(job, call.control, lambda window: self._crop(window, unet, call))
         with recording_windows(unet, job.record, call.keys):
             output = call()
         # of their own: views would hold those of the whole frame
         self.keep_control(job, call.keys, [mapped(residuals, Tensor.clone) for residuals in cropped])
         return output
+
+    @staticmethod
+    def _crop(window: Any, unet: UNetModel, call: ModelCall) -> Crop:
+        """Crops a control net's residuals of this call for a window."""
+        return partial(_crop_control, window, unet, len(call.x))
 
     def _captured(self, job: Job, call: ModelCall) -> ModelCall:
         """The call with its cross-attention captured, where that is wanted."""
@@ -78,7 +84,7 @@ class UNetRun(ModelRun):
             own = call.of_image(window.rows)
             own = replace(
                 own, x=window.crop(own.x), c_concat=None if own.c_concat is None else window.crop(own.c_concat),
-                control=self.control_in(job, window, call, partial(_crop_control, window, unet, len(call.x))),
+                control=self.control_in(job, window, call, self._crop(window, unet, call)),
                 options=in_window(call.options, window),
             )  # fmt: skip
             with computing_window(unet, window, call.keys, job.evaluation.sigma):
@@ -93,9 +99,8 @@ def _crop_control(window: Window, unet: UNetModel, rows: int, control: Residuals
     The UNet pops them from the ends of the lists, block by block.
     """
     blocks = len(unet.output_blocks)
-    within = blocks - window.depth if window.depth else 0
     control = dict(control)
-    if within:
+    if window.depth and (within := blocks - window.depth):
         control["middle"] = []
         control["input"] = control.get("input", [])[-window.depth :]
         outputs = control.get("output", [])

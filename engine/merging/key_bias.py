@@ -47,25 +47,26 @@ class KeyBiasOverride(AttentionOverride):
     ):  # fmt: skip
         super().__init__(image_tokens, around, previous)
         self.full_count, self.merge, self.bias, self.spared = image_tokens, merge, bias, spared
-        self.merges = False  # whether the running block does
+        self.running: Merge | None = None  # what the running block merges
         self.biases: dict[tuple[int, bool, Layout], Tensor] = {}
 
     @contextmanager
     def within(self, block: int) -> Iterator[None]:
-        self.merges = self.merge is not None and block not in self.spared
-        self.image_tokens = self.merge.merged_count if self.merges else self.full_count
+        self.running = None if block in self.spared else self.merge
+        self.image_tokens = self.full_count if self.running is None else self.running.merged_count
         with super().within(block):
             yield
 
     def _biases(self, counts: bool, layout: Layout, q: Tensor) -> Tensor:
         """The log weights of all keys (1, tokens)."""
-        image = self.merge.sizes.to(q.dtype).log() if counts else q.new_zeros(self.image_tokens)
+        merge = self.running if counts else None
+        image = q.new_zeros(self.image_tokens) if merge is None else merge.sizes.to(q.dtype).log()
         ends = (q.new_full((count,), self.bias.prompt) for count in (layout.before, layout.after))
         first, last = ends
         return torch.cat([first, image, last])[None]
 
     def attend(self, place, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-        layout, counts = self.layout(q, k), self.merges and self.bias.proportional
+        layout, counts = self.layout(q, k), self.running is not None and self.bias.proportional
         if layout is None or not (counts or self.bias.prompt and layout.before + layout.after):
             return function(q, k, v, heads, *args, **kwargs)
         key = self.image_tokens, counts, layout

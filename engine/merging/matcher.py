@@ -86,7 +86,9 @@ class Matcher:
         ready = self.ready
         for index, image in enumerate(self.images):
             image.residuals.clear()
-            image.merge = self._merge(stage, index, image, own[index], context.heatmap) if ready and self.saved else None
+            image.merge = None
+            if image.features is not None and ready and self.saved:
+                image.merge = self._merge(stage, index, image.features, own[index], context.heatmap)
         self.turns += 1
         return ready and self.saved > 0
 
@@ -106,15 +108,14 @@ class Matcher:
         return len(members) * (members.shape[1] - 1) * BUCKETS // self.grid.count
 
     def _merge(
-        self, stage: str, index: int, image: ImageTokens, members: Tensor, heatmap: Tensor | None
+        self, stage: str, index: int, features: Tensor, members: Tensor, heatmap: Tensor | None
     ) -> Merge | None:  # fmt: skip
         config, count, k = self.config, self.grid.count, members.shape[1]
-        features = image.features
         members = members.to(features.device)
         lead = self.turns if config.rotate else 0
-        if image.age is None:
-            image.age = torch.ones(count, device=features.device)
-        fair, pairs = fairness(image.age)[members], likeness(features, members)
+        image = self.images[index]
+        age = torch.ones(count, device=features.device) if image.age is None else image.age
+        fair, pairs = fairness(age)[members], likeness(features, members)
         number = self.saved * count // BUCKETS
         if stage == "structure":
             alike = similarity(pairs)
@@ -130,7 +131,7 @@ class Matcher:
         if not number:
             return None
         merge = merge_by(score, members, number, count, lead)
-        image.age = torch.where(merge.shared(), 0.0, image.age) + 1
+        image.age = torch.where(merge.shared(), 0.0, age) + 1
         return merge
 
     def _above_threshold(self, score: Tensor, alike: Tensor, number: int, k: int) -> tuple[Tensor, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def parallel(first: nn.Module, last: nn.Module) -> MergeSite:
     return MergeSite((ATTENTION, MLP), first, last)
 
 
-MergeSites = Callable[[nn.Module], Iterable[MergeSite]]  # those of a block
+MergeSites = Callable[[Any], Iterable[MergeSite]]  # those of a block
 
 
 class MergedTokens:

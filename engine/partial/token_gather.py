@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .order import Around
 from .token_subset import TokenSubset
@@ -33,7 +33,7 @@ class Gather(Protocol):
 
 Arguments = tuple[list[Any], dict[str, Any]]
 # A block, its arguments by position and by name, and what gathers: returns the arguments to call the block with.
-GatherInputs = Callable[[nn.Module, list[Any], dict[str, Any], Gather], Arguments]
+GatherInputs = Callable[[Any, list[Any], dict[str, Any], Gather], Arguments]
 
 
 class TokenGather:

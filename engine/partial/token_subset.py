@@ -95,7 +95,7 @@ class TokenSubset(ActivationCache):
     def joins(self, keys: Sequence[Key]) -> bool:
         """Whether what was recorded of these streams' text fits into one call: of several calls it may differ in length."""
         for place, calls in self.entries[-1].parts.items():
-            if TEXT in place and tuple(keys) not in calls:
+            if isinstance(place, tuple) and TEXT in place and tuple(keys) not in calls:
                 return len({part.bytes // len(call) for call, part in calls.items() if set(call) & set(keys)}) == 1
         return True
 

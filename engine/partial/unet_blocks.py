@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from .patching import patched_forward
 from .unet_window import Window
 
 Forward = Callable[..., Tensor]
-Recorder = Callable[[Window, nn.Module, Tensor], Tensor]
+Recorder = Callable[[Window, Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class OuterBlocks:
     UNet is computed.
     """
 
-    norms: tuple[nn.Module, ...]
-    convs: tuple[nn.Module, ...]
+    norms: tuple[nn.GroupNorm, ...]
+    convs: tuple[nn.Conv2d, ...]
     attentions: tuple[nn.Module, ...]
     branch_input: nn.Module | None = None
     inward_end: nn.Module | None = None
     inner: tuple[nn.Module, ...] = ()
 
     @classmethod
-    def of(cls, unet: nn.Module, depth: int | None) -> OuterBlocks:
+    def of(cls, unet: Any, depth: int | None) -> OuterBlocks:
         """The outermost `depth` blocks of `unet` on either side, or all of it for None. Raises ValueError for a depth that
         the UNet does not have."""
         if depth is None:
@@ -59,16 +60,18 @@ class OuterBlocks:
         return cls(*_layers(named), outwards[-1], inwards[0], inner)
 
 
-def _layers(named: Mapping[str, nn.Module]) -> tuple[tuple[nn.Module, ...], ...]:
+def _layers(
+    named: Mapping[str, nn.Module],
+) -> tuple[tuple[nn.GroupNorm, ...], tuple[nn.Conv2d, ...], tuple[nn.Module, ...]]:
     """Group norms, convolutions and self-attentions among modules by name."""
     norms = tuple(m for m in named.values() if isinstance(m, nn.GroupNorm))
-    convs = tuple(m for m in named.values() if _reads_a_ring(m))
+    convs = tuple(m for m in named.values() if isinstance(m, nn.Conv2d) and _reads_a_ring(m))
     attentions = tuple(m for name, m in named.items() if name.rsplit(".", 1)[-1] == "attn1")
     return norms, convs, attentions
 
 
-def _reads_a_ring(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.padding == (1, 1)
+def _reads_a_ring(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (3, 3) and conv.padding == (1, 1)
 
 
 def _is_downsample(layer: nn.Module) -> bool:
@@ -76,7 +79,7 @@ def _is_downsample(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Downsample"
 
 
-def depth_and_alignment(unet: nn.Module, frame: tuple[int, int], levels: int) -> tuple[int | None, int]:
+def depth_and_alignment(unet: Any, frame: tuple[int, int], levels: int) -> tuple[int | None, int]:
     """Depth and alignment, in latent cells, of windows through the finest `levels` of a UNet, 0 for all of it.
 
     Fewer levels where these do not divide the frame (H, W) evenly; the finest alone fits every frame.
@@ -106,7 +109,7 @@ def _recording_forwards(windows: Sequence[Window], blocks: OuterBlocks, keys: Ke
     """The layers of windows of one depth, with forwards that record."""
     parts = [window for window in windows if not window.covers_frame]
     forwards: dict[nn.Module, Forward] = {}
-    kinds: tuple[tuple[tuple[nn.Module, ...], Recorder, bool], ...] = (
+    kinds: tuple[tuple[Sequence[nn.Module], Recorder, bool], ...] = (
         (blocks.norms, Window.norm_shift, False), (blocks.convs, Window.conv_ring, False),
         (blocks.attentions, Window.outside_tokens, True),
     )  # fmt: skip
@@ -152,7 +155,7 @@ def computing_window(unet: nn.Module, window: Window, keys: Sequence[Key], sigma
         forwards |= {conv: _conv_with_ring(conv, window, streams, sigma) for conv in blocks.convs}
         forwards |= {own: _attention_to_outside(own, window, streams, sigma) for own in blocks.attentions}
         forwards |= {own: lambda x, own=own: window.norm(own, x, streams, sigma) for own in blocks.norms}
-    if blocks.branch_input is not None:
+    if blocks.branch_input is not None and blocks.inward_end is not None:
         forwards |= {layer: lambda x, *args, **kwargs: x for layer in blocks.inner}
         forwards[blocks.inward_end] = lambda x, *args, **kwargs: x[..., :1, :1]
         forwards[blocks.branch_input] = lambda x, *args, **kwargs: window.get(blocks.branch_input, streams, sigma)

@@ -32,5 +32,6 @@ class Intervals:
         return isinstance(context.config.interval, tuple)
 
     def place(self, context: Context, start: int) -> list[PlannedStep]:
-        gaps = spread_gaps(context.last - start, context.config.interval)
+        interval = context.config.interval
+        gaps = spread_gaps(context.last - start, interval if isinstance(interval, tuple) else (1,))
         return filled(context, start, gaps, FORECAST, REGIONAL_GAP)

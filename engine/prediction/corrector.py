@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -14,6 +14,13 @@ from .response import ImpulseResponse
 
 NO_LEVERAGE = 1e-3  # share of the largest weight under which a prediction hardly moves the next state
 SMALLEST_SQUARE = 1e-12
+NO_RESPONSE = ImpulseResponse((), (), one_step=True)  # knows no evaluation, so that nothing is ever owed
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    first, *others = terms
+    return sum(others, first)
 
 
 class DeferredCorrection:
@@ -31,7 +38,7 @@ class DeferredCorrection:
     def __init__(
         self, response: ImpulseResponse | None, prediction: PredictionType, axis: TimeAxis = DIFFUSION
     ):  # fmt: skip
-        self.response, self.prediction, self.axis = response, prediction, axis
+        self.response, self.prediction, self.axis = response or NO_RESPONSE, prediction, axis
         self.forecasts: list[tuple[int, float, Tensor]] = []  # evaluation, sigma and value, since the newest computed one
         self.residuals: dict[int, Tensor] = {}  # by evaluation
         self.last_revision = 0  # the evaluation at which forecasts were last revised
@@ -61,7 +68,7 @@ class DeferredCorrection:
 
     def _revise(self, index: int, sigma: float, value: Tensor, points: Sequence[Point]) -> Tensor | None:
         """Add the residuals of this gap; returns how far the state is off its path, None where that is not known."""
-        if self.response is None or not self.response.knows(index, sigma):
+        if not self.response.knows(index, sigma):
             self.residuals.clear()
             return None
         gap = [own for own in self.forecasts if own[0] < index]
@@ -82,7 +89,7 @@ class DeferredCorrection:
         moves = self.response.weights[index]
         computed = [older.value, newer.value, value]
         revised = {i: sum(w * v for w, v in zip(weights[i], computed, strict=True)) - given for i, _, given in gap}
-        off = sum(moves[i] * change for i, change in revised.items())
+        off = _total(moves[i] * change for i, change in revised.items())
         if self.prediction == "eps":  # `value` itself is more by off / sigma, and so is what was computed from it
             share = sum(moves[i] * weights[i][2] for i, _, _ in gap) / sigma
             off = off / (1 - share) if share < 0 else off
@@ -112,7 +119,7 @@ class DeferredCorrection:
 
     def _displacement(self, index: int) -> Tensor:
         """How far the residuals have the state of evaluation `index` off its path."""
-        return sum(self.response.weights[index][i] * change for i, change in self.residuals.items())
+        return _total(self.response.weights[index][i] * change for i, change in self.residuals.items())
 
     def _repaid(self, index: int, value: Tensor) -> Tensor:
         """Change an answer so that the next state is on its path again."""

@@ -109,8 +109,8 @@ def fresh_noise(sampler: Callable[[Model, Noise, Tensor], Tensor], sigmas: Seque
     run(1)
     run(draws + 1)
     last_first = states[::-1]  # a stage of a step may lie where the next one begins
-    stops = [next((x for at, x in last_first if abs(at - sigma) <= 1e-3 * sigma), None) for sigma in sigmas]
-    if any(x is None or not x.isfinite().all() or not x.any() for x in stops):
+    stops = [x for sigma in sigmas for x in [y for at, y in last_first if abs(at - sigma) <= 1e-3 * sigma][:1]]
+    if len(stops) < len(sigmas) or any(not x.isfinite().all() or not x.any() for x in stops):
         return None
     kept = [float(torch.cosine_similarity(older, newer, dim=0)) for older, newer in pairwise(stops)]
     return tuple(min(1.0, max(0.0, 1 - share**2)) for share in kept)

@@ -32,7 +32,7 @@ class Call:
         """Text, then the picture."""
         return ("text", self.text), ("picture", self.grid.count)
 
-    def references(self, network: nn.Module, name: str = "ref_latents") -> list[Tensor]:
+    def references(self, network: Any, name: str = "ref_latents") -> list[Tensor]:
         """The latents given by this name, none where the network takes no input of that name and so ignores them."""
         given = self.given.get(name)
         if given is None or name not in inspect.signature(network._forward).parameters:
@@ -46,13 +46,13 @@ def tokens_of(latent: Tensor, patch: int) -> int:
     return prod(frames) * -(-height // patch) * -(-width // patch)
 
 
-def text_then_picture(network: nn.Module, call: Call) -> list[Order]:
+def text_then_picture(network: Any, call: Call) -> list[Order]:
     """One sequence of text and picture, and the references after it of models that are given any."""
     references = call.references(network)
     return [Order((*call.parts, *(("reference", tokens_of(latent, network.patch_size)) for latent in references)))]
 
 
-def text_looked_at(network: nn.Module, call: Call) -> list[Order]:
+def text_looked_at(network: Any, call: Call) -> list[Order]:
     """One sequence of the picture alone, which looks at the text."""
     return [Order((("picture", call.grid.count),), looks_at=call.text)]
 
@@ -74,21 +74,21 @@ class Family:
 
     title: str
     network: tuple[str, ...]
-    blocks: Callable[[nn.Module], Iterable[nn.Module]]
+    blocks: Callable[[Any], Iterable[nn.Module]]
     gather_inputs: GatherInputs
     sites: MergeSites
-    final_layer: Callable[[nn.Module], nn.Module]
-    orders: Callable[[nn.Module, Call], Sequence[Order]] = text_then_picture
-    patch: Callable[[nn.Module], int] = lambda network: network.patch_size
-    full_sequence_after: Callable[[nn.Module], Sequence[nn.Module]] = lambda network: ()
+    final_layer: Callable[[Any], nn.Module]
+    orders: Callable[[Any, Call], Sequence[Order]] = text_then_picture
+    patch: Callable[[Any], int] = lambda network: network.patch_size
+    full_sequence_after: Callable[[Any], Sequence[nn.Module]] = lambda network: ()
     attention_modules: tuple[str, ...] = ()
-    supports: Callable[[nn.Module], bool] = lambda network: True
+    supports: Callable[[Any], bool] = lambda network: True
 
-    def is_named(self, network: nn.Module) -> bool:
+    def is_named(self, network: Any) -> bool:
         """Whether a network is of these classes, by name, since importing them all would take seconds."""
         return f"{type(network).__module__}.{type(network).__name__}" in self.network
 
-    def matches(self, network: nn.Module) -> bool:
+    def matches(self, network: Any) -> bool:
         """Whether a network is of this family and built as it has to be."""
         return self.is_named(network) and self.supports(network)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ...engine.partial.order import Order
+from ...engine.partial.order import Order, Part
 from . import flux
 from .base import Call, tokens_of
 
@@ -10,7 +10,7 @@ from .base import Call, tokens_of
 def orders(network, call: Call) -> list[Order]:
     """Embeddings of an image, glyphs of ByT5 on one side of the text or the other, a reference before the picture."""
     image, glyphs, reference = (call.given.get(name) for name in ("clip_fea", "txt_byt5", "ref_latent"))
-    parts = [("text", call.text)]
+    parts: list[tuple[Part, int]] = [("text", call.text)]
     if glyphs is not None and network.byt5_in is not None:
         parts.insert(0 if network.cond_type_embedding is not None else 1, ("other", glyphs.shape[1]))
     if image is not None:

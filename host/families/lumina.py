@@ -20,7 +20,7 @@ def orders(network, call: Call) -> list[Order]:
     """Z-Image fills every part up to a multiple of tokens. With references each has a text of its own before the prompt's, and
     what texts are left over come after it; image embeddings, where the network has them, stand between all text and all
     references, and the picture is last."""
-    multiple = network.pad_tokens_multiple or 1
+    multiple: int = network.pad_tokens_multiple or 1
 
     def filled(part, count: int):
         return (part, count), ("other", -count % multiple)
@@ -30,14 +30,14 @@ def orders(network, call: Call) -> list[Order]:
 
     references = call.references(network)
     texts = list(call.given.get("ref_contexts") or ()) if references else []
-    lengths = [text.shape[1] for text in texts[: len(references)]]
+    lengths: list[int] = [text.shape[1] for text in texts[: len(references)]]
     lengths += [multiple] * (len(references) - len(lengths))  # a reference without a text has as much padding
     text = [*_flat(filled("other", n) for n in lengths), *filled("text", call.text)]
     text += _flat(filled("other", extra.shape[1]) for extra in texts[len(references) :])
     embedded = []
     if references and getattr(network, "siglip_embedder", None) is not None:
         given = list(call.given.get("siglip_feats") or ())[: len(references)]
-        counts = [image.shape[1] * image.shape[2] for image in given]
+        counts: list[int] = [image.shape[1] * image.shape[2] for image in given]
         counts += [multiple] * (len(references) + 1 - len(counts))  # one for the picture too
         embedded = _flat(filled("other", n) for n in counts)
     images = [*_flat(filled("reference", tokens(latent)) for latent in references), *filled("picture", call.grid.count)]

@@ -1,7 +1,7 @@
 """Wan 2.1: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
 
 from ...engine.merging.sites import attention, mlp
-from ...engine.partial.order import Order
+from ...engine.partial.order import Order, Part
 from ...engine.partial.token_gather import Gather
 from .base import Call, Family, tokens_of
 
@@ -22,7 +22,7 @@ def orders(network, call: Call) -> list[Order]:
     """A reference before the picture's frames, more frames and references in context after them. Image embeddings are looked
     at apart from the text."""
     patch, given = network.patch_size[-1], call.given
-    parts = [("picture", call.grid.count)]
+    parts: list[tuple[Part, int]] = [("picture", call.grid.count)]
     if given.get("reference_latent") is not None and network.ref_conv is not None:
         height, width = given["reference_latent"].shape[-2:]
         parts.insert(0, ("reference", (height // patch) * (width // patch)))
