@@ -18,8 +18,8 @@ ATTENTION_OVERRIDE = "optimized_attention_override"  # in transformer_options: w
 class ModelCall:
     """The arguments of APPLY_MODEL. A call's rows are its conds, of each of which every image of the batch is a row.
 
-    function: ComfyUI's executor, which is called with them. x (rows, C, ...), t (rows,) and the next two: as ComfyUI passes them. control: residuals
-    of control nets. options: transformer_options. extra: a model's further inputs by name.
+    function: ComfyUI's executor, which is called with them. x (rows, C, ...), t (rows,) and the next two: as ComfyUI passes
+    them. control: residuals of control nets. options: transformer_options. extra: a model's further inputs by name.
     """
 
     function: Any

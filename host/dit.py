@@ -134,9 +134,7 @@ class DiTRun(ModelRun):
         capture = self._capture(job.capture, call)
         if not job.record and capture is None and not self.engine.state.methods:
             return call()
-        cropped = self.cropped_control(
-            job, call.control, lambda subset: self._crop(TokenGather(subset, orders[-1].around), call)
-        )
+        cropped = self.cropped_control(job, call.control, lambda subset: self._crop(self._gather(subset, around), call))
         foreign_tokens = call.control is not None and not self._fits(call.control)
         own = DiTCall(call, self.family)
         output, seen = record_subsets(self.transformer, own, job.record, self.grid.count, orders, capture)
