@@ -128,20 +128,26 @@ class RecordingOverride(AttentionOverride):
 
     def attend(self, place, function, q, k, v, heads, *args, **kwargs):
         orders, queries, keys = self._orders(k), q.shape[-2], k.shape[-2]
-        order = found(orders, place[1], queries, keys)
-        if order is None:
+        if (order := found(orders, place[1], queries, keys)) is None:
             self.odd = self.odd or unaccounted(orders, queries, keys)
             return function(q, k, v, heads, *args, **kwargs)
-        looks_away = order.looks_at is not None and place[1] > 0
         runs = order.spans("picture")
-        if not looks_away and (not self.subsets or queries == keys and len(runs) == 1):
+        is_cross = order.looks_at is not None and place[1] > 0
+        if not is_cross and (not self.subsets or queries == keys and len(runs) == 1):
             self.seen.add(place[0])
             self._record(place, slice(*runs[0]), q, k, v)
-        text = order.spans("text") if not looks_away else [(0, keys)] if keys == order.looks_at else []
+        text = self._text(order, is_cross, keys)
         if self.capture is not None and text:
             self.captured += 1
             self.capture(place[0], _joined(picked(q, runs)), _joined(picked(k, text)), heads)
         return function(q, k, v, heads, *args, **kwargs)
+
+    @staticmethod
+    def _text(order: Order, is_cross: bool, keys: int) -> list[tuple[int, int]]:
+        """Where the prompt's tokens are among the keys of an attention; nowhere where that is not known."""
+        if not is_cross:
+            return order.spans("text")
+        return [(0, keys)] if keys == order.looks_at else []
 
     def _orders(self, k: Tensor) -> Sequence[Order]:
         if self.orders is not None:
