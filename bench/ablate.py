@@ -29,7 +29,7 @@ from ..engine.placement.context import Context
 from ..engine.placement.plan import make_plan
 from ..engine.prediction.forecast import Forecast
 from ..engine.region.heatmap import HeatmapAccumulator
-from ..engine.region.highlight import Region, find_region
+from ..engine.region.regions import Region, find_region
 from ..tools.console import say
 from ..tools.server import PACK
 from .cost import CostModel

@@ -20,7 +20,7 @@ from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
 from ..engine.partial.patching import patched_forward
 from ..engine.region.heatmap import TokenWeights, combine, grid_of, normalised, token_maps
-from ..engine.region.highlight import refine
+from ..engine.region.regions import refine
 from .prompts import demo as demo_prompts
 
 STEPS, CFG, FRAME, GRID = 30, 3.0, (32, 32), (16, 16)

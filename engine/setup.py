@@ -15,7 +15,7 @@ from .placement.shallow import shallow_pays
 from .placement.traits import SamplerTraits
 from .prediction.forecast import Forecasts, prediction_type
 from .prediction.response import ImpulseResponse
-from .region.highlight import Given
+from .region.regions import UserMasks
 from .region.tracking import MakeCaches, RegionTracker
 from .run import SamplingRun
 from .state import RunState
@@ -29,7 +29,7 @@ FreshNoise = Callable[[], Sequence[float] | None]
 
 def start_run(
     config: HighlightConfig, record: RunRecord, align: int, make_caches: MakeCaches, *, axis: TimeAxis = DIFFUSION,
-    sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: Given | None = None,
+    sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: UserMasks | None = None,
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (),
 ) -> SamplingRun:  # fmt: skip
@@ -42,7 +42,7 @@ def start_run(
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations.
     """
-    masks = masks or Given()
+    masks = masks or UserMasks()
     traits = SamplerTraits.of(record.sampler)
     prediction = prediction_type(traits.noisy, config.forecast, axis)
     response = respond(prediction) if config.active and config.revise else None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engine.config import HighlightConfig
 from ..engine.merging.config import SDTMConfig
-from ..engine.region.highlight import Given
+from ..engine.region.regions import UserMasks
 from ..engine.report.numbers import as_line
 from ..engine.trace import RunRecord, Trace
 from .call import ModelCall
@@ -44,7 +44,7 @@ class MethodRequest:
     config: Any
     trace: Trace
     node_id: str = ""
-    masks: Given = Given()  # noqa: RUF009
+    masks: UserMasks = UserMasks()  # noqa: RUF009
 
 
 Requests = Mapping[str, MethodRequest]  # by the method's id: each method at most once
@@ -52,14 +52,14 @@ Backend = Callable[[Sampling], ModelRun]  # starts a run
 
 
 def attach(
-    model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "", given: Given | None = None
+    model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "", given: UserMasks | None = None
 ) -> ModelPatcher:
     """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
 
     given: a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that is not
     supported.
     """
-    return _attached(model, executor_of(model), HIGHLIGHT, MethodRequest(config, trace, node_id, given or Given()))
+    return _attached(model, executor_of(model), HIGHLIGHT, MethodRequest(config, trace, node_id, given or UserMasks()))
 
 
 def attach_merging(model: ModelPatcher, config: SDTMConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
@@ -120,7 +120,7 @@ class _OuterSample:
         options = guider.model_options.setdefault("transformer_options", {})
         highlight = self.requests.get(HIGHLIGHT)
         methods = {name: own.config for name, own in self.requests.items() if name != HIGHLIGHT}
-        config, masks = (highlight.config, highlight.masks) if highlight else (HighlightConfig(enabled=False), Given())
+        config, masks = (highlight.config, highlight.masks) if highlight else (HighlightConfig(enabled=False), UserMasks())
         state = options[KEY] = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods))
         for own in self.requests.values():
             own.trace.runs.append(run)

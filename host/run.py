@@ -21,7 +21,7 @@ from ..engine.job import Job, Request
 from ..engine.method import Method
 from ..engine.partial.cache import ActivationCache
 from ..engine.region.heatmap import TokenWeights
-from ..engine.region.highlight import Given
+from ..engine.region.regions import UserMasks
 from ..engine.region.tracking import MakeCaches
 from ..engine.run import SamplingRun
 from ..engine.setup import start_run
@@ -58,7 +58,7 @@ class Sampling:
     guider: Any
     sampler: Any
     sigmas: Tensor
-    masks: Given = Given()  # noqa: RUF009
+    masks: UserMasks = UserMasks()  # noqa: RUF009
     methods: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -15,7 +15,7 @@ from ..engine.config import (
     When,
     parse_interval,
 )
-from ..engine.region.highlight import Given
+from ..engine.region.regions import UserMasks
 from ..engine.trace import Trace
 from ..host.attach import attach
 from .types import ADVANCED, CATEGORY, HighlightTrace, aliases
@@ -142,4 +142,4 @@ class HighlightDiffusion(io.ComfyNode):
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")
-        return io.NodeOutput(attach(model, config, trace, node_id, Given(mask, protect)), trace)
+        return io.NodeOutput(attach(model, config, trace, node_id, UserMasks(mask, protect)), trace)

@@ -14,7 +14,7 @@ from ..partial.cache import ImageRows
 from ..partial.token_subset import TokenGrid
 from .config import SDTMConfig
 from .job import ImageMerge
-from .matching import Merge, fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from .matching import Merge, merge_tokens, merge_windows, normalised_age, pairwise_similarity, window_similarity, windows
 from .sites import MergeResiduals
 
 BUCKETS = 32  # merged counts are multiples of 1 / BUCKETS of the tokens, so that few shapes occur
@@ -115,10 +115,10 @@ class Matcher:
         lead = self.turns if config.rotate else 0
         image = self.images[index]
         age = torch.ones(count, device=features.device) if image.age is None else image.age
-        fair, pairs = fairness(age)[members], likeness(features, members)
+        fair, pairs = normalised_age(age)[members], pairwise_similarity(features, members)
         number = self.saved * count // BUCKETS
         if stage == "structure":
-            alike = similarity(pairs)
+            alike = window_similarity(pairs)
             score, number = alike + config.a_s * fair.mean(1), number // (k - 1)
             merge_by = merge_windows
         else:

@@ -63,8 +63,9 @@ class Merge:
         """Bool (count,), true for tokens that are computed together with others."""
         return self.sizes[self.rows] > 1
 
-    def detail(self, x: Tensor) -> Tensor:
-        """What the members differ from their group's mean by in tokens (B, count, C): (B, G * k, C), 0 for the others."""
+    def residual(self, x: Tensor) -> Tensor:
+        """By how much the members of groups differ from their group's mean in tokens (B, count, C): (B, G * k, C), 0 for a
+        token that is in the row but not in the group."""
         own = x.index_select(1, self.members).unflatten(1, self.groups.shape)
         mean = (own * self.weights.to(x.dtype)[..., None]).sum(2)
         return ((own - mean[:, :, None]) * (self.weights > 0)[..., None]).flatten(1, 2)
@@ -81,8 +82,10 @@ def windows(size: Size, window: Size = (2, 2), frames: int = 1) -> Tensor:
     return index.reshape(frames, ny, wh, nx, ww).permute(0, 1, 3, 2, 4).reshape(-1, wh * ww)
 
 
-def likeness(features: Tensor, members: Tensor) -> Tensor:
-    """How alike the tokens (count, C) of each window are: (W, k, k), 1 for equal ones, 0 for two tokens at random on average.
+def pairwise_similarity(features: Tensor, members: Tensor) -> Tensor:
+    """How alike the tokens of each window are, (W, k, k): 1 for equal ones, 0 on average for two tokens at random.
+
+    features (count, C): of all tokens. members (W, k): the tokens of each window.
 
     One small Gram product tells all distances. Of the measures tried this kept most of the picture: cosines do not see how
     far apart two bright tokens are.
@@ -95,20 +98,23 @@ def likeness(features: Tensor, members: Tensor) -> Tensor:
     return 1 - (squares[:, :, None] + squares[:, None] - 2 * products) / 2
 
 
-def similarity(alike: Tensor) -> Tensor:
-    """Mean of each window's pairs (W, k, k) -> (W,), a token with itself left out."""
+def window_similarity(alike: Tensor) -> Tensor:
+    """The mean similarity of each window's pairs, (W, k, k) -> (W,); a token is not paired with itself."""
     k = alike.shape[-1]
     return (alike.sum((1, 2)) - alike.diagonal(dim1=1, dim2=2).sum(1)) / (k * (k - 1))
 
 
-def fairness(idle: Tensor) -> Tensor:
-    """How long each token (count,) has not been merged, over the mean: what was spared for long is due."""
-    return idle / idle.mean().clamp(min=1e-6)
+def normalised_age(age: Tensor) -> Tensor:
+    """The matchings since each token (count,) was merged, as a share of their mean: what was spared for long is due."""
+    return age / age.mean().clamp(min=1e-6)
 
 
 def _partition(count: int, kept: int, taken: Tensor, groups: Tensor, weights: Tensor, joined: Tensor, lead: Tensor) -> Merge:
-    """taken (count,): bool, true for tokens that are in no `kept` row, of which there are `count - kept`. joined (G, k):
-    true where the member takes its group's value. lead (G,): the member whose position the group takes."""
+    """The merge of `count` tokens of which `kept` are left alone.
+
+    taken (count,): bool, true for the others. groups, weights (G, k): as of `Merge`. joined (G, k): bool, true where a member
+    takes its group's value. lead (G,): the member whose position the group takes.
+    """
     order = torch.argsort(taken.to(torch.uint8), stable=True)[:kept]
     rows = torch.empty(count, dtype=torch.long, device=taken.device)
     rows[order] = torch.arange(kept, device=taken.device)
@@ -121,7 +127,7 @@ def _partition(count: int, kept: int, taken: Tensor, groups: Tensor, weights: Te
 
 
 def merge_windows(score: Tensor, members: Tensor, number: int, count: int, lead: int = 0) -> Merge:
-    """The `number` windows of highest score (W,) become one token each; `lead`: the member whose position it takes."""
+    """Merge the `number` windows of the highest score (W,) into one token each. lead: the member whose position it takes."""
     groups = members[score.topk(number).indices.sort().values]
     taken = torch.zeros(count, dtype=torch.bool, device=members.device)
     taken[groups.flatten()] = True
@@ -133,7 +139,8 @@ def merge_windows(score: Tensor, members: Tensor, number: int, count: int, lead:
 
 
 def merge_tokens(score: Tensor, members: Tensor, number: int, count: int, lead: int = 0) -> Merge:
-    """The `number` tokens of highest score (W, k) join the one of their window that leads it, whose own does not count."""
+    """Merge the `number` tokens of the highest score (W, k) into the leader of their window. lead: which member leads; its own
+    score does not count."""
     width, k = members.shape
     lead = lead % k
     score = score.clone()

@@ -1,6 +1,6 @@
 """Where in a transformer's blocks image tokens are merged and given back.
 
-The stream of tokens between the stations stays whole: only what attention and MLP work on is merged, so that what comes
+The stream of tokens between the merge sites stays whole: only what attention and MLP work on is merged, so that what comes
 after (control nets, other blocks, the next evaluation) finds every token in its place.
 """
 
@@ -111,7 +111,7 @@ class MergedTokens:
     def residual(self, x: Tensor) -> Tensor:
         """By how much the members of groups in a sequence (B, n, C) differ from their groups: (B, members, C)."""
         before = self.before(x.shape[1], self.of.count)
-        return self.of.detail(x[:, before : before + self.of.count])
+        return self.of.residual(x[:, before : before + self.of.count])
 
 
 class MergeResiduals:

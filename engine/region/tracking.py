@@ -12,7 +12,7 @@ from ..partial.cache import ActivationCache
 from ..trace import Box
 from ..tuning import NEWEST_HEATMAP
 from .heatmap import HeatmapAccumulator
-from .highlight import Given, Region, find_region
+from .regions import Region, UserMasks, find_region
 
 # Boxes of each image of a batch -> the caches of what they lack.
 MakeCaches = Callable[[Sequence[tuple[Box, ...]]], Sequence[ActivationCache]]
@@ -26,7 +26,7 @@ class RegionTracker:
     """
 
     def __init__(
-        self, config: HighlightConfig, frame: tuple[int, int], align: int, make_caches: MakeCaches, masks: Given
+        self, config: HighlightConfig, frame: tuple[int, int], align: int, make_caches: MakeCaches, masks: UserMasks
     ):  # fmt: skip
         self.config, self.frame, self.align, self.make_caches, self.masks = config, frame, align, make_caches, masks
         self.heatmap: Tensor | None = None  # float (B, 1, h, w) on the model's device: a running mean

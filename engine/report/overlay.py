@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..region.highlight import boxes_mask
+from ..region.regions import boxes_mask
 from ..trace import Evaluation, RunRecord
 
 # Okabe and Ito's colours, told apart by colour-blind readers

@@ -57,7 +57,7 @@ from highlight_diffusion.demo.plain import sample as plain_sample
 from highlight_diffusion.demo.plain_flow import PlainFlow
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.host.demo import load_clip, load_mmdit, load_unet
@@ -119,7 +119,7 @@ def box(size=SIZE, at=BOX, batch: int = 1) -> torch.Tensor:
 
 
 def sampled(
-    name: str, config: dict | None = None, merging: dict | None = None, given: Given | None = None, patch=None,
+    name: str, config: dict | None = None, merging: dict | None = None, given: UserMasks | None = None, patch=None,
     merging_first: bool = False, hook=None, sampled=tiny.sample, **settings,
 ) -> Result:  # fmt: skip
     """One run of a model. config, merging: the settings of either method, None without it. patch: what other nodes do to the
@@ -199,7 +199,7 @@ def families() -> None:
         if not name.startswith("demo"):
             size = {"pixart": (48, 40), "wan": (8, 12), "hunyuan_video": (8, 12)}.get(name, SIZE)
             at = (size[0] // 4, size[0] // 2, size[1] // 3, size[1] // 3 * 2)
-            given = Given(box(size, at))
+            given = UserMasks(box(size, at))
             add(f"{name}, a mask", name, MASKED, given=given, size=size, steps=9)
     for name in ("sdxl", "flux", "qwen_image", "lumina2"):
         add(f"{name}, found", name, {"threshold": 0.5, "max_area": 1.0, "correct": "always"}, steps=12)
@@ -211,18 +211,18 @@ def masks() -> None:
     apart = box(batch=3)
     apart[1], apart[2, :6] = lower[0], 1
     for name in ("sd15", "sd3"):
-        add(f"{name}, a mask and a protected part", name, MASKED, given=Given(box(), lower))
-        add(f"{name}, a protected part", name, MASKED | {"threshold": 0.55}, given=Given(protect=lower))
-        add(f"{name}, an empty mask", name, MASKED, given=Given(torch.zeros(1, *SIZE)))
-        add(f"{name}, a mask of the whole frame", name, MASKED, given=Given(torch.ones(1, *SIZE)))
-        add(f"{name}, a mask, all automatic", name, {}, given=Given(box()), steps=20)
+        add(f"{name}, a mask and a protected part", name, MASKED, given=UserMasks(box(), lower))
+        add(f"{name}, a protected part", name, MASKED | {"threshold": 0.55}, given=UserMasks(protect=lower))
+        add(f"{name}, an empty mask", name, MASKED, given=UserMasks(torch.zeros(1, *SIZE)))
+        add(f"{name}, a mask of the whole frame", name, MASKED, given=UserMasks(torch.ones(1, *SIZE)))
+        add(f"{name}, a mask, all automatic", name, {}, given=UserMasks(box()), steps=20)
         add(f"{name}, batch of 2", name, {"threshold": 0.5, "max_area": 1.0, "correct": "always"}, batch=2)
-        add(f"{name}, batch of 3 with a mask each", name, MASKED, given=Given(apart), batch=3)
-        add(f"{name}, batch of two prompts", name, MASKED, positive=sampling.two_prompts, batch=2, given=Given(box()))
-        add(f"{name}, a size that does not fit", name, MASKED, given=Given(box((17, 23))), size=(17, 23))
+        add(f"{name}, batch of 3 with a mask each", name, MASKED, given=UserMasks(apart), batch=3)
+        add(f"{name}, batch of two prompts", name, MASKED, positive=sampling.two_prompts, batch=2, given=UserMasks(box()))
+        add(f"{name}, a size that does not fit", name, MASKED, given=UserMasks(box((17, 23))), size=(17, 23))
         add(f"{name}, image to image", name, {}, denoise=0.6, steps=16)
         add(f"{name}, a part of a schedule", name, {}, steps=24, start_step=6, last_step=20, force_full_denoise=False)
-        add(f"{name}, inpainting", name, MASKED, noise_mask=box()[None], given=Given(box()))
+        add(f"{name}, inpainting", name, MASKED, noise_mask=box()[None], given=UserMasks(box()))
     add("demo unet, batch of 2", "demo unet", {"correct": "always"}, batch=2)
     add("demo mmdit, batch of 2", "demo mmdit", {"correct": "always"}, batch=2)
 
@@ -235,7 +235,7 @@ def samplers() -> None:
     config = {"threshold": 0.5, "max_area": 1.0, "correct": "always"}
     for sampler in names:
         add(f"sd15, {sampler}", "sd15", config, sampler=sampler)
-        add(f"sd3, {sampler}", "sd3", MASKED, sampler=sampler, given=Given(box()), steps=10)
+        add(f"sd3, {sampler}", "sd3", MASKED, sampler=sampler, given=UserMasks(box()), steps=10)
     for sampler in ("dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "heun"):
         add(f"demo unet, all automatic, {sampler}", "demo unet", {}, sampler=sampler)
         add(f"demo mmdit, all automatic, {sampler}", "demo mmdit", {}, sampler=sampler)
@@ -251,7 +251,7 @@ def conditionings() -> None:
         add(f"{name}, CFG 1", name, config, cfg=1.0)
         for title, positive in sampling.POSITIVES.items():
             add(f"{name}, {title}", name, config, positive=positive, steps=14)
-    add("sd15, two prompts of other lengths in a batch", "sd15", MASKED, given=Given(box(batch=2)), batch=2,
+    add("sd15, two prompts of other lengths in a batch", "sd15", MASKED, given=UserMasks(box(batch=2)), batch=2,
         positive=lambda made: tiny.cond(made, 1, 154), negative=lambda made: tiny.cond(made, 2))  # fmt: skip
     for name in ("demo unet", "demo mmdit"):
         add(f"{name}, words", name, {"correct": "always"}, steps=16, positive=lambda _: HighlightWords.execute(
@@ -264,7 +264,7 @@ def others() -> None:
     for name in ("FreeU", "ToMe", "HyperTile", "PAG", "SAG", "RescaleCFG", "EasyCache"):
         add(f"sd15, {name}", "sd15", config, patch=fuzz.NODES[name])
     for name in ("SLG", "CFGZeroStar"):
-        add(f"sd3, {name}", "sd3", MASKED, given=Given(box()), patch=fuzz.NODES[name])
+        add(f"sd3, {name}", "sd3", MASKED, given=UserMasks(box()), patch=fuzz.NODES[name])
 
     def replaced(patcher):
         clone = patcher.clone()
@@ -276,7 +276,7 @@ def others() -> None:
         clone.set_model_attn1_output_patch(lambda out, extra: 1.1 * out)
         return clone
 
-    add("sd3, a block replaced", "sd3", MASKED, given=Given(box()), patch=replaced)
+    add("sd3, a block replaced", "sd3", MASKED, given=UserMasks(box()), patch=replaced)
     add("sd3, a block replaced, merging", "sd3", merging={}, patch=replaced, steps=6)
     add("sd15, attention patched", "sd15", config, patch=multiplied)
 
@@ -309,16 +309,16 @@ def errors() -> None:
             lambda _, args: out_of_memory() if args[0].shape[1] < SIZE[0] * SIZE[1] // 4 else None
         )
         try:
-            return sampled("sd3", MASKED, given=Given(box()))
+            return sampled("sd3", MASKED, given=UserMasks(box()))
         finally:
             handle.remove()
 
-    add("sd15, memory runs out in a partial evaluation", "sd15", MASKED, given=Given(box()), hook=small)
+    add("sd15, memory runs out in a partial evaluation", "sd15", MASKED, given=UserMasks(box()), hook=small)
     RUNS["sd3, memory runs out in a partial evaluation"] = few_tokens
     for name in ("sd15", "sd3"):
         for number in (0, 3):
-            add(f"{name}, memory runs out in call {number}", name, MASKED, given=Given(box()), hook=numbered(number))
-        add(f"{name}, interrupted", name, MASKED, given=Given(box()), callback=interrupt)
+            add(f"{name}, memory runs out in call {number}", name, MASKED, given=UserMasks(box()), hook=numbered(number))
+        add(f"{name}, interrupted", name, MASKED, given=UserMasks(box()), callback=interrupt)
     add("sd3, merging, memory runs out in call 3", "sd3", merging={}, hook=numbered(3), steps=8)
     add("sd15, shallow, memory runs out in call 4", "sd15", {"shallow": "always", "correct": "never", "pace": 8.0},
         hook=numbered(4))  # fmt: skip
@@ -359,7 +359,14 @@ def merging() -> None:
             order = "merging first" if first else "highlight first"
             add(f"{name}, both, {order}", name, {"interval": (3,), "warmup": 2, "correct": "always", "max_area": 1.0},
                 merging={"r": 0.4, **pure}, merging_first=first)  # fmt: skip
-    add("sd3, both, a mask and remembered detail", "sd3", MASKED | {"interval": (2,)}, merging={}, given=Given(box()), steps=14)
+    add(
+        "sd3, both, a mask and remembered detail",
+        "sd3",
+        MASKED | {"interval": (2,)},
+        merging={},
+        given=UserMasks(box()),
+        steps=14,
+    )
     add("sd3, both, regions by area", "sd3", {}, merging={}, positive=sampling.with_area, steps=14)
     add("sd35m, merging, SLG", "sd35m", merging=pure, patch=fuzz.NODES["SLG"], steps=6)
 
@@ -373,11 +380,11 @@ def control() -> None:
             prompts = tiny.cond(made, 1), tiny.cond(made, 2)
             return nets.applied(net.make(made), *prompts, nets.picture(SIZE), vae=net.vae, **settings)
 
-        add(f"{kind}, reused", f"for {kind}", MASKED, both=both, given=Given(box()), steps=8)
+        add(f"{kind}, reused", f"for {kind}", MASKED, both=both, given=UserMasks(box()), steps=8)
         if kind in ("ControlNet", "SD3"):
-            add(f"{kind}, computed", f"for {kind}", MASKED | {"control": "compute"}, both=both, given=Given(box()), steps=8)
-            add(f"{kind}, batch of 2", f"for {kind}", MASKED, both=both, given=Given(box()), steps=8, batch=2)
-            add(f"{kind}, ended", f"for {kind}", MASKED | {"interval": (7,)}, given=Given(box()), steps=16,
+            add(f"{kind}, computed", f"for {kind}", MASKED | {"control": "compute"}, both=both, given=UserMasks(box()), steps=8)
+            add(f"{kind}, batch of 2", f"for {kind}", MASKED, both=both, given=UserMasks(box()), steps=8, batch=2)
+            add(f"{kind}, ended", f"for {kind}", MASKED | {"interval": (7,)}, given=UserMasks(box()), steps=16,
                 both=lambda made, both=both: both(made, end=0.4))  # fmt: skip
         if kind == "SD3":
             add(f"{kind}, merging", f"for {kind}", merging={}, both=both, steps=8)
@@ -418,7 +425,7 @@ def image_prompts() -> None:
 
         def run(patch=patch, settings=settings) -> Result:
             adapter()
-            return sampled("for IP-Adapter", MASKED, given=Given(box()), patch=patch, steps=10, **settings)
+            return sampled("for IP-Adapter", MASKED, given=UserMasks(box()), patch=patch, steps=10, **settings)
 
         RUNS[f"IP-Adapter, {title}"] = run
 

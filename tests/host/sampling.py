@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 
@@ -20,7 +20,7 @@ MERGING = SDTMConfig(r=0.5, protect_steps=3)
 
 
 def run_thrice(
-    model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, config=CONFIG, given: Given | None = None,
+    model: tiny.Tiny, patched=None, sampled=tiny.sample, saves: bool = True, config=CONFIG, given: UserMasks | None = None,
     again: bool = True, **kwargs,
 ) -> RunRecord:  # fmt: skip
     """Run twice on one MODEL and once on a fresh one, or just once; returns the last trace of the first."""

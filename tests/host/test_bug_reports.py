@@ -24,7 +24,7 @@ from comfy_extras.nodes_model_advanced import (
 )
 from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.report.numbers import as_text, report
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host import demo
@@ -47,10 +47,10 @@ def model(name: str) -> tiny.Tiny:
     return {**UNETS, **tiny.TRANSFORMERS}[name]()
 
 
-def corner(size: tuple[int, int]) -> Given:
+def corner(size: tuple[int, int]) -> UserMasks:
     mask = torch.zeros(1, *size)
     mask[:, size[0] // 4 : size[0] // 2 + 1, : size[1] // 2 + 1] = 1
-    return Given(mask)
+    return UserMasks(mask)
 
 
 def attached(subject: tiny.Tiny, config=PARTS, trace: Trace | None = None, size=None, patcher=None):

@@ -40,12 +40,12 @@ def model(name) -> tiny.Tiny:
 
 
 def given_mask(model):
-    from highlight_diffusion.engine.region.highlight import Given
+    from highlight_diffusion.engine.region.regions import UserMasks
 
     height, width = model.size
     mask = torch.zeros(1, height, width)
     mask[:, height // 4 : height // 2, : width // 2] = 1
-    return Given(mask)
+    return UserMasks(mask)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import RunRecord
 
 from . import tiny
@@ -25,7 +25,7 @@ def check_masked(check) -> Callable[..., RunRecord]:
     def checked(model: tiny.Tiny, config=CONFIG, size=(16, 24), **kwargs) -> RunRecord:
         mask = torch.zeros(1, *size)
         mask[:, size[0] // 4 : size[0] // 2, : size[1] // 2] = 1
-        return check(model, config=config, given=Given(mask), **{"size": size, "steps": 14, **kwargs})
+        return check(model, config=config, given=UserMasks(mask), **{"size": size, "steps": 14, **kwargs})
 
     return checked
 

@@ -12,7 +12,7 @@ from highlight_diffusion.engine.job import Job
 from highlight_diffusion.engine.partial.cache import ImageRows
 from highlight_diffusion.engine.partial.unet_blocks import depth_and_alignment
 from highlight_diffusion.engine.partial.unet_window import Window
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import Evaluation, Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.call import ModelCall
@@ -149,10 +149,10 @@ CHAINS = {
 }
 
 
-def given() -> Given:
+def given() -> UserMasks:
     mask = torch.zeros(1, *SIZE)
     mask[:, BOX[0] : BOX[1], BOX[2] : BOX[3]] = 1
-    return Given(mask)
+    return UserMasks(mask)
 
 
 def sample(model, patcher, config=None, **kwargs):

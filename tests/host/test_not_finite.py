@@ -10,7 +10,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.host.run import JOB, KEY
@@ -46,7 +46,7 @@ def prepared(setup, trace: Trace):
     model, config, merging = setup
     mask = torch.zeros(1, *SIZE)
     mask[:, 4:8, :8] = 1
-    given = Given(mask) if config in (PARTIAL, ADAPTIVE) else None
+    given = UserMasks(mask) if config in (PARTIAL, ADAPTIVE) else None
     patcher = attach(model.patcher, config, trace, given=given)
     return attach_merging(patcher, merging, trace) if merging else patcher
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach
@@ -25,10 +25,10 @@ from .sampling import SIZE, guided
 CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 
 
-def upper_left(height: int, width: int) -> Given:
+def upper_left(height: int, width: int) -> UserMasks:
     mask = torch.zeros(1, height, width)
     mask[:, : height // 2, : width // 2] = 1
-    return Given(mask)
+    return UserMasks(mask)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
 
@@ -42,7 +42,7 @@ def sampled(name: str, precision: str, config: HighlightConfig | SDTMConfig | No
     if isinstance(config, SDTMConfig):
         patcher = attach_merging(patcher, config, trace)
     elif config is not None:
-        patcher = attach(patcher, config, trace, given=Given(mask) if config is PARTS else None)
+        patcher = attach(patcher, config, trace, given=UserMasks(mask) if config is PARTS else None)
     return tiny.sample(subject, patcher, steps=8), trace.last
 
 
@@ -101,7 +101,7 @@ def test_recordings_of_halves_in_other_memory(name, memory):
         config = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always", memory=where)
         mask = torch.zeros(1, *subject.size)
         mask[:, 4:8, :8] = 1
-        latents.append(tiny.sample(subject, attach(subject.patcher, config, traces[-1], given=Given(mask)), steps=8))
+        latents.append(tiny.sample(subject, attach(subject.patcher, config, traces[-1], given=UserMasks(mask)), steps=8))
     assert traces[-1].last.count("partial") and torch.isfinite(latents[1]).all()
     assert torch.equal(*latents) if memory == "offload" else not torch.equal(*latents)
     assert float((latents[1] - latents[0]).norm() / latents[0].norm()) < 0.02

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.run import JOB
@@ -23,10 +23,10 @@ def model(request) -> tiny.Tiny:
     return MODELS[request.param]()
 
 
-def corner(model: tiny.Tiny) -> Given:
+def corner(model: tiny.Tiny) -> UserMasks:
     mask = torch.zeros(1, *model.size)
     mask[:, 4:8, :8] = 1
-    return Given(mask)
+    return UserMasks(mask)
 
 
 def run_with_little_memory(
@@ -68,7 +68,7 @@ def test_where_memory_runs_out_it_is_dense_once_and_goes_on_without_windows(mode
 
 def test_where_memory_runs_out_in_a_shallow_evaluation_forecasts_take_over():
     config = HighlightConfig(shallow="always", correct="never", pace=8.0)
-    latent, trace = run_with_little_memory(tiny.sd15(), lambda job: bool(job.compute), config=config, given=Given())
+    latent, trace = run_with_little_memory(tiny.sd15(), lambda job: bool(job.compute), config=config, given=UserMasks())
     said = [(e.kind, e.reason) for e in trace.last.evaluations]
     words = "memory ran out in a shallow evaluation"
     assert torch.isfinite(latent).all() and trace.last.completed

@@ -9,7 +9,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from highlight_diffusion.engine.config import HighlightConfig
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.host.families import family_of
 
 from . import tiny
@@ -37,7 +37,7 @@ def check_masked(check):
         height, width = kwargs.get("size", SIZE)
         mask = torch.zeros(1, height, width)
         mask[:, : height // 2, : width // 2] = 1
-        return check(model, patched, **{"config": CONFIG, "given": Given(mask), "steps": 10, "size": SIZE, **kwargs})
+        return check(model, patched, **{"config": CONFIG, "given": UserMasks(mask), "steps": 10, "size": SIZE, **kwargs})
 
     return checked
 

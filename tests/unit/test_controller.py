@@ -8,7 +8,7 @@ from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.job import Job, Request
 from highlight_diffusion.engine.method import DenseContext
 from highlight_diffusion.engine.partial.cache import ActivationCache
-from highlight_diffusion.engine.region.highlight import Given
+from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.setup import start_run
 from highlight_diffusion.engine.trace import Evaluation, RunRecord
 
@@ -19,10 +19,10 @@ BOX = (2, 4, 2, 4)
 PARTS = HighlightConfig(interval=(3,), warmup=2, halo=0, max_area=1.0, correct="always", forecast="denoised", revise=False)
 
 
-def corner() -> Given:
+def corner() -> UserMasks:
     mask = torch.zeros(1, *SIZE)
     mask[:, 2:4, 2:4] = 1
-    return Given(mask)
+    return UserMasks(mask)
 
 
 class Model:
@@ -140,7 +140,7 @@ def test_without_parts_a_regional_evaluation_is_a_forecast():
 
 
 def test_a_highlight_of_everything_is_dense_and_says_so():
-    run, model = start(masks=Given(torch.ones(1, *SIZE))), Model()
+    run, model = start(masks=UserMasks(torch.ones(1, *SIZE))), Model()
     sample(run, model)
     assert set(kinds(run)) == {"d"} and "the highlight is the whole frame" in reasons(run)
 
@@ -162,7 +162,7 @@ def test_another_error_is_raised():
 
 def test_shallow_evaluations_need_a_cache_and_say_so():
     config = HighlightConfig(shallow="always", pace=8.0, forecast="denoised", revise=False)
-    without, run, model = start(config, masks=Given()), start(config, ActivationCache(), masks=Given()), Model()
+    without, run, model = start(config, masks=UserMasks()), start(config, ActivationCache(), masks=UserMasks()), Model()
     sample(without, Model())
     assert "forecast only: only UNets have shallow evaluations" in reasons(without)
     answers = sample(run, model)

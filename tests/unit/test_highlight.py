@@ -2,7 +2,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, combine, grid_of, token_maps
-from highlight_diffusion.engine.region.highlight import Given, boxes_mask, find_region
+from highlight_diffusion.engine.region.regions import UserMasks, boxes_mask, find_region
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,13 +79,13 @@ def mask_of(*spots, size=(64, 64)) -> torch.Tensor:
 
 def test_a_given_mask_is_highlighted_instead_whatever_its_area():
     mask = mask_of((0, 60, 0, 40))
-    highlight, region = find_region(heat(16, 16, (10, 15, 10, 15)), (32, 32), 8, HighlightConfig(max_area=0.3), Given(mask))
+    highlight, region = find_region(heat(16, 16, (10, 15, 10, 15)), (32, 32), 8, HighlightConfig(max_area=0.3), UserMasks(mask))
     assert highlight[0, 2, 2] and not highlight[0, 12, 12]
     assert region.outer and region.area > 0.3 and "given" in region.reason
 
 
 def test_what_is_protected_joins_the_highlight_and_stays_when_that_is_refused():
-    protect = Given(protect=mask_of((0, 8, 0, 8)))
+    protect = UserMasks(protect=mask_of((0, 8, 0, 8)))
     both, region = find_region(heat(16, 16, (10, 15, 10, 15)), (32, 32), 8, HighlightConfig(), protect)
     assert both[0, 1, 1] and both[0, 12, 12] and len(region.outer) == 2
     flat, region = find_region(torch.full((1, 1, 16, 16), 0.5), (32, 32), 8, HighlightConfig(threshold=0.6), protect)
@@ -93,15 +93,15 @@ def test_what_is_protected_joins_the_highlight_and_stays_when_that_is_refused():
 
 
 def test_each_image_has_its_own_mask_and_one_mask_serves_all():
-    two = Given(torch.cat([mask_of((0, 8, 0, 8)), mask_of((56, 64, 56, 64))]))
+    two = UserMasks(torch.cat([mask_of((0, 8, 0, 8)), mask_of((56, 64, 56, 64))]))
     first, second = (find_region(heat(16, 16), (32, 32), 8, HighlightConfig(), two, image)[0] for image in (0, 1))
     assert first[0, 0, 0] and second[0, 15, 15] and not second[0, 0, 0]
-    one = Given(mask_of((0, 8, 0, 8)))
+    one = UserMasks(mask_of((0, 8, 0, 8)))
     assert find_region(heat(16, 16), (32, 32), 8, HighlightConfig(), one, 3)[0][0, 0, 0]
 
 
 def test_an_empty_mask_highlights_nothing_and_a_full_one_everything():
-    empty, full = Given(torch.zeros(1, 64, 64)), Given(torch.ones(1, 64, 64))
+    empty, full = UserMasks(torch.zeros(1, 64, 64)), UserMasks(torch.ones(1, 64, 64))
     assert not find_region(heat(16, 16), (32, 32), 8, HighlightConfig(), empty)[1].outer
     assert find_region(heat(16, 16), (32, 32), 8, HighlightConfig(), full)[1].everything
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from highlight_diffusion.engine.merging.key_bias import KeyBias, KeyBiasOverride, prompt_weight
-from highlight_diffusion.engine.merging.matching import fairness, likeness, merge_tokens, merge_windows, similarity, windows
+from highlight_diffusion.engine.merging.matching import (
+    merge_tokens,
+    merge_windows,
+    normalised_age,
+    pairwise_similarity,
+    window_similarity,
+    windows,
+)
 from highlight_diffusion.engine.merging.sites import MergedTokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,7 +81,7 @@ def test_constant_windows_pass_unchanged(drawn):
 def test_a_groups_mean_and_its_detail_make_the_whole(drawn):
     merge, _ = drawn
     x = torch.randn(1, merge.count, 4)
-    whole = merge.unmerge(merge.merge(x)).index_add(1, merge.members, merge.detail(x))
+    whole = merge.unmerge(merge.merge(x)).index_add(1, merge.members, merge.residual(x))
     assert torch.allclose(whole, x, atol=1e-6)
     assert torch.equal(whole[:, ~merge.shared()], x[:, ~merge.shared()])
 
@@ -96,7 +103,7 @@ def test_the_most_alike_windows_are_merged_first():
     members = windows((4, 4))
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     x[members[2]] = x[members[2]][:1]
-    score = similarity(likeness(x, members))
+    score = window_similarity(pairwise_similarity(x, members))
     assert score.argmax() == 2 and float(score[2]) == pytest.approx(1, abs=1e-5)
     assert torch.equal(merge_windows(score, members, 1, 16).groups, members[2:3])
 
@@ -112,7 +119,7 @@ def test_a_token_joins_the_leader_of_its_own_window():
 
 def test_what_was_spared_for_long_is_due():
     idle = torch.tensor([1.0, 1.0, 4.0, 2.0])
-    assert fairness(idle).argmax() == 2 and float(fairness(idle).mean()) == pytest.approx(1)
+    assert normalised_age(idle).argmax() == 2 and float(normalised_age(idle).mean()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("text", [0, 3])

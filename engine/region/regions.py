@@ -21,7 +21,7 @@ SHRUNK = 0.7  # new windows are taken up when they save at least this much
 
 
 @dataclass(frozen=True)
-class Given:
+class UserMasks:
     """Masks a user gave, float (1 or B, h, w) in 0..1 of any size: `mask` is highlighted instead of what the prompt looks
     at, `protect` besides it."""
 
@@ -120,7 +120,7 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
 
 
 def find_region(
-    heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: Given | None = None, image: int = 0
+    heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: UserMasks | None = None, image: int = 0
 ) -> tuple[Tensor, Region]:
     """Refine one image's heatmap (1, 1, h, w) to a highlight (1, h, w) and to windows of its latent frame (H, W).
 
@@ -128,7 +128,7 @@ def find_region(
     the windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area.
     """
     heatmap = heatmap.float().cpu()
-    given, size = given or Given(), (heatmap.shape[-2], heatmap.shape[-1])
+    given, size = given or UserMasks(), (heatmap.shape[-2], heatmap.shape[-1])
     mask, protect = (given.highlight(name, image, size) for name in ("mask", "protect"))
     if mask is not None:
         highlight = mask if protect is None else mask | protect
