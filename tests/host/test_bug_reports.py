@@ -447,8 +447,11 @@ def every_second(calls: list[int]) -> Callable:
 
 
 @pytest.mark.parametrize("ours_first", [False, True], ids=["theirs first", "ours first"])
-@pytest.mark.parametrize("kind", ["predict_noise", "calc_cond_batch", "apply_model", "diffusion_model"])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    ("name", "kind"),  # SD3's network asks no wrappers of its own
+    [(name, kind) for name in BOTH for kind in ("predict_noise", "calc_cond_batch", "apply_model")]
+    + [("sd15", "diffusion_model")],
+)
 def test_beside_a_wrapper_that_answers_from_its_cache_without_calling_the_net(name, kind, ours_first):
     subject, size = model(name), (8, 8)
 
@@ -521,10 +524,10 @@ def test_a_compiled_model_in_either_order_saves_and_says_why_nothing_is_computed
 def test_three_models_of_one_upstream_in_turn(name):
     """A, B, A: each with its own setting, all alive, whatever ran between."""
     subject = model(name)
-    configs = [PARTS, HighlightConfig(interval=(2,)), OFF, replace(PARTS, interval="adaptive", pace=6.0)]
+    configs = [PARTS, HighlightConfig(interval=(2,)), OFF, replace(PARTS, correct="never")]
     used = [attached(subject, config) for config in configs]
     if name == "sd3":
-        used.append(attach_merging(used[0], SDTMConfig(r=0.5, protect_steps=3), Trace()))
+        used.append(attach_merging(used[2], SDTMConfig(r=0.5, protect_steps=3), Trace()))
     first = [tiny.sample(subject, patcher, steps=10) for patcher in used]
     assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
     for i in (0, 1, 0, 2, 3, 0, len(used) - 1, 1, 0):
@@ -574,7 +577,8 @@ def test_latents_that_nothing_divides(make, size):
     trace = Trace()
     latent = tiny.sample(subject, attached(subject, PARTS, trace, size), **settings)
     assert torch.isfinite(latent).all() and latent.shape[-2:] == size
-    assert trace.last.count("skipped") + trace.last.count("partial")
+    saved = trace.last.count("skipped") + trace.last.count("partial")
+    assert saved or size == (1, 1) and "the highlight is the whole frame" in reasons(trace.last)
     assert not large or trace.last.count("partial"), [(e.kind, e.reason) for e in trace.last.evaluations]
     if make is deep:
         assert torch.isfinite(tiny.sample(subject, attach(subject.patcher, SHALLOW, Trace()), **settings)).all()
