@@ -96,9 +96,13 @@ class HighlightSDTM(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, enabled: bool, preset: str, r: float, delta: float, switch: float, mcw: float,
-        protect_steps: int, protect_blocks: str, threshold: float, window: int, a_s: float, a_d: float, proportional: bool,
-        a_p: float, reuse: int, detail_attention: bool, memory: Memory, start_percent: float, end_percent: float,
+        cls, model: io.Model.Type, enabled: bool = True, preset: str = "balanced", r: float = PRESET, delta: float = PRESET,
+        switch: float = PRESET, mcw: float = PRESET, protect_steps: int = -1, protect_blocks: str = "",
+        threshold: float = SDTMConfig.threshold, window: int = SDTMConfig.window, a_s: float = SDTMConfig.a_s,
+        a_d: float = SDTMConfig.a_d, proportional: bool = SDTMConfig.proportional, a_p: float = SDTMConfig.a_p,
+        reuse: int = SDTMConfig.reuse, detail_attention: bool = SDTMConfig.detail_attention,
+        memory: Memory = SDTMConfig.memory, start_percent: float = SDTMConfig.start_percent,
+        end_percent: float = SDTMConfig.end_percent,
     ) -> io.NodeOutput:  # fmt: skip
         preferred = PRESETS[preset]
 

@@ -22,5 +22,5 @@ def test_bug_objects_that_are_not_there_under_samplers_that_add_noise(tmp_path, 
     with (tmp_path / "stochastic.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["new"] == "0" and row["right"] == row["dense_right"]
-    assert float(row["psnr"]) > 30
+    assert float(row["psnr"]) > 25  # the same picture
     assert set(row["kinds"]) == {"D", "s"}

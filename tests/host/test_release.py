@@ -97,7 +97,9 @@ def test_the_readme_in_the_zip_shows_and_names_only_what_is_in_it(packed):
     text = (packed / "README.md").read_text()
     pictures = [link for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) if "://" not in link]
     assert not [link for link in pictures if not (packed / link).exists()]
-    assert "run.py" not in text or (packed / "run.py").exists()
+    installed, _, checkout = text.partition("## From a git checkout")
+    assert "run.py" not in installed or (packed / "run.py").exists()
+    assert "not part of the installed pack" in checkout
 
 
 def test_saved_workflows_find_the_nodes_and_inputs_they_were_saved_with(pack, request):
