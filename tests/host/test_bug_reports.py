@@ -27,7 +27,6 @@ from highlight_diffusion.engine.merging.sdtm import SDTMConfig
 from highlight_diffusion.engine.region.highlight import Given
 from highlight_diffusion.engine.report.numbers import as_text, report
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach, attach_merging
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -672,23 +671,3 @@ def test_nothing_of_ours_is_float64_but_the_samplers_response_on_the_cpu(name, c
     assert {file for file, _ in doubles.found} <= {"response.py"}
     assert all(torch.Size(shape).numel() <= 21**2 for _, shape in doubles.found)
     assert config == "merged" or doubles.found, "the response is measured, and in float64"
-
-
-@pytest.mark.parametrize(("sampler", "steps"), [("er_sde", 8), ("sa_solver", 20), ("dpmpp_2m_sde", 12)])
-def test_stochastic_samplers_leave_no_confetti(sampler, steps):
-    """Single cells that stand out of what is around them, against those of the dense run."""
-    patcher, clip, _ = demo.load_demo()
-    subject = tiny.Tiny(patcher, context=128)
-    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red circle at the left", ""))
-
-    def specks(latent: torch.Tensor) -> float:
-        around = torch.nn.functional.unfold(torch.nn.functional.pad(latent, [1] * 4, mode="reflect"), 3)
-        median = around.unflatten(1, (latent.shape[1], 9)).median(2).values.unflatten(-1, latent.shape[-2:])
-        return float((latent - median).abs().quantile(0.999))
-
-    settings = {"size": (32, 32), "steps": steps, "sampler": sampler, "positive": positive, "negative": negative, "cfg": 3.0}
-    dense = tiny.sample(subject, **settings)
-    latent = tiny.sample(subject, attach(patcher, HighlightConfig(), trace := Trace()), **settings)
-    assert trace.last.count("dense") < steps and not torch.equal(latent, dense)
-    speckled = torch.where(torch.rand(latent.shape[-2:], generator=torch.Generator().manual_seed(0)) < 0.01, 3.0, 0.0) + dense
-    assert specks(latent) < 1.25 * specks(dense) < specks(speckled)
