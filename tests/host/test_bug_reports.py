@@ -27,7 +27,6 @@ from highlight_diffusion.engine.merging.config import SDTMConfig
 from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.report.numbers import as_text, report
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.host import demo
 from highlight_diffusion.host.attach import attach, attach_merging
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -565,7 +564,7 @@ def deep() -> tiny.Tiny:
 
 
 def flat_wan() -> tiny.Tiny:
-    return replace(tiny.wan(), frames=1)
+    return replace(tiny.wan(num_layers=1), frames=1)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (67, 1), (1, 67), (135, 240)], ids=str)
@@ -573,19 +572,19 @@ def flat_wan() -> tiny.Tiny:
 def test_latents_that_nothing_divides(make, size):
     """Of one cell, of one row or column, and of 1920x1080 pixels."""
     subject, large = make(), size[0] > 100
-    settings = {"size": size, "steps": 7, "cfg": 1.0 if large else 4.0, "scheduler": "simple"}
-    trace = Trace()
-    latent = tiny.sample(subject, attached(subject, PARTS, trace, size), **settings)
+    settings = {"size": size, "steps": 6, "cfg": 1.0 if large else 4.0, "scheduler": "simple"}
+    trace, other = Trace(), Trace()
+    latent = tiny.sample(subject, attached(subject, replace(PARTS, interval=(3,)), trace, size), **settings)
     assert torch.isfinite(latent).all() and latent.shape[-2:] == size
-    saved = trace.last.count("skipped") + trace.last.count("partial")
-    assert saved or size == (1, 1) and "the highlight is the whole frame" in reasons(trace.last)
-    assert not large or trace.last.count("partial"), [(e.kind, e.reason) for e in trace.last.evaluations]
-    if make is deep:
-        assert torch.isfinite(tiny.sample(subject, attach(subject.patcher, SHALLOW, Trace()), **settings)).all()
+    if size == (1, 1):
+        assert "the highlight is the whole frame" in reasons(trace.last)
+        assert torch.equal(latent, tiny.sample(subject, **settings))
     else:
-        merged = attach_merging(subject.patcher, SDTMConfig(r=0.5, protect_steps=2), trace)
-        assert torch.isfinite(tiny.sample(subject, merged, **settings | {"steps": 5})).all() and trace.last.completed
-        assert not large or any(e.merged is not None for e in trace.last.evaluations)
+        assert trace.last.count("skipped") and (trace.last.count("partial") or not large)
+    merging = SDTMConfig(r=0.5, protect_steps=2)
+    used = attach(subject.patcher, SHALLOW, other) if make is deep else attach_merging(subject.patcher, merging, other)
+    assert torch.isfinite(tiny.sample(subject, used, **settings | {"steps": 4})).all() and other.last.completed
+    assert not large or other.last.count("shallow") or any(e.merged is not None for e in other.last.evaluations)
 
 
 @pytest.mark.parametrize("name", ["deep", "sd3"])
@@ -675,19 +674,3 @@ def test_nothing_of_ours_is_float64_but_the_samplers_response_on_the_cpu(name, c
     assert {file for file, _ in doubles.found} <= {"response.py"}
     assert all(torch.Size(shape).numel() <= 21**2 for _, shape in doubles.found)
     assert config == "merged" or doubles.found, "the response is measured, and in float64"
-
-
-@pytest.mark.parametrize("sampler", ["er_sde", "sa_solver", "dpmpp_2m_sde"])
-def test_stochastic_samplers_leave_no_confetti(sampler):
-    """Single cells that stand out of what is around them, against those of the dense run."""
-    subject = tiny.Tiny(demo.load_unet(), context=128)
-
-    def specks(latent: torch.Tensor) -> float:
-        around = torch.nn.functional.unfold(torch.nn.functional.pad(latent, [1] * 4, mode="reflect"), 3)
-        median = around.unflatten(1, (latent.shape[1], 9)).median(2).values.unflatten(-1, latent.shape[-2:])
-        return float((latent - median).abs().quantile(0.999))
-
-    for steps in (8, 12, 20, 30):
-        settings = {"size": (32, 32), "steps": steps, "sampler": sampler}
-        dense, used = tiny.sample(subject, **settings), attach(subject.patcher, HighlightConfig(), Trace())
-        assert specks(tiny.sample(subject, used, **settings)) < 1.25 * specks(dense), steps
