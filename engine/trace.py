@@ -76,7 +76,7 @@ class Evaluation:
     seconds: wall clock of the evaluation, control nets included; on a GPU its time there, known when the run has ended.
     planned: what the plan wanted, before anything got in the way. recording: whether it also recorded surroundings.
     words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. picture: the denoised latent, see
-    `rough.pictures`.
+    `report.latent_rgb`.
     """
 
     index: int

@@ -13,8 +13,9 @@ def paced_gaps(sigmas: Sequence[float], pace: float, tail: int = DENSE_TAIL) -> 
     """Gaps between dense evaluations over the steps at these sigmas (descending), from the first to the last.
 
     A dense evaluation is due when the run has come `pace` average steps further, where distance is a quarter steps and
-    three quarters log sigma: predictions change with both. A gap is at most one or two longer than the gap before it, since
-    a forecast reaches no further than the slope it stands on was measured over, and the last `tail` steps are dense.
+    three quarters log sigma: predictions change with both. A gap is at most `pace` / PACE_PER_GROWTH longer than the gap
+    before it, since a forecast reaches no further than the slope it stands on was measured over, and the last `tail` steps
+    are dense.
     """
     last = len(sigmas) - 1
     places = [DIFFUSION.half_log_snr(sigma) for sigma in sigmas]

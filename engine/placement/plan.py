@@ -46,9 +46,9 @@ def warm_up(context: Context) -> int:
 def regional_pays(steps: int, noisy: bool, one_step: bool | None, axis: TimeAxis = DIFFUSION) -> bool:
     """Whether computing the highlight in a gap is worth at least as much as more dense evaluations.
 
-    one_step: whether one later prediction makes up for any earlier one, None where the sampler's response is not known. It
-    does not pay in flows, nor in long schedules of deterministic one-step samplers: there the corrector brings the state
-    back exactly, and even an exact regional evaluation would no more than break even.
+    one_step: whether one later prediction makes up for any earlier one, None where the sampler's response is not known.
+    Where it is known, that does not pay in flows, nor in long schedules of deterministic one-step samplers: there the
+    corrector brings the state back exactly, and even an exact regional evaluation would no more than break even.
     """
     if one_step is None:
         return True
@@ -82,7 +82,7 @@ class Plan:
         self.steps, self.regional = make_plan(context), context.regional
         self.tail = context.traits.dense_tail
         self.adaptive = AdaptiveGaps(context.config.pace) if context.config.interval == ADAPTIVE else None
-        regional = set(range(context.last)) if self.adaptive else self._before("partial")
+        regional = set(range(context.last)) if self.adaptive and self.regional else self._before("partial")
         self._recorded = {"partial": regional, "shallow": self._before("shallow")}
 
     def _before(self, kind: Kind) -> set[int]:

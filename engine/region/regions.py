@@ -13,11 +13,7 @@ from torch import Tensor
 
 from ..config import HighlightConfig
 from ..trace import Box
-
-FLAT = 0.12  # standard deviation of a heatmap under which it points nowhere (AccelAes, 2026)
-MAX_WINDOWS = 4
-MOVED = 0.2  # share of the highlight outside the windows that makes them move
-SHRUNK = 0.7  # new windows are taken up when they save at least this much
+from ..tuning import MAX_WINDOWS, MIN_HEAT_DEVIATION, MOVED_SHARE, SHRUNK_SHARE
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,9 @@ class Region:
         """True where this region still serves for another: it holds most of it and is not much larger."""
         wanted = sum(_overlap(box, box) for box in other.inner)
         held = sum(_overlap(a, b) for a in other.inner for b in self.inner)
-        return bool(self.outer and other.outer) and held >= (1 - MOVED) * wanted and other.area >= SHRUNK * self.area
+        return (
+            bool(self.outer and other.outer) and held >= (1 - MOVED_SHARE) * wanted and other.area >= SHRUNK_SHARE * self.area
+        )
 
     @property
     def everything(self) -> bool:
@@ -135,8 +133,8 @@ def find_region(
         return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
     highlight = refine(heatmap, config.threshold)
     spread = float(heatmap.std()) if heatmap.numel() > 1 else 0.0
-    if spread < FLAT and not highlight.all():
-        region = Region((), (), frame, f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {FLAT})")
+    if spread < MIN_HEAT_DEVIATION and not highlight.all():
+        region = Region((), (), frame, f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {MIN_HEAT_DEVIATION})")
     else:
         region = _region(highlight, frame, align, config, config.max_area, "highlight")
     if protect is not None:

@@ -80,7 +80,7 @@ def test_fresh_noise_of_the_hosts_samplers_is_measured(sd15, name):
         assert min(fresh) > 0.99
     else:  # er_sde adds less, sa_solver adds it in the middle of the way only
         assert 0 < sum(fresh) < 0.7 * sum(exact)
-        assert name == "er_sde" or (fresh[0] == fresh[-1] == 0 and fresh[4] == pytest.approx(exact[4], abs=1e-3))
+        assert name == "er_sde" or (max(fresh[0], fresh[-1]) < 1e-9 and fresh[4] == pytest.approx(exact[4], abs=1e-3))
 
 
 def test_samplers_without_noise_have_no_fresh_noise(sd15):
