@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import tiny
 from .sampling import reasons, run_thrice
 
+pytestmark = pytest.mark.beside
 WRAPPERS = comfy.patcher_extension.WrappersMP
 UNETS = {"sd15": tiny.sd15, "sdxl": tiny.sdxl}
 PARTS = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")

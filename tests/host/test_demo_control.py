@@ -17,6 +17,7 @@ from highlight_diffusion.host.demo import load_demo, show_adapters
 
 import nodes as comfy_nodes
 
+pytestmark = pytest.mark.beside
 SCENES = scenes(2, seed=31)
 
 

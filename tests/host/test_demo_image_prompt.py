@@ -17,6 +17,7 @@ import nodes as comfy_nodes
 
 from . import packs
 
+pytestmark = pytest.mark.beside
 SCENES = unseen_scenes(3, seed=41)
 
 

@@ -12,6 +12,7 @@ from highlight_diffusion.nodes.preview import HighlightMaskPreview
 
 from . import tiny
 
+pytestmark = pytest.mark.beside
 PACED = HighlightConfig(threshold=0.5, max_area=1.0, correct="always", interval=(3,), warmup=3)
 MERGED = SDTMConfig(r=0.5, protect_steps=3)
 SETUPS = {

@@ -19,6 +19,7 @@ from highlight_diffusion.nodes.report import HighlightReport
 
 from . import tiny
 
+pytestmark = pytest.mark.beside
 STEPS = 12
 SIZE = (16, 16)
 PARTIAL = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
