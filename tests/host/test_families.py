@@ -18,7 +18,6 @@ from highlight_diffusion.host.run import KEY
 
 from . import tiny
 
-pytestmark = pytest.mark.beside
 WRAPPERS = comfy.patcher_extension.WrappersMP
 # A given mask makes the highlight, since what random weights look at is no place.
 PARTIAL = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
