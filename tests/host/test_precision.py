@@ -12,7 +12,6 @@ from highlight_diffusion.host.attach import attach, attach_merging
 
 from . import tiny
 
-pytestmark = pytest.mark.beside
 PARTS = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 SHALLOW = HighlightConfig(shallow="always", correct="never", pace=8.0)
 UNETS = {"sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl}

@@ -25,7 +25,6 @@ from highlight_diffusion.host.words import WORDS
 from . import tiny
 from .sampling import run_thrice
 
-pytestmark = pytest.mark.beside
 STEPS, OVERRIDE = 8, "optimized_attention_override"
 CONFIG = HighlightConfig(correct="always", interval=(3,), warmup=3)
 MERGING = SDTMConfig(r=0.5, protect_steps=3)
