@@ -77,7 +77,7 @@ class Regional:
 
     def blocked(self, state: RunState, request: Request) -> Fallback | None:
         why = state.exhausted or request.no_parts_because or state.region.blocked_because()
-        return FORECAST.blocked(state, request) or (Fallback(FORECAST, f"forecast only: {why}") if why else None)
+        return FORECASTING.blocked(state, request) or (Fallback(FORECASTING, f"forecast only: {why}") if why else None)
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
         regions = state.region.regions
@@ -107,9 +107,9 @@ class Shallow:
         if stale := _stale(state, request):
             return stale
         if why := state.exhausted or request.no_parts_because:
-            return Fallback(FORECAST, f"forecast only: {why}")
+            return Fallback(FORECASTING, f"forecast only: {why}")
         if state.shallow is None:
-            return Fallback(FORECAST, "forecast only: only UNets have shallow evaluations")
+            return Fallback(FORECASTING, "forecast only: only UNets have shallow evaluations")
         return None if state.shallow.entries else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
@@ -240,5 +240,5 @@ class Dense:
         state.record.highlight_reason = "; ".join(dict.fromkeys(reasons))
 
 
-DENSE, FORECAST = Dense(), Forecasting()
-ACTIONS: dict[Kind, Action] = {action.kind: action for action in (DENSE, Regional(), Shallow(), FORECAST)}
+DENSE, FORECASTING = Dense(), Forecasting()
+ACTIONS: dict[Kind, Action] = {action.kind: action for action in (DENSE, Regional(), Shallow(), FORECASTING)}

@@ -13,6 +13,7 @@ Memory = Literal["device", "8 bit", "offload"]
 Control = Literal["auto", "reuse", "compute"]
 FORECASTS, WHENS, MEMORIES, CONTROLS = (get_args(kind) for kind in (ForecastOf, When, Memory, Control))
 AUTO, ADAPTIVE = "auto", "adaptive"
+DEFAULT_PREDICTOR = "damped linear"  # those that there are stand in prediction/history.py
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
 
@@ -83,6 +84,7 @@ class HighlightConfig:
     would give is forecast. 0 computes all.
     max_area: a highlight whose windows cover more of the frame is refused; the budget is then spent in time only.
     forecast: what is extrapolated, "auto" to choose it for the sampler.
+    predictor: how it is extrapolated, a name in `prediction.history.PREDICTORS`; not a knob of the node.
     memory: where the tokens outside the highlight are kept: as they are on the model's device, there in 8 bits, or in the
     host's memory.
     control: whether partial evaluations reuse the residuals of control nets from dense ones or run the nets anew; "auto"
@@ -102,6 +104,7 @@ class HighlightConfig:
     levels: int = 2
     max_area: float = 0.6
     forecast: ForecastOf = "auto"
+    predictor: str = DEFAULT_PREDICTOR
     memory: Memory = "device"
     control: Control = "auto"
     revise: bool = True

@@ -57,7 +57,7 @@ def start_run(
         _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
     )  # fmt: skip
     return SamplingRun(RunState(
-        config, record, Plan(context), Forecasts(prediction, response, axis),
+        config, record, Plan(context), Forecasts(prediction, response, axis, config.predictor),
         RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),
     ))  # fmt: skip
 

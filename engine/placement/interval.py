@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..tuning import REGIONAL_GAP
-from .context import FORECAST, Context, PlannedStep, filled
+from .context import FORECAST, SHALLOW, Context, PlannedStep, filled
 
 
 def spread_gaps(length: int, gaps: tuple[int, ...]) -> list[int]:
@@ -26,7 +26,7 @@ def spread_gaps(length: int, gaps: tuple[int, ...]) -> list[int]:
 
 
 class Intervals:
-    """The config's own gaps."""
+    """The config's own gaps, filled with forecasts unless shallow evaluations are asked for."""
 
     def suits(self, context: Context) -> bool:
         return isinstance(context.config.interval, tuple)
@@ -34,4 +34,6 @@ class Intervals:
     def place(self, context: Context, start: int) -> list[PlannedStep]:
         interval = context.config.interval
         gaps = spread_gaps(context.last - start, interval if isinstance(interval, tuple) else (1,))
+        if context.shallow and context.config.shallow == "always":
+            return filled(context, start, gaps, SHALLOW)
         return filled(context, start, gaps, FORECAST, REGIONAL_GAP)

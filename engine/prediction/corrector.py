@@ -57,7 +57,8 @@ class DeferredCorrection:
 
     def answer_computed(self, index: int, sigma: float, value: Tensor, points: Sequence[Point]) -> Tensor:
         """Revise the forecasts before evaluation `index`, whose prediction `value` was computed at sigma; returns the answer,
-        residuals repaid: `value` itself where there are none. points: the computed predictions before it."""
+        residuals repaid: `value` itself where there are none. points: the computed predictions before it; the last two
+        count."""
         if self._before_forecast[0] == index:  # the forecast of this very evaluation was not what the sampler got
             self.residuals = dict(self._before_forecast[1])
         off = self._revise(index, sigma, value, points)
@@ -84,7 +85,7 @@ class DeferredCorrection:
         self, index: int, sigma: float, value: Tensor, gap: Sequence[tuple[int, float, Tensor]], points: Sequence[Point]
     ) -> tuple[dict[int, Tensor], Tensor]:
         """The residuals of a gap's forecasts, by evaluation, and how far they have moved the state."""
-        older, newer = points
+        older, newer = points[-2:]
         weights = {i: parabola_weights(at, older.sigma, newer.sigma, sigma, self.axis) for i, at, _ in gap}
         moves = self.response.weights[index]
         computed = [older.value, newer.value, value]
@@ -100,7 +101,7 @@ class DeferredCorrection:
         """Whether the gap from the newest point to `sigma`, forecast from `first` on, can be put on a parabola."""
         if len(points) < 2:
             return False
-        older, newer = (point.sigma for point in points)
+        older, newer = (point.sigma for point in points[-2:])
         return (
             is_below(newer, older)
             and newer >= first

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ..config import ForecastOf
+from ..config import DEFAULT_PREDICTOR, ForecastOf
 from ..extrapolation import PredictionType
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Boxes, inside
@@ -28,14 +30,15 @@ class Forecast:
     """What is known of one branch's prediction (B, C, ...) along a sampling run.
 
     The inside of the highlight has a history of its own, which regional evaluations extend. prediction: what is extrapolated.
-    response: the sampler's, None to let past forecasts stand.
+    response: the sampler's, None to let past forecasts stand. axis, predictor: as of `History`.
     """
 
     def __init__(
-        self, prediction: PredictionType, response: ImpulseResponse | None = None, axis: TimeAxis = DIFFUSION
+        self, prediction: PredictionType, response: ImpulseResponse | None = None, axis: TimeAxis = DIFFUSION,
+        predictor: str = DEFAULT_PREDICTOR,
     ):  # fmt: skip
         self.prediction = prediction
-        self.frame, self.inside = History(prediction, response, axis), History(prediction, response, axis)
+        self.frame, self.inside = (History(prediction, response, axis, predictor) for _ in range(2))
 
     def predicted(self, x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
         """The prediction that a denoised image at x and sigma stands for."""
@@ -108,11 +111,16 @@ class Forecast:
 class Forecasts:
     """The forecasts of all branches of a run (positive, negative, ...), in the order in which the host has them.
 
-    prediction, response, axis: as of `Forecast`.
+    prediction, response, axis, predictor: as of `Forecast`, which raises ValueError for a predictor that there is not.
     """
 
-    def __init__(self, prediction: PredictionType, response: ImpulseResponse | None, axis: TimeAxis):
-        self.prediction, self.response, self.axis = prediction, response, axis
+    def __init__(
+        self, prediction: PredictionType, response: ImpulseResponse | None, axis: TimeAxis,
+        predictor: str = DEFAULT_PREDICTOR,
+    ):  # fmt: skip
+        self.prediction = prediction
+        self._make_branch = partial(Forecast, prediction, response, axis, predictor)
+        self._make_branch()  # for its errors, before anything is computed
         self.branches: list[Forecast] = []
         self.corrected: Boxes = ()  # where the last regional evaluation counted
 
@@ -142,7 +150,7 @@ class Forecasts:
         """Take up a full evaluation of every branch; returns what to answer: the outputs themselves unless they are `finite`
         (bool, a scalar on the device)."""
         while len(self.branches) < len(outputs):
-            self.branches.append(Forecast(self.prediction, self.response, self.axis))
+            self.branches.append(self._make_branch())
         answers = []
         for branch, denoised in zip(self.branches, outputs, strict=True):
             answer = branch.add_dense(index, x, denoised, sigma, self.corrected)

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..config import DEFAULT_PREDICTOR
 from ..extrapolation import PredictionType
 from ..time_axis import DIFFUSION, TimeAxis
 from .corrector import DeferredCorrection
 from .predictor import DampedLinear, Predictor
 from .response import ImpulseResponse
 
-PREDICTORS: dict[str, Callable[[PredictionType, TimeAxis], Predictor]] = {"damped linear": DampedLinear}
+PREDICTORS: dict[str, Callable[[PredictionType, TimeAxis], Predictor]] = {DEFAULT_PREDICTOR: DampedLinear}
 
 
 class History:
@@ -24,8 +25,10 @@ class History:
 
     def __init__(
         self, prediction: PredictionType, response: ImpulseResponse | None = None, axis: TimeAxis = DIFFUSION,
-        predictor: str = "damped linear",
+        predictor: str = DEFAULT_PREDICTOR,
     ):  # fmt: skip
+        if predictor not in PREDICTORS:
+            raise ValueError(f'predictor is "{predictor}"; choose one of {", ".join(PREDICTORS)}')
         self.predictor = PREDICTORS[predictor](prediction, axis)
         self.corrector = DeferredCorrection(response, prediction, axis)
 
@@ -41,7 +44,7 @@ class History:
 
     def copy_from(self, other: History) -> None:
         """Take over the state of another history of the same kind; tensors are shared."""
-        self.predictor.points = list(other.predictor.points)
+        self.predictor = other.predictor.copy()
         self.corrector.copy_from(other.corrector)
 
     def is_at(self, other: History) -> bool:

@@ -25,6 +25,9 @@ class Predictor(Protocol):
 
     points: list[Point]  # the computed predictions that it keeps, oldest first
 
+    def copy(self) -> Predictor:
+        """Returns another one that knows the same and goes its own way; tensors are shared."""
+
     @property
     def ready(self) -> bool:
         """Whether enough is known to predict."""
@@ -45,6 +48,11 @@ class DampedLinear:
     def __init__(self, prediction: PredictionType, axis: TimeAxis = DIFFUSION):
         self.prediction, self.axis = prediction, axis
         self.points: list[Point] = []
+
+    def copy(self) -> DampedLinear:
+        other = DampedLinear(self.prediction, self.axis)
+        other.points = list(self.points)
+        return other
 
     @property
     def ready(self) -> bool:

@@ -5,8 +5,11 @@ import torch
 from highlight_diffusion.demo.diffusion import normal_sigmas
 from highlight_diffusion.demo.plain import euler
 from highlight_diffusion.engine.prediction import corrector
-from highlight_diffusion.engine.prediction.forecast import Forecast
+from highlight_diffusion.engine.prediction.forecast import Forecast, Forecasts
+from highlight_diffusion.engine.prediction.history import PREDICTORS
+from highlight_diffusion.engine.prediction.predictor import DampedLinear, Point
 from highlight_diffusion.engine.prediction.response import fresh_noise, impulse_response
+from highlight_diffusion.engine.time_axis import DIFFUSION
 
 SIGMAS = normal_sigmas(12).tolist()
 
@@ -58,10 +61,10 @@ def test_a_sampler_that_chooses_its_steps_has_no_response():
     assert impulse_response(adaptive, "x0") is None
 
 
-def run(sampler: str, plan: str, truth, revise: bool = True) -> torch.Tensor:
+def run(sampler: str, plan: str, truth, revise: bool = True, predictor: str = "damped linear") -> torch.Tensor:
     """Sample with predictions `truth(sigma)`, computed at "d", forecast at "s"."""
     response = impulse_response(SAMPLERS[sampler], "x0") if revise else None
-    forecast, index = Forecast("x0", response), 0
+    forecast, index = Forecast("x0", response, DIFFUSION, predictor), 0
 
     def denoise(x, sigma):
         nonlocal index
@@ -146,3 +149,37 @@ def test_a_sampler_that_starts_afresh_keeps_none_of_its_noise():
 
 def test_fresh_noise_of_a_sampler_that_leaves_steps_out_is_not_known():
     assert fresh_noise(ancestral(1.0, SIGMAS[::2]), SIGMAS[:-1]) is None
+
+
+class LongMemory(DampedLinear):
+    """Predicts as its base does, and keeps four points."""
+
+    def copy(self):
+        other = LongMemory(self.prediction, self.axis)
+        other.points = list(self.points)
+        return other
+
+    @property
+    def ready(self):
+        return len(self.points) >= 2
+
+    def add(self, sigma, value):
+        self.points = [*self.points, Point(sigma, value)][-4:]
+
+    def predict(self, sigma):
+        recent = DampedLinear(self.prediction, self.axis)
+        recent.points = self.points[-2:]
+        return recent.predict(sigma)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_another_predictor_is_a_row_and_may_keep_more_points(sampler, monkeypatch):
+    plan = "dddssdssdddd"
+    linear = run(sampler, plan, parabola)
+    monkeypatch.setitem(PREDICTORS, "long memory", LongMemory)
+    assert torch.equal(run(sampler, plan, parabola, predictor="long memory"), linear)
+
+
+def test_a_predictor_that_there_is_not_is_named_before_anything_is_computed():
+    with pytest.raises(ValueError, match='predictor is "parabola"; choose one of damped linear'):
+        Forecasts("x0", None, DIFFUSION, "parabola")

@@ -281,3 +281,10 @@ def test_a_step_without_fresh_noise_still_counts_half():
     """SA-Solver adds its noise in the middle of the way only."""
     exact, none = sde(12), renewed(True, SIGMAS[12], [0.0, *sde(12)[1:]])
     assert none[1:] == pytest.approx(exact[1:]) and none[0] == pytest.approx(1 - (1 - exact[0]) ** 0.5)
+
+
+def test_bug_shallow_always_was_a_plan_of_forecasts_where_an_interval_was_given():
+    plan = plan_of(SIGMAS[14], HighlightConfig(interval=(3,), shallow="always"), shallow=True)
+    assert {step.kind for step in plan} == {"dense", "shallow"}
+    forecasts = plan_of(SIGMAS[14], HighlightConfig(interval=(3,)), shallow=True)
+    assert "shallow" not in {step.kind for step in forecasts}
