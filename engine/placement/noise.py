@@ -33,11 +33,11 @@ def renewed(
     return tuple(1 - math.sqrt((1 - new) * share) for new, share in zip(fresh, kept, strict=True))
 
 
-def allowed(kind: Kind, pace: float, multistep: bool) -> float:
+def allowed(kind: Kind, pace: float, keeps_errors: bool) -> float:
     """How much of the noise may be new since the last dense evaluation in a step of this kind."""
     share = RENEWED + RENEWED_PER_PACE * pace
     by_kind = 1 if kind == "shallow" else RENEWED_OF_FORECASTS
-    return min(1.0, share * by_kind * (1 if multistep else RENEWED_OF_ONE_STEP))
+    return min(1.0, share * by_kind * (1 if keeps_errors else RENEWED_OF_ONE_STEP))
 
 
 def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:
@@ -45,7 +45,7 @@ def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[Planned
     held, kept = list(plan), 1.0
     for i, step in enumerate(plan):
         kept *= 1 - context.renewed[i - 1] if i else 1.0
-        if step.kind != "dense" and 1 - kept > allowed(step.kind, context.config.pace, context.traits.multistep):
+        if step.kind != "dense" and 1 - kept > allowed(step.kind, context.config.pace, context.traits.keeps_errors):
             held[i] = PlannedStep("dense", f"{1 - kept:.0%} of the noise is new since the last dense one")
         if held[i].kind == "dense":
             kept = 1.0

@@ -501,8 +501,9 @@ def test_bug_a_dense_evaluation_that_another_node_answered_left_an_empty_recordi
         assert trace.last.count("partial") + trace.last.count("shallow") + trace.last.count("skipped")
 
 
-@pytest.mark.parametrize("ours_first", [False, True], ids=["compiled last", "compiled first"])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    ("name", "ours_first"), [(BOTH[0], False), (BOTH[1], True)], ids=["UNet, compiled last", "transformer, compiled first"]
+)
 def test_a_compiled_model_in_either_order_saves_and_says_why_nothing_is_computed_in_part(name, ours_first):
     subject, trace = model(name), Trace()
 

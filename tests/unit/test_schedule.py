@@ -288,3 +288,12 @@ def test_bug_shallow_always_was_a_plan_of_forecasts_where_an_interval_was_given(
     assert {step.kind for step in plan} == {"dense", "shallow"}
     forecasts = plan_of(SIGMAS[14], HighlightConfig(interval=(3,)), shallow=True)
     assert "shallow" not in {step.kind for step in forecasts}
+
+
+@pytest.mark.parametrize("pace", [PACES["balanced"], PACES["fast"]])
+def test_bug_an_object_more_where_each_step_takes_over_the_guided_image_whole(pace):
+    """Under euler_ancestral_cfg_pp one skipped evaluation in two of twelve drew an object that the dense run has not."""
+    fresh = {n: [1 - (b / a) ** 2 for a, b in pairwise(SIGMAS[n])] for n in (12, 20)}
+    kinds = {n: {step.kind for step in plan_of(SIGMAS[n], HighlightConfig(pace=pace), sampler="euler_ancestral_cfg_pp",
+                                               renewed=fresh[n])} for n in fresh}  # fmt: skip
+    assert kinds[12] == {"dense"} and "skipped" in kinds[20]
