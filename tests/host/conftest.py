@@ -4,11 +4,19 @@ import logging
 from collections.abc import Callable
 
 import pytest
+import torch
 from comfy import cli_args
 from highlight_diffusion.engine.trace import RunRecord
 
 cli_args.args.cpu = True  # before anything imports comfy.model_management
 logging.getLogger().setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def no_gradients():
+    """ComfyUI runs nodes without gradients; with them, what the samplers of tests compute would be kept for ever."""
+    with torch.no_grad():
+        yield
 
 
 def _observed(observe: Callable[[RunRecord], None], sampled: Callable[..., RunRecord]) -> Callable[..., RunRecord]:
