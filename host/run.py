@@ -20,6 +20,7 @@ from ..engine.config import HighlightConfig
 from ..engine.job import Job, Request
 from ..engine.method import Method
 from ..engine.partial.cache import ActivationCache
+from ..engine.placement.plan import on_schedule
 from ..engine.region.heatmap import TokenWeights
 from ..engine.region.regions import UserMasks
 from ..engine.region.tracking import MakeCaches
@@ -124,7 +125,7 @@ class ModelRun:
         self.calls += 1
         if self.calls > 1:
             return executor(model, conds, x_in, timestep, model_options)
-        sigma = self.engine.state.finite.sigma_of(timestep, x_in)
+        sigma = on_schedule(self.engine.state.finite.sigma_of(timestep, x_in), self.record.sigmas, timestep.dtype)
         request = self._request(conds, x_in, sigma, model_options)
         nets = nets_at(conds, sigma)
         reusable = bool(nets) and reuses(self.config.control, nets)
@@ -148,7 +149,7 @@ class ModelRun:
         adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
-            self.no_parts or foreign(conds, model_options),
+            self.no_parts or foreign(_in_effect(conds, sigma), model_options),
         )  # fmt: skip
 
     def _dense_because(self, x_in: Tensor, model_options: dict) -> str | None:
@@ -223,6 +224,11 @@ REFERENCES = (
     "ref_latents", "ref_latent", "reference_latent", "guiding_frame_index", "context_latents", "ref_contexts", "image_cond",
     "time_dim_concat",
 )  # fmt: skip
+
+
+def _in_effect(conds, sigma: float) -> list[list[dict]]:
+    """The conds of each group that count at this sigma."""
+    return [[cond for cond in group if active_cond(cond, sigma)] for group in conds if group]
 
 
 def foreign(conds, model_options: dict) -> str | None:

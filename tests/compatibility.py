@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parent
 TABLE = TESTS.parent / "docs" / "compatibility.md"
 GROUPS = (
     "Models", "Samplers", "Schedules", "Conditioning", "Guidance", "Latents", "Control nets", "Image prompts",
-    "Nodes that change the model", "Other packs", "The host",
+    "Nodes that change the model", "Other packs", "Precision", "The host",
 )  # fmt: skip
 WITH_PARTS, FORECAST, MERGED, DENSE, OFF = "forecast, highlight computed", "forecast", "merged", "dense", "refused"
 HEAD = """# Compatibility

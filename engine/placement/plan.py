@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from ..config import ADAPTIVE, HighlightConfig
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
@@ -124,6 +128,12 @@ class Plan:
     def is_tail(self, step: int) -> bool:
         """Whether this is one of the last steps, whose errors nothing corrects."""
         return step >= len(self.steps) - self.tail
+
+
+def on_schedule(sigma: float, sigmas: Sequence[float], dtype: torch.dtype) -> float:
+    """The sigma of the schedule that `sigma`, read from a tensor of this dtype, is but for rounding to half precision."""
+    nearest = min(sigmas, key=lambda own: abs(own - sigma), default=sigma)
+    return nearest if dtype.itemsize < 4 and abs(nearest - sigma) <= torch.finfo(dtype).eps * sigma else sigma
 
 
 def step_of(sigma: float, sigmas: tuple[float, ...]) -> int:

@@ -1,5 +1,7 @@
 """Samplers that change the latent within a run: its size, number of pictures or frames, dtype."""
 
+import itertools
+
 import comfy.samplers
 import pytest
 import torch
@@ -111,6 +113,25 @@ def test_another_latent_in_the_middle_is_computed_as_it_is_and_the_trace_says_so
     assert all(e.merged is None for e in run.evaluations[5:8]), said
     assert said[7][0] == "dense"
     assert any(e.kind != "dense" or e.merged is not None for e in run.evaluations[8:]), said
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [tiny.sd15, tiny.flux])
+def test_bug_a_latent_in_half_precision_took_evaluations_for_the_step_before(make, dtype):
+    """Their sigmas are rounded to its precision, and half of them upwards."""
+    model, trace = make(), Trace()
+
+    def sample_in_half(asked, x, sigmas, extra_args=None, callback=None, disable=None):
+        x = x.to(dtype)
+        for sigma, following in itertools.pairwise(sigmas):
+            denoised = asked(x, sigma * x.new_ones([len(x)]), **(extra_args or {}))
+            x = denoised + (x - denoised) * (following / sigma)
+        return x
+
+    patcher = attach(model.patcher, PACED, trace)
+    assert torch.isfinite(sampled(model, patcher, comfy.samplers.KSAMPLER(sample_in_half), 14)).all()
+    assert [e.step for e in trace.last.evaluations] == list(range(14))
+    assert [e.sigma for e in trace.last.evaluations] == list(trace.last.sigmas[:-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

@@ -62,9 +62,16 @@ def test_off_is_off_and_a_second_run_is_the_first(name, precision):
     assert torch.equal(again, latent) and torch.isfinite(latent).all() and not torch.equal(latent, dense)
 
 
+def on(row: str) -> str:
+    """The column of the compatibility table for a row of a model and a precision."""
+    return "UNets" if row.split(",")[0] in UNETS else "transformers"
+
+
 @pytest.mark.parametrize(("name", "precision"), CASES)
-def test_errors_are_those_of_single_precision_and_recordings_take_half(name, precision):
+@pytest.mark.compatibility("Precision", "{name}, {precision}", on=on)
+def test_errors_are_those_of_single_precision_and_recordings_take_half(observe, name, precision):
     run, single = (sampled(name, which, PARTS)[1] for which in (precision, "fp32"))
+    observe(run)
     assert [e.kind for e in run.evaluations] == [e.kind for e in single.evaluations] and run.count("partial")
     assert error(name, precision, PARTS) < SLACK.get(precision, 1.1) * error(name, "fp32", PARTS) + 0.01
     stored, computed = tiny.PRECISION[precision]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
+import comfy.model_management
 import pytest
 import torch
 from comfy_extras.nodes_flux import FluxKVCache
@@ -238,13 +239,15 @@ def test_the_heatmap_is_of_the_pictures_queries_and_the_texts_keys(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != IMAGE_EMBEDDING])
-def test_beside_references_nothing_is_computed_in_part_or_merged(name):
+@pytest.mark.compatibility("Conditioning", "reference images: {name}", on="transformers")
+def test_beside_references_nothing_is_computed_in_part_or_merged(observe, name):
     """Forecasts stay; merging leaves every evaluation whole and says why."""
     case = CASES[name]
     model, trace, merging = case.model(), Trace(), Trace()
     settings = {"steps": STEPS, "cfg": case.cfg, **conditioning(model, case)}
     tiny.sample(model, attach(model.patcher, CONFIG, trace), **settings)
     merged = tiny.sample(model, attach_merging(model.patcher, MERGING, merging), **settings)
+    observe(trace.last)
     assert trace.last.count("skipped") and not trace.last.count("partial")
     assert all(e.merged is None and "reference images are in use" in e.reason for e in merging.last.evaluations)
     assert torch.equal(merged, tiny.sample(model, **settings))
@@ -293,12 +296,58 @@ def test_named_words_are_found_beside_padding_and_registers(name):
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("name", ["flux, several, uxo", "flux2", "flux2, several", "qwen, several"])
-def test_flux_kv_cache_takes_the_references_out_of_the_sequence(name, first):
+@pytest.mark.compatibility("Nodes that change the model", "FluxKVCache: {name}", on="transformers")
+def test_flux_kv_cache_takes_the_references_out_of_the_sequence(observe, name, first):
     """From the second evaluation on the keys of the references come from the node's cache, their queries are gone."""
     case = CASES[name]
     run, expected = heard(case, lambda model: FluxKVCache.execute(model).args[0], first, cfg=1.0)
+    observe(run)
     assert_equal(run, expected)
     assert run.count("skipped") and not run.count("partial")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_an_interrupt_inside_a_forward_beside_flux_kv_cache_leaves_the_next_run_as_a_fresh_one(first):
+    case = CASES["flux2, several"]
+    model, calls = case.model(), []
+    settings = {"size": SAME, "steps": STEPS, "cfg": 1.0, **conditioning(model, case)}
+
+    def both():
+        cached = lambda patcher: FluxKVCache.execute(patcher).args[0]  # noqa: E731
+        return attach(cached(model.patcher), CONFIG, Trace()) if first else cached(attach(model.patcher, CONFIG, Trace()))
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise comfy.model_management.InterruptProcessingException
+
+    fresh, used = tiny.sample(model, both(), **settings), both()
+    hook = model.patcher.model.diffusion_model.single_blocks[0].register_forward_pre_hook(interrupt)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        tiny.sample(model, used, **settings)
+    hook.remove()
+    assert torch.equal(tiny.sample(model, used, **settings), fresh)
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_bug_references_counted_before_the_share_of_the_schedule_they_are_for(merging):
+    """A prompt with references in the second half alone: in the first, the highlight is computed and tokens are merged."""
+    case, trace, plain = CASES["flux, None"], Trace(), Trace()
+    model = case.model()
+    early, late = tiny.cond(model, 1), tiny.cond(model, 1)
+    late[0][1].update(case.extra)
+    for conds, (start, end) in ((early, (0.0, 0.5)), (late, (0.5, 1.0))):
+        conds[0][1].update(start_percent=start, end_percent=end)
+
+    def attached(t):
+        return attach_merging(model.patcher, MERGING, t) if merging else attach(model.patcher, CONFIG, t)
+
+    latent = tiny.sample(model, attached(trace), steps=14, positive=early + late)
+    assert torch.equal(latent, tiny.sample(model, attached(plain), steps=14, positive=early + late))
+    said = [("reference images" in e.reason, e.merged is not None, e.kind) for e in trace.last.evaluations]
+    assert not any(named for named, *_ in said[:6]) and any(named for named, *_ in said[7:]), said
+    assert any(merged or kind == "partial" for _, merged, kind in said[:7]), said
+    assert not any(merged or kind == "partial" for _, merged, kind in said[8:]), said
 
 
 def test_a_second_run_beside_flux_kv_cache_is_the_first():

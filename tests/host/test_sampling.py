@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
@@ -34,6 +36,22 @@ def sd15() -> tiny.Tiny:
 def test_every_sampler_is_accelerated(check, sd15, sampler):
     run = check(sd15, sampler=sampler)
     assert run.completed and run.mean_active < 0.9
+
+
+@pytest.mark.compatibility("Samplers", "a change of the latent's size (SamplerLCMUpscale)")
+def test_a_sampler_that_changes_the_size_runs_dense(check, sd15):
+    def upscaled(model, patcher, size, steps):
+        noise = torch.randn(1, model.channels, *size, generator=torch.Generator().manual_seed(3))
+        sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps)
+        sampler = SamplerLCMUpscale.execute(1.5, -1, "bislerp").args[0]
+        torch.manual_seed(0)  # of the noise that it adds
+        return comfy.sample.sample_custom(
+            patcher, noise, 4.0, sampler, sigmas, tiny.cond(model, 1), tiny.cond(model, 2), torch.zeros_like(noise),
+            disable_pbar=True, seed=3,
+        )  # fmt: skip
+
+    run = check(sd15, sampled=upscaled, steps=4, saves=False)
+    assert any("the frame is" in reason for reason in reasons(run))
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
@@ -172,6 +190,27 @@ ATTACHED = {
 @pytest.mark.compatibility("Nodes that change the model", "{name}")
 def test_beside_other_nodes(check, sd15, name):
     check(sd15, ATTACHED[name](sd15))
+
+
+@pytest.mark.compatibility("The host", "a prediction that is not finite, and what follows it")
+def test_what_follows_a_prediction_that_is_not_finite_is_dense(observe, sd15):
+    trace, spoilt = Trace(), []
+
+    def spoil(module, args, output):
+        if len(trace.last.evaluations) < 8 or spoilt:
+            return output
+        spoilt.append(1)
+        return output * torch.nan
+
+    patcher = attach(sd15.patcher, CONFIG, trace)
+    hook = sd15.patcher.model.diffusion_model.register_forward_hook(spoil)
+    tiny.sample(sd15, patcher, size=SIZE, steps=16)
+    hook.remove()
+    run = trace.last
+    observe(run)
+    assert run.not_finite is not None and all(e.kind == "dense" for e in run.evaluations[run.not_finite + 1 :])
+    tiny.sample(sd15, patcher, size=SIZE, steps=16)
+    assert trace.last.not_finite is None and trace.last.count("skipped")
 
 
 @pytest.mark.compatibility("The host", "context windows")
