@@ -34,7 +34,7 @@ def orders(network, call: Call) -> list[Order]:
 
 
 FAMILY = Family(
-    title="Wan 2.1",
+    title="Wan 2.1, Wan 2.2",
     network=("comfy.ldm.wan.model.WanModel",),
     blocks=lambda network: network.blocks,
     gather_inputs=gather_inputs,
