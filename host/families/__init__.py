@@ -1,6 +1,6 @@
 """The transformer families, one small file each that says only what differs.
 
-To add one, write a `Family` in a file here and put it into `FAMILIES`, then add its tiny model to tests/host/tiny.py.
+To add one, write a `Family` in a file here and put it into `FAMILIES`, then add its tiny model to tests/host/classes.py.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ def gather_inputs(block, args, kwargs, gather: Gather):
 
 def orders(network, call: Call) -> list[Order]:
     """The sound's tokens look at themselves, at the text and at the video."""
+    video = ltxv.orders(network, call)
     shapes, reference = call.given.get("latent_shapes") or (), call.given.get("ref_audio")
     sound = (shapes[1][2] if len(shapes) > 1 else 0) + (reference["tokens"].shape[1] if reference else 0)
-    return [Order((("other", sound),), looks_at=0), *ltxv.orders(network, call)] if sound else ltxv.orders(network, call)
+    return [Order((("other", sound),), looks_at=0), *video] if sound and video else video
 
 
 FAMILY = replace(

@@ -1,4 +1,4 @@
-"""Wan 2.1: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
+"""Wan 2.1 and 2.2: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
 
 from ...engine.merging.sites import attention, mlp
 from ...engine.partial.order import Order, Part

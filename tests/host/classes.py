@@ -184,7 +184,7 @@ WAN_SIZES = {"channels": 16, "frames": 3}
 
 def wan(name: str, **changed) -> Callable[[], Tiny]:
     channels = changed.pop("channels", 16)
-    own = {key: changed.pop(key) for key in ("extra",) if key in changed}
+    own = {key: changed.pop(key) for key in ("extra", "size") if key in changed}
     return lambda: replace(tiny.wan(known(name), channels, **changed), **own)
 
 
@@ -224,7 +224,7 @@ def stable_audio(name: str) -> Callable[[], Tiny]:
 
 
 def _camera(g: torch.Generator, tokens: int) -> dict:
-    return {"camera_conditions": torch.randn(1, 24, 3, 32, 32, generator=g)}
+    return {"camera_conditions": torch.randn(1, 24, 3, 128, 192, generator=g)}
 
 
 def _sound(g: torch.Generator, tokens: int) -> dict:
@@ -373,7 +373,7 @@ MAKERS: dict[str, Callable[[], Tiny]] = {
     "WAN21_I2V": wan("WAN21_I2V", in_dim=36), "WAN21_FunControl2V": wan("WAN21_FunControl2V", in_dim=48),
     "WAN22_T2V": wan("WAN22_T2V", channels=48), "WAN21_FlowRVS": wan("WAN21_FlowRVS"),
     "WAN21_Vace": wan("WAN21_Vace", model_type="vace", vace_layers=1, vace_in_dim=96),
-    "WAN21_Camera": wan("WAN21_Camera", model_type="camera", in_dim=32),
+    "WAN21_Camera": wan("WAN21_Camera", model_type="camera", in_dim=32, extra=_camera, size=(16, 24)),
     "WAN22_Camera": wan("WAN22_Camera", model_type="camera_2.2", in_dim=36),
     "WAN21_HuMo": with_small(
         "comfy.ldm.wan.model", "AudioProjModel", {"channels": 8, "intermediate_dim": 32},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import comfyui_version
 from highlight_diffusion.engine.trace import RunRecord
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -50,6 +51,8 @@ def write(table: str, lines: Sequence[str]) -> None:
 
 def check_row(row: str, update: bool) -> None:
     """The row of a class has to stand in the page; with `update` it is written there."""
+    if f"in ComfyUI {comfyui_version.__version__}," not in PAGE.read_text(encoding="utf-8"):
+        return  # another version may say something else
     name = row.split("|")[1]
     others = [line for line in rows(CLASSES) if line.split("|")[1] != name]
     if update:

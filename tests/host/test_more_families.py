@@ -135,6 +135,22 @@ def test_parts_and_merged_tokens_beside_text_that_is_filled_up(name):
     assert torch.isfinite(latent).all() and any(e.merged is not None for e in run.evaluations)
 
 
+@pytest.mark.parametrize("name", [name for name in ("LTXV", "LTXAV") if name in MODELS])
+def test_guiding_frames_leave_it_to_the_forecast(name):
+    """They may leave tokens out, so that what is left of the sequence is not known."""
+    model = MODELS[name]()
+    width = model.latent().unbind()[0].shape[-1] if model.shapes else model.size[1]
+    made = model.extra or (lambda g, tokens: {})
+    guided = replace(model, extra=lambda g, tokens: made(g, tokens) | {"keyframe_idxs": torch.zeros(1, 3, width * width, 2)})
+    mask = torch.ones(1, 1, 2, width, width)
+    mask[:, :, 1] = 0
+    patched = attach_merging(attach(model.patcher, PARTIAL, trace := Trace()), MERGING, trace)
+    latent = sampled(guided, patched, steps=9, noise_mask=mask)
+    assert torch.isfinite(latent).all() and trace.last.count("skipped")
+    assert not trace.last.count("partial") and not any(e.merged is not None for e in trace.last.evaluations)
+    assert any("does not add up to what is known of this model: no order of tokens" in e.reason for e in trace.last.evaluations)
+
+
 @pytest.mark.parametrize("name", [name for name in ("LTXV",) if name in MODELS])
 def test_tokens_that_have_timesteps_of_their_own(name):
     """Beside a start image: its tokens have timestep 0, the others that of the step. Parts are exact, and tokens merged."""
