@@ -102,8 +102,8 @@ def executor_of(model: ModelPatcher) -> Backend:
     else:
         known = ", ".join(family.title for family in FAMILIES)
         why = (
-            f"the insides of {type(model.model).__name__} ({type(network).__name__}) are not known, as are those of the image "
-            f"UNets SD1.x, SD2.x and SDXL, of the transformers {known}, and of their finetunes"
+            f"the insides of {type(model.model).__name__} ({type(network).__name__}) are not known; known are the image UNets "
+            f"SD1.x, SD2.x and SDXL, the transformers {known}, and their finetunes"
         )
     return partial(ForecastRun, why=why)
 

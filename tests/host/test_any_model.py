@@ -110,7 +110,7 @@ def test_a_model_of_an_unknown_class_is_forecast_and_the_trace_names_the_known_o
     sampled(unknown, attach(unknown.patcher, HIGHLIGHT, trace))
     run = trace.last
     assert run.count("skipped") and not run.count("partial")
-    words = "only time is saved: the insides of WAN21 (NewModel) are not known, as are those of the image UNets SD1.x"
+    words = "only time is saved: the insides of WAN21 (NewModel) are not known; known are the image UNets SD1.x"
     assert run.highlight_reason.startswith(words) and "Krea 2" in run.highlight_reason
     assert run.highlight_reason in as_text(report(run)) and run.highlight_reason in as_line(run)
     assert report(run)["limits"] == list(run.limits) == [run.highlight_reason]
