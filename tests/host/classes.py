@@ -296,7 +296,7 @@ MAKERS: dict[str, Callable[[], Tiny]] = {
             stable_cascade_stage="b", c_cond=64, c_hidden=[32, 32, 64, 64], nhead=[-1, -1, 4, 4], blocks=[[1] * 4, [1] * 4],
             block_repeat=[[1] * 4, [1] * 4], c_clip=64,
         ),
-        pooled=64,
+        pooled=64, size=(16, 24),
     ),
     # transformers of images
     "SD3": tiny.sd3, "AuraFlow": tiny.aura_flow, "PixArtSigma": tiny.pixart, "HunyuanDiT": tiny.hunyuan_dit, "Flux": tiny.flux,

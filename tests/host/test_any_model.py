@@ -61,7 +61,7 @@ def test_every_class_samples_with_both_nodes(request, name):
     vanilla = sampled(model, model.patcher, steps=2)
     assert torch.isfinite(vanilla).all() and vanilla.std() > 0
     assert torch.equal(sampled(model, both(model.patcher, Trace(), *OFF), steps=2), vanilla)
-    patched = both(model.patcher, trace, HighlightConfig(max_area=1.0), SDTMConfig(r=0.5, protect_steps=2), corner(model))
+    patched = both(model.patcher, trace, HighlightConfig(max_area=1.0), SDTMConfig(r=0.5, protect_steps=4), corner(model))
     latent = tiny.sample(model, patched, steps=STEPS, cfg=1.0, **small(model))
     first, again = told(latent), sampled(model, patched)
     assert len(HighlightMaskPreview.execute(trace, 0, 5, samples={"samples": latent}).args[0]) == STEPS // 5
