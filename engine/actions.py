@@ -76,7 +76,7 @@ class Regional:
     kind: Kind = "partial"
 
     def blocked(self, state: RunState, request: Request) -> Fallback | None:
-        why = state.exhausted or request.no_parts_because or state.region.blocked_because()
+        why = state.exhausted or request.no_parts_because or request.no_regions_because or state.region.blocked_because()
         return FORECASTING.blocked(state, request) or (Fallback(FORECASTING, f"forecast only: {why}") if why else None)
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
@@ -137,7 +137,7 @@ class Dense:
         if request.dense_because:
             return list(outputs)
         for method in state.methods:
-            method.after_dense(outputs)
+            method.after_dense([state.picture(output) for output in outputs])
         errors = state.forecasts.errors(request.x, outputs, request.sigma) if state.plan.adaptive else []
         answers = state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma, finite)
         state.record.cache_bytes = max(state.record.cache_bytes, state.bytes)
@@ -148,7 +148,8 @@ class Dense:
         """The caches that this evaluation fills, which are begun."""
         if state.exhausted or request.no_parts_because or request.dense_because or not state.config.active:
             return ()
-        record = list(state.region.caches) if state.plan.records(evaluation.step, "partial") else []
+        regional = state.plan.records(evaluation.step, "partial") and not request.no_regions_because
+        record = list(state.region.caches) if regional else []
         evaluation.recording = bool(record)
         if state.shallow is not None and state.plan.records(evaluation.step, "shallow"):
             record.append(state.shallow)

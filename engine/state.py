@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +26,8 @@ class RunState:
     record: what is kept of the run. plan: what each step is to do. forecasts: what is known of each branch. region: where the
     prompt looks. shallow: what shallow evaluations lack, None where a model has none. methods: what takes part in dense
     evaluations. signature: what was evaluated last. latent_kind: dtype and device of the latent that was asked about last.
-    exhausted: how memory ran out, once it did. finite: which evaluation first was not finite.
+    exhausted: how memory ran out, once it did. picture: gives the latent that the record is of, where several are sampled in
+    one tensor. finite: which evaluation first was not finite.
     """
 
     config: HighlightConfig
@@ -38,6 +40,7 @@ class RunState:
     signature: object = None
     latent_kind: LatentKind | None = None
     exhausted: str | None = None
+    picture: Callable[[torch.Tensor], torch.Tensor] = lambda latent: latent  # noqa: E731
     finite: Finiteness = field(init=False)
 
     def __post_init__(self) -> None:

@@ -21,9 +21,9 @@ class TimeAxis:
 
     def half_log_snr(self, sigma: float) -> float:
         """Half the log signal-to-noise ratio at `sigma`, up to a constant; it rises as the noise falls (the lambda of
-        DPM-Solver, Lu et al. 2022). A flow's start, where there is no signal, is given a finite value."""
+        DPM-Solver, Lu et al. 2022). A flow's start, where there is no signal, is given a finite value, as is all above it."""
         floor = max(sigma, SMALLEST_SIGMA)
-        return math.log((FLOW_CEILING - sigma) / floor) if self.is_flow else -math.log(floor)
+        return math.log(max(FLOW_CEILING - sigma, SMALLEST_SIGMA) / floor) if self.is_flow else -math.log(floor)
 
 
 DIFFUSION, FLOW = TimeAxis(is_flow=False), TimeAxis(is_flow=True)

@@ -112,7 +112,8 @@ class RunRecord:
     cache_bytes: the most that recorded surroundings took, on the model's device.
     words: those that have heatmaps of their own. key: names this run and no other. preview_seconds: what showing it took
     of the sampler's thread. not_finite: index of the first evaluation whose latent or prediction was not finite, None where all
-    were; from there on everything was computed. drawn: cleared while pictures of its evaluations are still being drawn.
+    were; from there on everything was computed. limits: what cannot be saved on this model, and why. drawn: cleared while
+    pictures of its evaluations are still being drawn.
     """
 
     shape: tuple[int, ...]
@@ -133,6 +134,7 @@ class RunRecord:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     preview_seconds: float = 0.0
     not_finite: int | None = None
+    limits: tuple[str, ...] = ()
     drawn: Event = field(default_factory=_set)
 
     @property

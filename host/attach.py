@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -21,16 +22,17 @@ from ..engine.merging.config import SDTMConfig
 from ..engine.region.regions import UserMasks
 from ..engine.report.numbers import as_line
 from ..engine.trace import RunRecord, Trace
+from .any_model import ForecastRun
 from .call import ModelCall
+from .context_windows import CONTEXT_HANDLER, WholeVideo, in_windows
 from .dit import DiTRun
 from .families import FAMILIES, family_of
 from .live import latent_colours, watch
-from .methods import HIGHLIGHT, MERGING
+from .methods import HIGHLIGHT, MERGING, TITLES
 from .run import JOB, KEY, ModelRun, Sampling
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
-TITLES = {HIGHLIGHT: "Highlight Diffusion", MERGING: "SDTM Token Merging"}
 WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 
 
@@ -56,22 +58,18 @@ def attach(
 ) -> ModelPatcher:
     """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
 
-    given: a user's masks. Applied again, it replaces what it attached before. Raises ValueError for a model that is not
-    supported.
+    given: a user's masks. Applied again, it replaces what it attached before. A model of a class that is not known is forecast
+    without regional evaluations, and the trace says so.
     """
-    return _attached(model, executor_of(model), HIGHLIGHT, MethodRequest(config, trace, node_id, given or UserMasks()))
+    return _attached(model, HIGHLIGHT, MethodRequest(config, trace, node_id, given or UserMasks()))
 
 
 def attach_merging(model: ModelPatcher, config: SDTMConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
     """A clone of `model` that samples with merged tokens and writes every run into `trace`; with Highlight Diffusion on the
-    same model, in either order, they are one run. Raises ValueError for a model that is not supported.
+    same model, in either order, they are one run. Where a model has no tokens that are known, nothing is merged, and the trace
+    says so.
     """
-    if is_unet(model):
-        raise ValueError(
-            "SDTM Token Merging is for diffusion transformers, and this is a UNet; ComfyUI's own node TomePatchModel merges "
-            "tokens of UNets, and Highlight Diffusion supports them"
-        )
-    return _attached(model, executor_of(model), MERGING, MethodRequest(config, trace, node_id))
+    return _attached(model, MERGING, MethodRequest(config, trace, node_id))
 
 
 def requests_of(model: ModelPatcher) -> Requests:
@@ -80,12 +78,12 @@ def requests_of(model: ModelPatcher) -> Requests:
     return found[-1].requests if found else {}
 
 
-def _attached(model: ModelPatcher, backend: Backend, method: str, request: MethodRequest) -> ModelPatcher:
+def _attached(model: ModelPatcher, method: str, request: MethodRequest) -> ModelPatcher:
     others = {name: own for name, own in requests_of(model).items() if name != method}
     clone = model.clone()
     for kind in WRAPPED:
         clone.remove_wrappers_with_key(kind, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(backend, {**others, method: request}))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor_of(model), {**others, method: request}))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model)
@@ -93,19 +91,21 @@ def _attached(model: ModelPatcher, backend: Backend, method: str, request: Metho
 
 
 def executor_of(model: ModelPatcher) -> Backend:
-    """What runs a MODEL in part. Raises ValueError naming the model where nothing does, with what is supported."""
+    """What runs a MODEL: an executor of its own kind, or one that forecasts it and says why it does no more."""
     if is_unet(model):
         return UNetRun
     if family_of(model) is not None:
         return DiTRun
     network = model.get_model_object("diffusion_model")
     if old := next((family.title for family in FAMILIES if family.is_named(network)), None):
-        raise ValueError(f"{old} is built in another way in this version of ComfyUI than is supported; update ComfyUI")
-    transformers = ", ".join(family.title for family in FAMILIES)
-    raise ValueError(
-        f"Highlight Diffusion does not support {type(model.model).__name__} ({type(network).__name__}) yet; it supports "
-        f"the image UNets SD1.x, SD2.x and SDXL, the transformers {transformers}, and their finetunes"
-    )
+        why = f"{old} is built in another way in this version of ComfyUI than is known; a newer one may help"
+    else:
+        known = ", ".join(family.title for family in FAMILIES)
+        why = (
+            f"the insides of {type(model.model).__name__} ({type(network).__name__}) are not known; known are the image UNets "
+            f"SD1.x, SD2.x and SDXL, the transformers {known}, and their finetunes"
+        )
+    return partial(ForecastRun, why=why)
 
 
 class _OuterSample:
@@ -116,22 +116,29 @@ class _OuterSample:
 
     def __call__(self, executor: WrapperExecutor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
-        run = _record(guider, noise, sampler, sigmas, self.requests)
+        shapes = [tuple(shape) for shape in kwargs.get("latent_shapes") or [noise.shape]]
+        run = _record(guider, shapes[0], sampler, sigmas, self.requests)
         options = guider.model_options.setdefault("transformer_options", {})
         highlight = self.requests.get(HIGHLIGHT)
         methods = {name: own.config for name, own in self.requests.items() if name != HIGHLIGHT}
         config, masks = (highlight.config, highlight.masks) if highlight else (HighlightConfig(enabled=False), UserMasks())
-        state = options[KEY] = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods))
+        state = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods, tuple(noise.shape)))
         for own in self.requests.values():
             own.trace.runs.append(run)
         started = time.perf_counter()
+        handler = guider.model_options.get(CONTEXT_HANDLER)
         try:
+            options[KEY] = state
+            if handler is not None:
+                guider.model_options[CONTEXT_HANDLER] = WholeVideo(handler, state.calc_cond_batch)
             state.live = watch(run)
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             run.completed = True
             return result
         finally:
             del options[KEY]
+            if handler is not None:
+                guider.model_options[CONTEXT_HANDLER] = handler
             state.engine.settle()
             run.seconds = time.perf_counter() - started
             if state.live:
@@ -139,13 +146,13 @@ class _OuterSample:
             log.info("%s: %s", " and ".join(TITLES[method] for method in self.requests), as_line(run))
 
 
-def _record(guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, requests: Requests) -> RunRecord:
-    """The record of a run that is about to start."""
+def _record(guider: Any, shape: tuple[int, ...], sampler: Any, sigmas: Tensor, requests: Requests) -> RunRecord:
+    """The record of a run that is about to start, on a latent of this shape."""
     function = getattr(sampler, "sampler_function", None)
     name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
     colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
     nodes = tuple(own.node_id for own in requests.values())
-    return RunRecord(tuple(noise.shape), name, tuple(float(s) for s in sigmas), nodes, colours)
+    return RunRecord(shape, name, tuple(float(s) for s in sigmas), nodes, colours)
 
 
 def _state(model_options: Any) -> ModelRun:
@@ -157,11 +164,13 @@ def _predict_noise(executor: WrapperExecutor, x, timestep, model_options=None, s
     state.begin_evaluation()
     denoised = executor(x, timestep, model_options, seed)
     if state.live:
-        state.live.show(denoised)
+        state.live.show(state.first_of(denoised))
     return denoised
 
 
 def _calc_cond_batch(executor: WrapperExecutor, model, conds, x_in, timestep, model_options):
+    if in_windows(model_options):
+        return executor(model, conds, x_in, timestep, model_options)
     return _state(model_options).calc_cond_batch(executor, model, conds, x_in, timestep, model_options)
 
 

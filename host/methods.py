@@ -9,19 +9,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from ..engine.merging.config import SDTMConfig
 from ..engine.merging.stages import MergingRun
-from ..engine.method import Method
+from ..engine.method import DenseContext, Method
 from ..engine.partial.token_subset import TokenGrid
+from ..engine.trace import Evaluation
 from .run import Sampling
 
 HIGHLIGHT, MERGING = "highlight", "merging"
+TITLES = {HIGHLIGHT: "Highlight Diffusion", MERGING: "SDTM Token Merging"}
 
 
 def start_merging(config: SDTMConfig, sampling: Sampling, grid: TokenGrid, depth: int) -> MergingRun:
     """The state of token merging over a run on a transformer with so many blocks."""
     record = sampling.record
     return MergingRun(config, record.sigmas, grid, record.shape[0], depth, sampling.sigma_range(config))
+
+
+class LeftOut:
+    """A method that can do nothing on a model: it leaves every evaluation as it is, and says why.
+
+    said: that, for people, with the method's name.
+    """
+
+    active, bytes, held_as = True, 0, ""
+
+    def __init__(self, said: str):
+        self.said = said
+
+    def before_dense(self, evaluation: Evaluation, context: DenseContext) -> None:
+        if context.alone:
+            evaluation.reason = self.said
+
+    def wants_heatmap(self, evaluation: Evaluation) -> bool:
+        return False
+
+    def after_dense(self, outputs: list[Tensor]) -> None:
+        """Nothing is learnt."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def begin_anew(self) -> None:
+        """Nothing is kept."""
+
+
+def not_merging(name: str, why: str) -> LeftOut:
+    """What stands for a method on a model that it does not work on."""
+    return LeftOut(f"{TITLES[name]} does nothing: {why}")
 
 
 METHODS: dict[str, Callable[[Any, Sampling, TokenGrid, int], Method]] = {MERGING: start_merging}

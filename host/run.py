@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import comfy.model_management
+import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -26,10 +28,11 @@ from ..engine.region.regions import UserMasks
 from ..engine.region.tracking import MakeCaches
 from ..engine.run import SamplingRun
 from ..engine.setup import start_run
-from ..engine.time_axis import DIFFUSION, TimeAxis
+from ..engine.time_axis import DIFFUSION, FLOW, TimeAxis
 from ..engine.trace import RunRecord
 from . import ip_adapter
 from .call import ModelCall
+from .context_windows import IN_USE, in_windows
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
 from .sampler import sampler_noise, sampler_response
@@ -51,7 +54,8 @@ class Sampling:
     """One call of a sampler, as OUTER_SAMPLE sees it.
 
     config: of Highlight Diffusion. record: where the run is written down. guider, sampler, sigmas: ComfyUI's. masks: the
-    user's. methods: the configs of the methods that take part, by their ids.
+    user's. methods: the configs of the methods that take part, by their ids. shape: of the latent that the sampler passes on,
+    where that is not the record's: several latents packed into one, of which the record has the first's.
     """
 
     config: HighlightConfig
@@ -61,6 +65,7 @@ class Sampling:
     sigmas: Tensor
     masks: UserMasks = UserMasks()  # noqa: RUF009
     methods: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
 
     @property
     def model(self) -> ModelPatcher:
@@ -83,14 +88,17 @@ class ModelRun:
         shallow: ActivationCache | None = None, methods: Sequence[Method] = (),
     ):  # fmt: skip
         self.guider, self.config, self.record = sampling.guider, sampling.config, sampling.record
+        self.shape = sampling.shape or sampling.record.shape
         self.engine: SamplingRun = start_run(
             sampling.config, sampling.record, align, make_caches, axis=axis, masks=sampling.masks, shallow=shallow,
             sigma_range=sampling.sigma_range(sampling.config), methods=methods,
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
         )  # fmt: skip
+        self.engine.state.picture = self.first_of
         self.words: dict[Any, TokenWeights | None] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
+        self.no_regions: str | None = None  # why this model cannot be, although its tokens can be merged
         self.calls = 0
         self.live: Live | None = None
         self.control = RecordedControl()
@@ -100,6 +108,13 @@ class ModelRun:
         """The latent's (H, W)."""
         return self.record.frame
 
+    def first_of(self, latent: Tensor) -> Tensor:
+        """The latent that the record is of, where several are packed into one; else the latent itself."""
+        if self.shape == self.record.shape or tuple(latent.shape[1:]) != self.shape[1:]:
+            return latent
+        own = self.record.shape[1:]
+        return latent.flatten(1)[:, : prod(own)].reshape(-1, *own)
+
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         """Do a job in one call of the model; returns its denoised rows."""
         raise NotImplementedError
@@ -108,7 +123,7 @@ class ModelRun:
         """Whether a call has only some of the batch's pictures, as where another node slides over the frames of a video. From
         then on nothing is computed in part, since a region would belong to another picture in every call."""
         whole = len(call.x) == len(call.options["uuids"]) * self.record.shape[0]
-        if whole or tuple(call.x.shape[-2:]) != self.frame:
+        if whole or tuple(self.first_of(call.x).shape[-2:]) != self.frame:
             return False
         self.no_parts = "another node computes the pictures of the batch in groups"
         return True
@@ -126,6 +141,7 @@ class ModelRun:
         if self.calls > 1:
             return executor(model, conds, x_in, timestep, model_options)
         sigma = on_schedule(self.engine.state.finite.sigma_of(timestep, x_in), self.record.sigmas, timestep.dtype)
+        windows = in_windows(model_options)
         request = self._request(conds, x_in, sigma, model_options)
         nets = nets_at(conds, sigma)
         reusable = bool(nets) and reuses(self.config.control, nets)
@@ -133,7 +149,7 @@ class ModelRun:
         def compute(job: Job) -> list[Tensor]:
             reused = bool(job.compute) and reusable
             job.evaluation.control = "" if not nets else "reused" if reused else "computed"
-            if request.dense_because:  # nothing is to be seen of such a call, which may be of another latent
+            if request.dense_because or windows:  # nothing is to be seen of such a call, which may be of another latent
                 return executor(model, conds, x_in, timestep, model_options)
             carried = {**model_options.get("transformer_options", {}), JOB: replace(job, reuse_control=reusable)}
             options = {**model_options, "transformer_options": carried}
@@ -149,16 +165,17 @@ class ModelRun:
         adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
-            self.no_parts or foreign(_in_effect(conds, sigma), model_options),
+            self.no_parts or (IN_USE if in_windows(model_options) else foreign(_in_effect(conds, sigma), model_options)),
+            self.no_regions,
         )  # fmt: skip
 
     def _dense_because(self, x_in: Tensor, model_options: dict) -> str | None:
         """Why nothing may be saved, or None."""
         if "multigpu_clones" in model_options:
             return "several GPUs share the work"
-        if model_options.get("context_handler") is not None:
-            return "context windows are in use"
-        return other_latent(x_in, self.record.shape)
+        if "ar_state" in model_options.get("transformer_options", {}):
+            return "the sampler keeps keys and values of earlier frames, which a forecast would not renew"
+        return other_latent(x_in, self.shape)
 
     # -- control nets --------------------------------------------------------------------------------------------
 
@@ -197,6 +214,14 @@ def ran_out(error: RuntimeError) -> bool:
     """Whether the device's memory ran out, by ComfyUI's own judgement (its `is_oom` came after 0.8)."""
     judge = getattr(comfy.model_management, "is_oom", None)
     return judge(error) if judge else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def time_axis_of(model: ModelPatcher) -> TimeAxis:
+    """The time axis of a MODEL. What maps pictures to pictures along a schedule of sigmas above 1 is no flow from noise,
+    although ComfyUI derives its class from that of flows."""
+    sampling = model.get_model_object("model_sampling")
+    is_flow = isinstance(sampling, comfy.model_sampling.CONST) and float(sampling.sigma_max) <= 1
+    return FLOW if is_flow else DIFFUSION
 
 
 def other_latent(x: Tensor, shape: tuple[int, ...]) -> str | None:

@@ -19,7 +19,10 @@ from .attention import HeatmapTap, cross_attention_sites
 from .call import ModelCall
 from .control import Crop, Residuals, mapped
 from .ip_adapter import in_window
+from .methods import not_merging
 from .run import NOT_RECORDED, ModelRun, Sampling, check_latent
+
+NOT_OF_UNETS = "this is a UNet, whose tokens ComfyUI's own node TomePatchModel merges"
 
 
 def is_unet(model: ModelPatcher) -> bool:
@@ -43,7 +46,11 @@ class UNetRun(ModelRun):
         self.sites = cross_attention_sites(unet)
         depth, align = depth_and_alignment(unet, frame, sampling.config.levels)
         sampling.record.depth = depth
-        super().__init__(sampling, align, windows_of(frame, affine, depth), shallow=shallow_window(frame, affine))
+        methods = [not_merging(name, NOT_OF_UNETS) for name in sampling.methods]
+        sampling.record.limits = tuple(method.said for method in methods)
+        super().__init__(
+            sampling, align, windows_of(frame, affine, depth), shallow=shallow_window(frame, affine), methods=methods
+        )
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         if self.note_grouped_call(call):

@@ -32,7 +32,10 @@ class HighlightDiffusion(io.ComfyNode):
             "full; in between, predictions are forecast and the region the prompt looks at is computed to correct them.",
             **aliases("accelerate", "speed up", "cache", "skip steps", "region"),
             inputs=[
-                io.Model.Input("model", tooltip="An image UNet or a diffusion transformer, after LoRA and IP-Adapter."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Any MODEL, after LoRA and IP-Adapter. On one that is not known nothing but time is saved.",
+                ),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
                 io.Combo.Input(
                     "preset", options=list(PACES), default="balanced",

@@ -70,7 +70,9 @@ class HighlightMaskPreview(io.ComfyNode):
         if images is not None:
             pictures = images
         elif samples is not None:
-            pictures = picture_of_latent(samples["samples"], chosen.colours if chosen else LatentColours())
+            latent = samples["samples"]
+            latent = latent.unbind()[0] if latent.is_nested else latent  # of a video and its sound the video
+            pictures = picture_of_latent(latent, chosen.colours if chosen else LatentColours())
         else:
             raise ValueError(
                 "Highlight Mask Preview needs samples or images: connect the sampler's LATENT or the decoded IMAGE"

@@ -28,7 +28,11 @@ class HighlightSDTM(io.ComfyNode):
             "as one, whole windows of them early (structure), single ones the prompt does not look at late (detail).",
             **aliases("token merging", "tome", "accelerate", "speed up", "structure then detail"),
             inputs=[
-                io.Model.Input("model", tooltip="A diffusion transformer, before or after Highlight Diffusion."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A diffusion transformer, before or after Highlight Diffusion. Others stay as they are, and the "
+                    "trace says so.",
+                ),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="balanced",

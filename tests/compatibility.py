@@ -20,7 +20,7 @@ GROUPS = (
     "Models", "Samplers", "Schedules", "Conditioning", "Guidance", "Latents", "Control nets", "Image prompts",
     "Nodes that change the model", "Other packs", "Precision", "The host",
 )  # fmt: skip
-WITH_PARTS, FORECAST, MERGED, DENSE, OFF = "forecast, highlight computed", "forecast", "merged", "dense", "refused"
+WITH_PARTS, FORECAST, MERGED, DENSE = "forecast, highlight computed", "forecast", "merged", "dense"
 HEAD = """# Compatibility
 
 Written by the tests from the traces of their runs on ComfyUI {version}; do not edit ({command} writes it).
@@ -32,7 +32,6 @@ is a transformer with SDTM Token Merging. A dash is a row that has no test, sinc
 - **forecast**: some evaluations are skipped and forecast, none is computed in part; the trace gives the reason.
 - **merged**: image tokens are computed together; with "forecast" before it, beside Highlight Diffusion.
 - **dense**: nothing is saved, the picture is that without the node; the trace gives the reason.
-- **refused**: the node stops with a message.
 
 In each of these the second run equals the first, and a run on a MODEL that was not used before.
 """
@@ -107,12 +106,10 @@ def rows_of(item: pytest.Item) -> list[Row]:
 
 @pytest.fixture
 def observe(request: pytest.FixtureRequest) -> Callable[[Any], None]:
-    """Hand over what happened: a Run, a run's dictionary from the preview's `highlight_runs`, or a refusal in words."""
+    """Hand over what happened: a Run, or a run's dictionary from the preview's `highlight_runs`."""
 
     def taken(what: Any) -> None:
-        if isinstance(what, str):
-            outcome = f"{OFF}: {what}"
-        elif isinstance(what, dict):
+        if isinstance(what, dict):
             outcome = outcome_of([(e["kind"], e["reason"]) for e in what["evaluations"]])
         else:
             merged = any(e.merged is not None for e in what.evaluations)

@@ -66,7 +66,8 @@ class KeyBiasOverride(AttentionOverride):
         return torch.cat([first, image, last])[None]
 
     def attend(self, place, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-        layout, counts = self.layout(q, k), self.running is not None and self.bias.proportional
+        own = not (self.around.crosses and place[1])
+        layout, counts = self.layout(q, k) if own else None, self.running is not None and self.bias.proportional
         if layout is None or not (counts or self.bias.prompt and layout.before + layout.after):
             return function(q, k, v, heads, *args, **kwargs)
         key = self.image_tokens, counts, layout

@@ -29,18 +29,19 @@ class MergeSite:
     """A stretch of a block: tokens are merged where they enter `input_module` and given back where they leave `output_module`.
 
     parts: what is computed in between, "attention", "mlp" or both. input_arg: which argument of `input_module` the tokens
-    are, by position or by name. output_index: which item of what `output_module` returns, None where it returns nothing else.
+    are, by position or by name, or several positions. output_index: which item of what `output_module` returns, None where it
+    returns nothing else.
     """
 
     parts: tuple[str, ...]
     input_module: nn.Module
     output_module: nn.Module
-    input_arg: int | str = 0
+    input_arg: int | str | tuple[int, ...] = 0
     output_index: int | None = None
 
 
 def attention(
-    first: nn.Module, last: nn.Module | None = None, input_arg: int | str = 0, output_index: int | None = None
+    first: nn.Module, last: nn.Module | None = None, input_arg: int | str | tuple[int, ...] = 0, output_index: int | None = None
 ) -> MergeSite:
     """Attention in one module, or from one to another."""
     return MergeSite((ATTENTION,), first, last or first, input_arg, output_index)
@@ -69,6 +70,7 @@ class MergedTokens:
 
     def __init__(self, merge: Merge, around: Around = ALL_FIRST):
         self.of, self.around = merge, around
+        self.rows: tuple[int, ...] = ()  # frames, rows and columns of the tokens merged last, where they had them
 
     def before(self, length: int, count: int) -> int:
         """How many tokens of a sequence come before the image's, of which it has `count`."""
@@ -89,8 +91,19 @@ class MergedTokens:
         index = torch.cat([ends[:before], before + self.of.places, ends[before + self.of.count :]])
         return x.index_select(axis, index)
 
+    def image(self, x: Tensor) -> Tensor:
+        """What stands outside of attention stays whole too."""
+        return x
+
+    def mask(self, x: Tensor) -> Tensor:
+        """An attention mask (..., queries or 1, keys) of a whole sequence, for one whose image tokens are merged."""
+        keys = self.positions(x, x.ndim - 1)
+        return keys if x.shape[-2] == 1 else self.positions(keys, x.ndim - 2)
+
     def merge(self, x: Tensor) -> Tensor:
-        """Merge the image's tokens in a sequence (B, n, C)."""
+        """Merge the image's tokens in a sequence (B, n, C), or (B, frames, rows, columns, C), which becomes one."""
+        self.rows = tuple(x.shape[1:-1]) if x.ndim > 3 else ()
+        x = x.flatten(1, -2)
         before = self.before(x.shape[1], self.of.count)
         if x.shape[1] == self.of.count:
             return self.of.merge(x)
@@ -106,10 +119,12 @@ class MergedTokens:
             ends = torch.arange(y.shape[1], device=y.device)
             rows = torch.cat([ends[:before], before + self.of.rows, ends[before + self.of.merged_count :]])
             x = y.index_select(1, rows)
-        return x if residual is None else x.index_add_(1, before + self.of.members, residual.to(x.dtype))
+        x = x if residual is None else x.index_add_(1, before + self.of.members, residual.to(x.dtype))
+        return x.unflatten(1, self.rows) if self.rows else x
 
     def residual(self, x: Tensor) -> Tensor:
         """By how much the members of groups in a sequence (B, n, C) differ from their groups: (B, members, C)."""
+        x = x.flatten(1, -2)
         before = self.before(x.shape[1], self.of.count)
         return self.of.residual(x[:, before : before + self.of.count])
 
@@ -204,7 +219,8 @@ def merging(
             if isinstance(argument, str):
                 kwargs[argument] = tokens.merge(kwargs[argument])
             else:
-                args = (*args[:argument], tokens.merge(args[argument]), *args[argument + 1 :])
+                merge = (argument,) if isinstance(argument, int) else argument
+                args = tuple(tokens.merge(own) if i in merge else own for i, own in enumerate(args))
             return forward(*args, **kwargs)
 
         return run

@@ -17,10 +17,12 @@ class Around:
     """Where the tokens that are not the picture's stand in a sequence.
 
     others_first: whether they come before the picture's, but for `trailing` of them at the end; else they all come after.
+    crosses: whether the picture looks at itself in the first attention of a block alone, and at something else in the later.
     """
 
     others_first: bool = True
     trailing: int = 0
+    crosses: bool = False
 
     def before(self, others: int) -> int:
         """How many of so many other tokens come before the picture's."""
@@ -67,7 +69,7 @@ class Order:
     @property
     def around(self) -> Around:
         """Where the tokens that are not the picture's stand, as far as they stand at its ends."""
-        return Around(self.before > 0, self.after if self.before else 0)
+        return Around(self.before > 0, self.after if self.before else 0, self.looks_at is not None)
 
     def spans(self, part: Part) -> list[tuple[int, int]]:
         """(start, stop) of each run of this part's tokens."""

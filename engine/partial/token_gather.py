@@ -30,6 +30,12 @@ class Gather(Protocol):
     def positions(self, x: Tensor, axis: int) -> Tensor:
         """A table with all tokens of a sequence on its axis."""
 
+    def image(self, x: Tensor) -> Tensor:
+        """A tensor (B, n, C) of the image's tokens outside of attention, where it has all of them; any other as it is."""
+
+    def mask(self, x: Tensor) -> Tensor:
+        """An attention mask (..., queries or 1, keys) of a whole sequence."""
+
 
 Arguments = tuple[list[Any], dict[str, Any]]
 # A block, its arguments by position and by name, and what gathers: returns the arguments to call the block with.
@@ -50,6 +56,7 @@ class TokenGather:
         self.subset, self.around, self.keep_text = subset, around, keep_text
         self.count = subset.grid.count
         self.entering, self.drops_text = True, False
+        self.rows: tuple[int, ...] = ()  # frames, rows and columns of tokens that were entered in them
         self.joint = 0  # other tokens of a sequence that was entered with the image's, which comes out with as many
 
     def left(self, count: int) -> int:
@@ -73,6 +80,9 @@ class TokenGather:
         """Gather from hidden states (B, n, C) of a sequence; `text` says that its other tokens are text, to be left out."""
         if not self.entering:
             return x
+        if x.ndim > 3:  # tokens in their rows and columns, which a subset has none of
+            self.rows = tuple(x.shape[1:-1])
+            return self.positions(x.flatten(1, -2), 1)[(slice(None), *[None] * (len(self.rows) - 1))]
         self.drops_text |= text and not self.keep_text and x.shape[1] > self.count
         self.joint = x.shape[1] - self.count
         return self.positions(x, 1)
@@ -87,8 +97,15 @@ class TokenGather:
         """Gather from a tensor (B, image, C) that has all image tokens and no others; any other stays as it is."""
         return x.index_select(1, self.subset.active) if x.shape[1] == self.count else x
 
+    def mask(self, x: Tensor) -> Tensor:
+        """An attention mask stays whole: attention will find the keys of all tokens."""
+        return x
+
     def scatter(self, x: Tensor) -> Tensor:
         """Hidden states (B, n, C) of a whole sequence, with the gathered image tokens in their places among zeros."""
+        if self.rows:
+            rows, self.rows = self.rows, ()
+            return self.scatter(x.flatten(1, -2)).unflatten(1, rows)
         others = x.shape[1] - len(self.subset.active)
         before = self.before(others)
         first, active, last = x.split([before, len(self.subset.active), others - before], dim=1)

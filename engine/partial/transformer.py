@@ -66,7 +66,9 @@ def patched_blocks(
     forwards = {block: _block_forward(network, index, block, override, gather) for index, block in enumerate(network.blocks)}
     if gather is not None:
         final = network.final_layer.forward
-        forwards[network.final_layer] = lambda x, *args, **kwargs: final(gather.scatter(x), *args, **kwargs)
+        forwards[network.final_layer] = lambda x, *args, **kwargs: final(
+            x if gather.entering else gather.scatter(x), *args, **kwargs
+        )
     with patched_forward(forwards):
         yield
 

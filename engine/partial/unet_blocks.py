@@ -60,13 +60,18 @@ class OuterBlocks:
         return cls(*_layers(named), outwards[-1], inwards[0], inner)
 
 
+def _looks_at_itself(name: str, named: Mapping[str, nn.Module]) -> bool:
+    """Whether the first attention of a block is self-attention: in some upscalers' blocks it looks at the text as well."""
+    return not getattr(named.get(name.rpartition(".")[0]), "disable_self_attn", False)
+
+
 def _layers(
     named: Mapping[str, nn.Module],
 ) -> tuple[tuple[nn.GroupNorm, ...], tuple[nn.Conv2d, ...], tuple[nn.Module, ...]]:
     """Group norms, convolutions and self-attentions among modules by name."""
     norms = tuple(m for m in named.values() if isinstance(m, nn.GroupNorm))
     convs = tuple(m for m in named.values() if isinstance(m, nn.Conv2d) and _reads_a_ring(m))
-    attentions = tuple(m for name, m in named.items() if name.rsplit(".", 1)[-1] == "attn1")
+    attentions = tuple(m for name, m in named.items() if name.rsplit(".", 1)[-1] == "attn1" and _looks_at_itself(name, named))
     return norms, convs, attentions
 
 

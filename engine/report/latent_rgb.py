@@ -13,11 +13,13 @@ MAX_PICTURES = 16
 
 def sample(latent: Tensor) -> Tensor:
     """At most 16 pictures of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w), about `MAX_VALUES` values.
+    Sound and other sequences (B, C, L) are pictures of one channel, C high and L wide.
 
     Only slices are taken: no arithmetic on the sampler's thread. Of a video as many frames as there is room for, evenly
     spread, with its first and its last.
     """
-    video = latent.detach() if latent.ndim == 5 else latent.detach().unsqueeze(2)
+    latent = latent.detach().unsqueeze(1) if latent.ndim == 3 else latent.detach()
+    video = latent if latent.ndim == 5 else latent.unsqueeze(2)
     video = video[:MAX_PICTURES].movedim(1, 2)
     images, frames = video.shape[:2]
     wanted = min(frames, MAX_PICTURES // images)

@@ -21,7 +21,8 @@ class Fallback(TypedDict):
 class Report(TypedDict):
     """`ratio`: how many times longer the run would have taken dense; None, as `dense_seconds`, where nothing tells.
     `planned` counts what the plan wanted, `evaluations` what was done. `not_finite` names the first evaluation that was
-    not, and is empty where all were. `idle` says why nothing was saved; None where something was."""
+    not, and is empty where all were. `idle` says why nothing was saved; None where something was. `limits`: what cannot be
+    saved on this model, and why."""
 
     sampler: str
     shape: list[int]
@@ -39,6 +40,7 @@ class Report(TypedDict):
     not_finite: str
     fallbacks: list[Fallback]
     idle: str | None
+    limits: list[str]
 
 
 def estimate_dense(run: RunRecord) -> tuple[float | None, str]:
@@ -78,6 +80,7 @@ def report(run: RunRecord) -> Report:
         mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
         highlight=run.highlight_reason, not_finite=run.not_finite_in_words, fallbacks=fallbacks(run), idle=_idle(run),
+        limits=list(run.limits),
     )  # fmt: skip
 
 
@@ -104,6 +107,7 @@ def as_text(told: Report) -> str:
     lines.append(f"  from {told['estimate']}")
     counts = told["evaluations"]
     lines.append(f"{sum(counts.values())} evaluations: {in_words(counts)}; mean active area {told['mean_active']:.0%}")
+    lines += told["limits"]
     if told["idle"] is not None:
         lines.append(f"nothing was saved: {told['idle']}")
     if told["mean_merged"] is not None:
@@ -121,4 +125,5 @@ def as_line(run: RunRecord) -> str:
     dense, _ = estimate_dense(run)
     ratio = f", about {dense / run.seconds:.2f} times faster than dense" if dense else ""
     fallen = sum(f["count"] for f in fallbacks(run))
-    return f"{run.summary()}{ratio}{f'; {fallen} fall-backs' if fallen else ''}"
+    told = "".join(f"; {limit}" for limit in run.limits)
+    return f"{run.summary()}{ratio}{f'; {fallen} fall-backs' if fallen else ''}{told}"

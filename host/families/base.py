@@ -69,7 +69,8 @@ class Family:
     that of most blocks. Empty where it cannot be known. patch: the side of a token's patch, in latent cells.
     attention_modules: modules whose `optimized_attention` is not told the transformer_options, so that it has to be replaced by
     name for the length of a call. supports: whether a network of these classes is built as it has to be, which differs between
-    versions of ComfyUI.
+    versions of ComfyUI. no_regions: why no part of the frame can be computed by itself, although tokens can be merged; empty
+    where it can.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Family:
     full_sequence_after: Callable[[Any], Sequence[nn.Module]] = lambda network: ()
     attention_modules: tuple[str, ...] = ()
     supports: Callable[[Any], bool] = lambda network: True
+    no_regions: str = ""
 
     def is_named(self, network: Any) -> bool:
         """Whether a network is of these classes, by name, since importing them all would take seconds."""

@@ -1,4 +1,4 @@
-"""Wan 2.1: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
+"""Wan 2.1 and 2.2: self-attention of all frames' tokens, cross-attention to text; rotary positions."""
 
 from ...engine.merging.sites import attention, mlp
 from ...engine.partial.order import Order, Part
@@ -34,7 +34,7 @@ def orders(network, call: Call) -> list[Order]:
 
 
 FAMILY = Family(
-    title="Wan 2.1",
+    title="Wan 2.1, Wan 2.2",
     network=("comfy.ldm.wan.model.WanModel",),
     blocks=lambda network: network.blocks,
     gather_inputs=gather_inputs,

@@ -19,8 +19,10 @@ from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_tomesd import TomePatchModel
+from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.context_windows import IN_USE
 
 from . import tiny
 from .sampling import CONFIG, POSITIVES, SIZE, guided, reasons, run_thrice, two_prompts, with_lora
@@ -214,13 +216,35 @@ def test_what_follows_a_prediction_that_is_not_finite_is_dense(observe, sd15):
 
 
 @pytest.mark.compatibility("The host", "context windows")
-def test_context_windows_run_dense(check, sd15):
+def test_context_windows_are_forecast_as_a_whole(check, sd15):
     """A window of two pictures of a batch of four at a time: the model sees another batch at every call."""
     settings = {"context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
                 "closed_loop": False, "fuse_method": "pyramid", "dim": 0, "freenoise": False}  # fmt: skip
     patched = ContextWindowsManualNode.execute(sd15.patcher, **settings).args[0]
-    run = check(sd15, patched, batch=4, steps=6, saves=False)
-    assert reasons(run) == {"context windows are in use"}
+    run = check(sd15, patched, batch=4, steps=10)
+    assert not run.count("partial") and "forecast only: context windows are in use" in reasons(run)
+    assert len(run.evaluations) == 10, "one for all windows of a step"
+
+
+def test_beside_context_windows_off_is_off_and_every_window_is_computed(sd15):
+    """Windows that are others in each step. The handler that was there is back afterwards."""
+    settings = {"context_length": 2, "context_overlap": 1, "context_schedule": "standard_uniform", "context_stride": 2,
+                "closed_loop": False, "fuse_method": "pyramid", "dim": 0, "freenoise": True}  # fmt: skip
+    patched = ContextWindowsManualNode.execute(sd15.patcher, **settings).args[0]
+    handler = patched.model_options["context_handler"]
+    off, on = (attach(patched, config, Trace()) for config in (HighlightConfig(enabled=False), HighlightConfig()))
+    vanilla, same, saved = (tiny.sample(sd15, p, batch=5, steps=6) for p in (patched, off, on))
+    assert torch.equal(vanilla, same) and torch.isfinite(saved).all()
+    assert patched.model_options["context_handler"] is handler
+
+
+def test_a_video_shorter_than_a_window_is_computed_as_without_one(sd15):
+    settings = {"context_length": 8, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
+                "closed_loop": False, "fuse_method": "pyramid", "dim": 0, "freenoise": False}  # fmt: skip
+    patched = ContextWindowsManualNode.execute(sd15.patcher, **settings).args[0]
+    config = HighlightConfig(max_area=1.0, correct="always")
+    latents = [tiny.sample(sd15, attach(p, config, trace := Trace()), steps=9) for p in (sd15.patcher, patched)]
+    assert torch.equal(*latents) and IN_USE not in "".join(reasons(trace.last))
 
 
 @pytest.mark.compatibility("The host", "several GPUs (MultiGPU work units)")

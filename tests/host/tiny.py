@@ -24,6 +24,18 @@ class Tiny:
     frames: int | None = None  # of a video's latent, or of a picture's that has the axis all the same
     size: tuple[int, int] = (16, 16)
     extra: Callable[[torch.Generator, int], dict] | None = None  # what else the conditioning carries
+    shapes: tuple[tuple[int, ...], ...] = ()  # of latents that have another one, several where several are sampled as one
+
+    def latent(self, batch: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """An empty latent."""
+        frames = () if self.frames is None else (self.frames,)
+        shapes = self.shapes or ((self.channels, *frames, *(size or self.size)),)
+        latents = [torch.zeros(batch, *shape) for shape in shapes]
+        if len(latents) == 1:
+            return latents[0]
+        from comfy.nested_tensor import NestedTensor  # not in the oldest ComfyUI
+
+        return NestedTensor(latents)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> None:
@@ -63,9 +75,10 @@ def built_in(name: str, make: Callable[[], Tiny]) -> Tiny:
         return make()
 
 
-def build(config) -> comfy.model_patcher.ModelPatcher:
+def build(config, weights: dict | None = None) -> comfy.model_patcher.ModelPatcher:
+    """weights: those that a class wants to see when it is made."""
     config.set_inference_dtype(*PRECISION[_precision[-1]])
-    model = config.get_model({}, "", device=torch.device("cpu"))
+    model = config.get_model(weights or {}, "", device=torch.device("cpu"))
     randomise(model.diffusion_model)
     offload = comfy.model_management.unet_offload_device()
     return ModelPatcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload)
@@ -267,7 +280,7 @@ def _two_encoders(g: torch.Generator, tokens: int) -> dict:
 
 
 def video_unet() -> Tiny:
-    """Stable Video Diffusion, to be refused."""
+    """Stable Video Diffusion, whose insides are not known."""
     config = supported.SVD_img2vid(unet_config(adm=768, in_channels=8, linear=True))
     config.unet_config.update(
         num_heads=-1, num_head_channels=16, use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True,
@@ -296,8 +309,7 @@ def sample(
     sampler: str = "euler", scheduler: str = "normal", positive=None, negative=None, prompt: int = 1, **kwargs,
 ) -> torch.Tensor:  # fmt: skip
     """Sample a latent with ComfyUI's own samplers; `patcher` defaults to the model as it is."""
-    size = tiny.size if size is None else size
-    latent = torch.zeros(batch, tiny.channels, *([] if tiny.frames is None else [tiny.frames]), *size)
+    latent = tiny.latent(batch, size)
     noise = comfy.sample.prepare_noise(latent, seed)
     positive = cond(tiny, prompt) if positive is None else positive
     negative = cond(tiny, 2) if negative is None else negative

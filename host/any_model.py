@@ -1,0 +1,33 @@
+"""Highlight Diffusion on a MODEL of any class: its predictions are forecast, and nothing has to be known of its insides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..engine.job import Job
+from .call import ModelCall
+from .methods import not_merging
+from .run import ModelRun, Sampling, time_axis_of
+
+
+class ForecastRun(ModelRun):
+    """One sampling run on a MODEL of which nothing but its predictions is known, so that only time is saved.
+
+    why: what keeps its insides from being known, for people. A highlight of the whole frame is honoured: then everything is
+    computed.
+    """
+
+    def __init__(self, sampling: Sampling, why: str):
+        record, limit = sampling.record, f"only time is saved: {why}"
+        record.highlight_reason = limit
+        methods = [not_merging(name, why) for name in sampling.methods]
+        record.limits = (*([limit] if sampling.config.enabled else []), *(method.said for method in methods))
+        super().__init__(sampling, 1, lambda boxes: [], time_axis_of(sampling.model), methods=methods)
+        self.no_parts = why
+        if sampling.config.threshold == 0 or sampling.masks:
+            unlit = torch.zeros(record.shape[0], 1, *self.frame)
+            record.highlight, _ = self.engine.state.region.aim(unlit)
+
+    def apply_model(self, job: Job, call: ModelCall) -> Tensor:
+        return call()

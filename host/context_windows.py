@@ -1,0 +1,40 @@
+"""ComfyUI's context windows: a long video is computed window by window, and forecast as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+CONTEXT_HANDLER = "context_handler"  # in model_options: what slides over the frames
+IN_USE = "context windows are in use"
+
+
+class WholeVideo:
+    """Stands in for a context handler during one run, so that an evaluation is decided once for all of its windows.
+
+    ComfyUI calls the wrappers of CALC_COND_BATCH inside of each window, where the windows of one step need not be those of
+    the next. What the handler puts together of them is the prediction of the whole video, which a forecast can stand for.
+
+    handler: the one that is stood in for; all else is its own. evaluate: answers one batch of conds, as
+    `ModelRun.calc_cond_batch`. active: whether an evaluation of the whole video is under way, so that batches of conds are
+    those of its windows.
+    """
+
+    def __init__(self, handler: Any, evaluate: Callable):
+        self.handler, self.evaluate, self.active = handler, evaluate, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.handler, name)
+
+    def execute(self, calc_cond_batch: Callable, *args):
+        """Answer one evaluation of the whole video."""
+        self.active = True
+        try:
+            return self.evaluate(lambda *inner: self.handler.execute(calc_cond_batch, *inner), *args)
+        finally:
+            self.active = False
+
+
+def in_windows(model_options: dict) -> bool:
+    """Whether an evaluation that is under way is computed in windows."""
+    return getattr(model_options.get(CONTEXT_HANDLER), "active", False) is True
