@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import comfy.model_sampling
 from torch import Tensor
 
 from ..engine.job import Job
@@ -22,13 +21,12 @@ from ..engine.partial.token_gather import ALL_FIRST, TokenGather
 from ..engine.partial.token_subset import TokenGrid, subsets_of
 from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
-from ..engine.time_axis import DIFFUSION, FLOW
 from .call import ATTENTION_OVERRIDE, ModelCall
 from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
 from .methods import METHODS
-from .run import NOT_RECORDED, ModelRun, Sampling, check_latent
+from .run import NOT_RECORDED, ModelRun, Sampling, axis_of, check_latent
 
 CAPTURED_BLOCKS = 4
 
@@ -104,7 +102,7 @@ class DiTRun(ModelRun):
         patch, frames = self.family.patch(self.network), record.shape[2] if len(record.shape) == 5 else 1
         self.grid = TokenGrid(record.frame, patch, frames)
         self.transformer = transformer_of(self.family, self.network)
-        axis = FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
+        axis = axis_of(model)
         depth = len(self.transformer.blocks)
         methods = [METHODS[name](config, sampling, self.grid, depth) for name, config in sampling.methods.items()]
         super().__init__(sampling, patch, subsets_of(self.grid, axis), axis, methods=methods)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -19,9 +18,8 @@ from ..engine.placement.errors import ErrorModel
 from ..engine.placement.path import cheapest
 from ..engine.prediction.forecast import prediction_type
 from ..engine.profile import Profile, Recorder, write_profile
-from ..engine.time_axis import DIFFUSION, FLOW, TimeAxis
 from .profiles import own_profile, path_of
-from .run import KEY
+from .run import KEY, axis_of
 from .sampler import sampler_response
 
 RECORDING = "highlight_diffusion_profile"  # key of the wrapper that takes a dense run down
@@ -42,11 +40,6 @@ class Pictures:
     sampler: Any
     sigmas: Tensor
     count: int
-
-
-def axis_of(model: ModelPatcher) -> TimeAxis:
-    """How a model mixes signal and noise."""
-    return FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
 
 
 def euler() -> Any:

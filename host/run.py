@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management
+import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from ..engine.region.regions import UserMasks
 from ..engine.region.tracking import MakeCaches
 from ..engine.run import SamplingRun
 from ..engine.setup import start_run
-from ..engine.time_axis import DIFFUSION, TimeAxis
+from ..engine.time_axis import DIFFUSION, FLOW, TimeAxis
 from ..engine.trace import RunRecord
 from . import ip_adapter
 from .call import ModelCall
@@ -192,6 +193,11 @@ class ModelRun:
         """Whether a cond is a positive one: by the guider's own name for it, else by the order of CFGGuider."""
         named = getattr(self.guider, "conds", {}).get("positive")
         return any(c.get("uuid") == uuid for c in named) if named else index == 0
+
+
+def axis_of(model: ModelPatcher) -> TimeAxis:
+    """How a model mixes signal and noise."""
+    return FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
 
 
 def ran_out(error: RuntimeError) -> bool:
