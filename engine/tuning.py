@@ -29,6 +29,15 @@ FLOW_PACE_SHARE = 3
 FLOW_LEAST_PACE = 2.0  # below it nothing would be saved; no pace that the user set higher falls below it
 FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the start, more of them in fewer steps than the third
 
+# -- placement by the shortest path; python run.py paths -----------------------------------------------------------------
+PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more
+LONGEST_GAP = 12  # steps; longer ones are not looked at
+DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
+# Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of
+# four 0.16 to 0.28.
+UNDECIDED = 0.15
+CARRIED = 0.6  # of what a normal distribution would leave; by single gaps 0.2 to 1.4 of it, half on average
+
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
 SHALLOW_WARMUP = 1
 SHALLOW_GROWTH_FROM, SHALLOW_GROWTH_SCALE, SHALLOW_LEAST_GROWTH = 5, 6, 0.5  # growth of gaps: (pace - 5) / 6, at least 0.5
