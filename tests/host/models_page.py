@@ -25,11 +25,16 @@ USED: tuple[tuple[str, float, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-def saved_on(name: str, family: str, run: RunRecord, why: Mapping[str, str]) -> str:
-    """The row of a class, by what happened in its run. why: what a class lacks more for."""
+def merges(run: RunRecord) -> bool:
+    """Whether tokens were merged in a run."""
+    return any(e.merged is not None for e in run.evaluations)
+
+
+def saved_on(name: str, family: str, run: RunRecord, merging: RunRecord, why: Mapping[str, str]) -> str:
+    """The row of a class, by what happened in its run, and in one with merging. why: what a class lacks more for."""
     saved = [
         *(["time"] if run.count("skipped") else []), *(["part"] if run.count("partial") else []),
-        *(["merged"] if any(e.merged is not None for e in run.evaluations) else []),
+        *(["merged"] if merges(merging) else []),
     ]  # fmt: skip
     return f"| {name} | {family or '-'} | {', '.join(saved)} | {why.get(name, '')} |"
 
