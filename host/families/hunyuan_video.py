@@ -26,6 +26,6 @@ FAMILY = replace(
     network=("comfy.ldm.hunyuan_video.model.HunyuanVideo",),
     orders=orders,
     patch=lambda network: network.patch_size[-1],
-    # up to 0.8 at least ComfyUI had the image before the text in the single blocks
-    supports=lambda network: not any(getattr(block, "flipped_img_txt", False) for block in network.single_blocks),
+    # up to 0.8 at least ComfyUI had the image before the text
+    supports=lambda network: not any(getattr(block, "flipped_img_txt", False) for block in flux.blocks(network)),
 )

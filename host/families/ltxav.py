@@ -9,8 +9,7 @@ from .base import Call
 
 
 def gather_inputs(block, args, kwargs, gather: Gather):
-    table, *kind = kwargs["v_pe"]
-    kwargs["v_pe"] = (gather.positions(table, 1), *kind)
+    kwargs["v_pe"] = ltxv.gathered(kwargs["v_pe"], gather)
     return args, kwargs
 
 

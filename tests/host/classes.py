@@ -9,6 +9,7 @@ from unittest import mock
 
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
 
 from . import tiny
 from .tiny import Tiny, build, unet_config
@@ -147,8 +148,9 @@ RADIANCE = dict(
     out_dim=64, hidden_dim=64, n_layers=2, txt_ids_dims=[], vec_in_dim=None, nerf_hidden_size=16, nerf_mlp_ratio=2,
     nerf_depth=1,
     nerf_max_freqs=4, nerf_tile_size=512, nerf_final_head_type="linear", nerf_embedder_dtype=torch.float32, use_x0=False,
-    use_sequential_txt_ids=False,
 )  # fmt: skip
+if "use_sequential_txt_ids" in ChromaRadianceParams.__dataclass_fields__:  # not in the oldest ComfyUI
+    RADIANCE["use_sequential_txt_ids"] = False
 Z_PIXEL = dict(
     image_model="zimage_pixel", patch_size=4, in_channels=3, cap_feat_dim=64, n_layers=3, qk_norm=True, dim=256, n_heads=16,
     n_kv_heads=16, axes_dims=[4, 6, 6], axes_lens=[300, 512, 512], rope_theta=256.0, ffn_dim_multiplier=1.0, multiple_of=32,

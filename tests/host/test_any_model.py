@@ -38,8 +38,10 @@ def sampled(model: tiny.Tiny, patcher, **kwargs) -> torch.Tensor:
 
 def small(model: tiny.Tiny) -> dict:
     """A small frame and few words, where a model lets them be chosen."""
-    words = 77 if type(model.patcher.model).__name__ == "HunyuanDiT" else 20
+    kind = type(model.patcher.model).__name__
+    words = 77 if kind == "HunyuanDiT" else 20
     size = {"size": (8, 8)} if model.size == tiny.Tiny.size else {}
+    size |= {"cfg": 3.0} if kind == "Hunyuan3Dv2_1" else {}  # which cannot do without, up to 0.8 at least
     return {"positive": tiny.cond(model, 1, words), "negative": tiny.cond(model, 2, words), **size}
 
 
@@ -62,7 +64,7 @@ def test_every_class_samples_with_both_nodes(request, name):
     assert torch.isfinite(vanilla).all() and vanilla.std() > 0
     assert torch.equal(sampled(model, both(model.patcher, Trace(), *OFF), steps=2), vanilla)
     patched = both(model.patcher, trace, HighlightConfig(max_area=1.0), SDTMConfig(r=0.5, protect_steps=4), corner(model))
-    latent = tiny.sample(model, patched, steps=STEPS, cfg=1.0, **small(model))
+    latent = tiny.sample(model, patched, **{"steps": STEPS, "cfg": 1.0, **small(model)})
     first, again = told(latent), sampled(model, patched)
     assert len(HighlightMaskPreview.execute(trace, 0, 5, samples={"samples": latent}).args[0]) == STEPS // 5
     run = trace.last
@@ -178,10 +180,11 @@ def test_classes_drawn_at_random_under_settings_drawn_at_random(case):
     assert all(e.reason for e in trace.last.evaluations)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if "CausalAR" in name])
-def test_a_sampler_that_keeps_earlier_frames_computes_everything(name):
+def test_a_sampler_that_keeps_earlier_frames_computes_everything():
     """Its model renews keys and values at each call, which a forecast would leave as they were."""
-    model = CLASSES[name]()
+    if "WAN21_CausalAR_T2V" not in CLASSES:
+        return  # a newer ComfyUI's
+    model = CLASSES["WAN21_CausalAR_T2V"]()
     patched = both(model.patcher, trace := Trace())
     settings = {"sampler": comfy.samplers.ksampler("ar_video", {"num_frame_per_block": 3}), "steps": 6}
     latents = [custom(model, patcher, **settings) for patcher in (model.patcher, patched)]

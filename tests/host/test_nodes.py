@@ -112,9 +112,9 @@ def test_a_model_that_is_not_known_samples_and_is_named():
 
 
 def test_hunyuan_video_of_comfyui_0_8_is_forecast():
-    """Its single blocks have the image before the text, which no part could be computed of."""
+    """Its blocks have the image before the text, which no part could be computed of: the double ones say so in 0.8.0."""
     old = tiny.hunyuan_video()
-    old.patcher.model.diffusion_model.single_blocks[0].flipped_img_txt = True
+    old.patcher.model.diffusion_model.double_blocks[0].flipped_img_txt = True
     patcher, trace = HighlightDiffusion.execute(model=old.patcher, **DEFAULTS).result
     with suppress(Exception):  # this ComfyUI's forward wants the other order
         tiny.sample(old, patcher, steps=1)
