@@ -35,3 +35,8 @@ def test_a_flow_is_placed_where_the_same_share_of_noise_is_placed_otherwise(sigm
 def test_a_flow_starts_at_a_finite_place_near_its_second_step():
     """Without a ceiling above 1 it would start infinitely far from all that follows."""
     assert FLOW.half_log_snr(0.98) - FLOW.half_log_snr(1.0) == pytest.approx(math.log(2 / 0.98))
+
+
+def test_a_sigma_above_a_flow_s_start_has_a_finite_place_before_it():
+    """As in a schedule that was typed by hand, which once failed there."""
+    assert math.isfinite(FLOW.half_log_snr(14.6)) and FLOW.half_log_snr(14.6) < FLOW.half_log_snr(1.0)
