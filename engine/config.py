@@ -90,6 +90,9 @@ class HighlightConfig:
     control: whether partial evaluations reuse the residuals of control nets from dense ones or run the nets anew; "auto"
     reuses those of the host's own nets.
     revise: at each computed evaluation make up for what the forecasts before it got wrong.
+    speed: how many times fewer evaluations are to be dense, placed by the shortest path; 0 leaves it to pace and interval.
+    fidelity: least signal-to-noise ratio, in decibels, that the result is expected to have, with as few dense evaluations as
+    that takes; 0 for none. Where a speed is given too, the slower of both counts.
     """
 
     pace: float = PACES["balanced"]
@@ -108,6 +111,8 @@ class HighlightConfig:
     memory: Memory = "device"
     control: Control = "auto"
     revise: bool = True
+    speed: float = 0.0
+    fidelity: float = 0.0
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -136,8 +141,17 @@ class HighlightConfig:
             raise ValueError(f"halo is {self.halo}; it must be 0 or more cells")
         if self.levels < 0:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
+        if self.speed != 0 and not 1 <= self.speed < float("inf"):
+            raise ValueError(f"speed is {self.speed}; it must be a finite number, 1 or more, or 0 to leave it to the preset")
+        if not 0 <= self.fidelity < float("inf"):
+            raise ValueError(f"fidelity is {self.fidelity}; it must be a finite number of decibels, or 0 for no limit")
         if not 1 <= self.pace < float("inf"):
             raise ValueError(f"pace is {self.pace}; it must be a finite number, 1 or more")
+
+    @property
+    def by_path(self) -> bool:
+        """Whether dense evaluations are placed by the shortest path."""
+        return self.interval is None and (self.speed > 0 or self.fidelity > 0)
 
     @property
     def active(self) -> bool:

@@ -9,12 +9,14 @@ from .extrapolation import PredictionType
 from .method import Method
 from .partial.cache import ActivationCache
 from .placement.context import Context
+from .placement.errors import ErrorModel
 from .placement.noise import renewed
 from .placement.plan import Plan, regional_pays
 from .placement.shallow import shallow_pays
 from .placement.traits import SamplerTraits
 from .prediction.forecast import Forecasts, prediction_type
 from .prediction.response import ImpulseResponse
+from .profile import Profile
 from .region.regions import UserMasks
 from .region.tracking import MakeCaches, RegionTracker
 from .run import SamplingRun
@@ -31,7 +33,7 @@ def start_run(
     config: HighlightConfig, record: RunRecord, align: int, make_caches: MakeCaches, *, axis: TimeAxis = DIFFUSION,
     sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: UserMasks | None = None,
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
-    shallow: ActivationCache | None = None, methods: Sequence[Method] = (),
+    shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -40,7 +42,7 @@ def start_run(
     user's. respond: gives the sampler's impulse response, by which a computed evaluation makes up for the forecasts before it.
     fresh_noise: gives how much of the noise the sampler makes anew in each step, None where that cannot be measured.
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
-    evaluations.
+    evaluations. profile: the model's, None where nothing is known of it.
     """
     masks = masks or UserMasks()
     traits = SamplerTraits.of(record.sampler)
@@ -55,9 +57,12 @@ def start_run(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, bool(masks)),
         _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
+        ErrorModel(sigmas, profile, prediction, response, config.revise) if profile and sigmas else None,
     )  # fmt: skip
+    plan = Plan(context)
+    record.expected_error = plan.expected
     return SamplingRun(RunState(
-        config, record, Plan(context), Forecasts(prediction, response, axis, config.predictor),
+        config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),
     ))  # fmt: skip
 
@@ -75,7 +80,7 @@ def _wants_regional(
     """Whether longer gaps get a regional evaluation: as the user wants, with a mask, or where it pays."""
     if config.correct != "auto":
         return config.correct == "always"
-    return masked or regional_pays(steps, traits.noisy, None if response is None else response.one_step, axis)
+    return masked or not config.by_path and regional_pays(steps, traits.noisy, None if response is None else response.one_step, axis)
 
 
 def _wants_shallow(config: HighlightConfig, steps: int, noisy: bool, masked: bool, possible: bool) -> bool:

@@ -29,6 +29,11 @@ FLOW_PACE_SHARE = 3
 FLOW_LEAST_PACE = 2.0  # below it nothing would be saved; no pace that the user set higher falls below it
 FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the start, more of them in fewer steps than the third
 
+# -- placement by the shortest path; python run.py paths -----------------------------------------------------------------
+PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more
+LONGEST_GAP = 16  # steps; longer ones are not looked at
+DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
+
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
 SHALLOW_WARMUP = 1
 SHALLOW_GROWTH_FROM, SHALLOW_GROWTH_SCALE, SHALLOW_LEAST_GROWTH = 5, 6, 0.5  # growth of gaps: (pace - 5) / 6, at least 0.5

@@ -11,6 +11,7 @@ from ..config import HighlightConfig
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
 from ..tuning import NOISY_PACE, REGIONAL_GAP, REGIONAL_PACE
+from .errors import ErrorModel
 from .traits import SamplerTraits
 
 
@@ -34,6 +35,7 @@ class Context:
     sigmas: of the steps, descending, the final 0 left out. first, last: the steps between which (both included) anything but
     dense evaluations is allowed. regional: whether longer gaps get a regional evaluation. shallow: whether gaps are filled with
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
+    errors: what plans are expected to cost, None where nothing is known of the model.
     """
 
     sigmas: tuple[float, ...]
@@ -45,18 +47,20 @@ class Context:
     regional: bool = True
     shallow: bool = False
     renewed: tuple[float, ...] = ()
+    errors: ErrorModel | None = None
 
     @classmethod
     def of(
         cls, sigmas: Sequence[float], config: HighlightConfig, sampler: str = "euler", axis: TimeAxis = DIFFUSION,
         first: int = 0, last: int | None = None, regional: bool | None = None, shallow: bool = False,
-        renewed: Sequence[float] = (),
+        renewed: Sequence[float] = (), errors: ErrorModel | None = None,
     ) -> Context:  # fmt: skip
         """The context of a schedule under a sampler, over all of its steps and with regional evaluations unless the config
         or the arguments say otherwise."""
         last = len(sigmas) - 1 if last is None else last
         regional = config.correct != "never" if regional is None else regional
-        return cls(tuple(sigmas), config, first, last, SamplerTraits.of(sampler), axis, regional, shallow, tuple(renewed))
+        traits = SamplerTraits.of(sampler)
+        return cls(tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors)
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from ..tuning import (
     FLOW_WARMUP_SHORT,
     LONG_SCHEDULE,
     NOISY_SHALLOW_WARMUP,
+    PATH_WARMUP,
     REGIONAL_GAP,
     SHALLOW_WARMUP,
     SHORT_FLOW,
@@ -27,10 +28,13 @@ from .flow import FlowGaps
 from .interval import Intervals
 from .log_sigma import LogSigmaGaps
 from .noise import hold_to_noise
+from .path import ShortestPath
 from .shallow import ShallowGaps
 
 # The first that suits is used.
-PLACEMENTS: tuple[Placement, ...] = (AdaptivePlacement(), ShallowGaps(), Intervals(), FlowGaps(), LogSigmaGaps())
+PLACEMENTS: tuple[Placement, ...] = (
+    AdaptivePlacement(), ShallowGaps(), Intervals(), ShortestPath(), FlowGaps(), LogSigmaGaps(),
+)  # fmt: skip
 STEP_TOLERANCE = 1e-4  # relative: samplers may nudge a sigma
 
 
@@ -40,6 +44,8 @@ def warm_up(context: Context) -> int:
     config = context.config
     if config.warmup:
         return config.warmup
+    if ShortestPath().suits(context):
+        return PATH_WARMUP
     if context.axis.is_flow:
         return FLOW_WARMUP_SHORT if context.steps < SHORT_FLOW else FLOW_WARMUP
     if context.shallow:
@@ -74,6 +80,14 @@ def make_plan(context: Context) -> list[PlannedStep]:
     return hold_to_noise(plan, context) if context.ends_gaps_by_noise else plan
 
 
+def expected_error(context: Context, plan: Sequence[PlannedStep]) -> float | None:
+    """What the result of a plan is expected to lack, in decibels (`ErrorModel.of`); None where that is not known."""
+    kinds = {step.kind for step in plan}
+    if context.errors is None or kinds - {"dense", "skipped"} or context.config.interval == ADAPTIVE:
+        return None
+    return context.errors.of([i for i, step in enumerate(plan) if step.kind == "dense"])
+
+
 def inactive_because(config: HighlightConfig) -> str:
     """Why an inactive config computes every evaluation."""
     return "interval 1" if config.enabled else "off"
@@ -85,6 +99,7 @@ class Plan:
     def __init__(self, context: Context):
         self.steps, self.regional = make_plan(context), context.regional
         self.tail = context.traits.dense_tail
+        self.expected = expected_error(context, self.steps)
         self.adaptive = AdaptiveGaps(context.config.pace) if context.config.interval == ADAPTIVE else None
         regional = set(range(context.last)) if self.adaptive and self.regional else self._before("partial")
         self._recorded = {"partial": regional, "shallow": self._before("shallow")}

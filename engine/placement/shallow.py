@@ -34,7 +34,7 @@ def shallow_pays(steps: int, noisy: bool, config: HighlightConfig) -> bool:
     """Whether shallow evaluations are worth more than forecasts: in short schedules, from the pace on at which forecasts
     would have to reach too far, and in any schedule under fresh noise. They are not where the user asked for forecasts that the
     highlight corrects, or for gaps of a length."""
-    wanted = config.interval is not None or config.correct == "always"
+    wanted = config.interval is not None or config.correct == "always" or config.by_path
     return not wanted and (noisy or (steps < LONG_SCHEDULE and config.pace >= SHALLOW_PACE))
 
 

@@ -1,0 +1,88 @@
+"""The cheapest way through the schedule: which steps are dense, by a shortest path over gaps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..tuning import REGIONAL_GAP
+from .context import FORECAST, Context, PlannedStep, filled
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The best plans of a schedule, one for every number of dense steps.
+
+    dense: the dense steps of each plan, fewest first. errors: the mean square of the result's error that each has.
+    """
+
+    dense: tuple[tuple[int, ...], ...]
+    errors: tuple[float, ...]
+
+
+def cheapest(costs: np.ndarray, start: int, end: int) -> Paths:
+    """All plans from `start`, which is dense as the step before it is, to `end`, the first step after the free ones.
+
+    costs: of the gap from a to b with p dense before it, as [a, a - p - 1, b - a - 1]; infinite where there is none. By
+    dynamic programming over the last two dense steps and the number of dense ones.
+    """
+    longest, most = costs.shape[1], end - start
+    best = np.full((end + 1, most + 1, longest), np.inf)  # [a, dense steps after start, a - p - 1]
+    came = np.zeros((end + 1, most + 1, longest), dtype=int)  # the gap before that one
+    best[start, 0, 0] = 0.0
+    for a in range(start, end):
+        count = min(longest, end - a)
+        through = best[a, :, :, None] + costs[a, None, :, :count]
+        gap = through.argmin(1)
+        value = np.take_along_axis(through, gap[:, None], 1)[:, 0]
+        for d in range(count):
+            shift = int(a + d + 1 < end)  # the end is not counted
+            best[a + d + 1, shift:, d] = value[: most + 1 - shift, d]
+            came[a + d + 1, shift:, d] = gap[: most + 1 - shift, d]
+    plans, errors = [], []
+    for count in range(most):
+        gap = int(best[end, count].argmin())
+        if np.isfinite(best[end, count, gap]):
+            plans.append(_followed(came, start, end, count, gap))
+            errors.append(float(best[end, count, gap]))
+    return Paths(tuple(plans), tuple(errors))
+
+
+def _followed(came: np.ndarray, start: int, end: int, count: int, gap: int) -> tuple[int, ...]:
+    """The dense steps after `start` that lead to `end`."""
+    steps: list[int] = []
+    at = end
+    while at > start:
+        at, gap, count = at - gap - 1, int(came[at, count, gap]), count - int(at < end)
+        steps.append(at)
+    return tuple(sorted(set(steps) - {start}))
+
+
+def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
+    """The plan that the config asks for: with as many dense steps as its speed leaves, and with as many more as its limit of
+    the error takes; the densest where none is good enough."""
+    config, errors = context.config, context.errors
+    dense_anyway = context.steps - (context.last - start)
+    allowed = round(context.steps / config.speed) - dense_anyway if config.speed else 0
+    for dense, error in zip(paths.dense, paths.errors, strict=True):
+        good = errors is None or not config.fidelity or errors.decibels(error) >= config.fidelity
+        if good and len(dense) >= allowed:
+            return dense
+    return tuple(range(start + 1, context.last + 1))
+
+
+class ShortestPath:
+    """Gaps by the expected error of the result."""
+
+    def suits(self, context: Context) -> bool:
+        return context.config.by_path and context.errors is not None
+
+    def place(self, context: Context, start: int) -> list[PlannedStep]:
+        if context.errors is None or start >= context.last:
+            return [PlannedStep("dense", "last steps")] * (context.last - start)
+        dense = chosen(cheapest(context.errors.costs, start, context.last + 1), context, start)
+        ends = [start, *dense, context.last + 1]
+        gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)

@@ -1,0 +1,50 @@
+"""Profile a Model: measures how a model's predictions bend along the schedule."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.profiles import SAMPLERS, SCHEDULERS, profile_model
+from .types import CATEGORY, aliases
+
+
+class HighlightProfile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HighlightProfile",
+            display_name="Profile a Model",
+            category=CATEGORY,
+            description="Samples a few pictures as they are and keeps how this model's predictions bend along the schedule, so "
+            "that Highlight Diffusion knows where to compute. Once for each model is enough; further runs add up.",
+            **aliases("calibrate", "measure", "speed", "fidelity"),
+            inputs=[
+                io.Model.Input("model", tooltip="The model as it will be used."),
+                io.Conditioning.Input("positive", tooltip="A prompt of the kind that will be used."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the size that will be used; the first is sampled."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    tooltip="Of the first picture's noise; each further one has the next.",
+                ),
+                io.Int.Input("steps", default=30, min=4, max=100, tooltip="30 serve every other number of steps too."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As it will be used."),
+                io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="euler serves all samplers."),
+                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="One serves all schedulers."),
+                io.Int.Input("pictures", default=4, min=1, max=16, tooltip="How many pictures to sample. Four are enough."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model as it came in; every Highlight node finds its profile."),
+                io.String.Output(display_name="report", tooltip="Where the profile is kept, and what speeds are expected to cost."),
+            ],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: io.Model.Type, positive: Any, negative: Any, latent_image: dict, seed: int, steps: int, cfg: float,
+        sampler_name: str, scheduler: str, pictures: int,
+    ) -> io.NodeOutput:  # fmt: skip
+        settings = (positive, negative, latent_image["samples"], seed, steps, cfg, sampler_name, scheduler, pictures)
+        told = profile_model(model, *settings)
+        return io.NodeOutput(model, told, ui={"text": (told,)})
