@@ -66,6 +66,7 @@ COMMANDS = {
     "judge": Command("counts the prompts that the demo models draw right", "bench.judge"),
     "workflows": Command("writes the workflows of the template browser and their thumbnails", "tools.workflows"),
     "locales": Command("writes locales/en from the nodes and says what other languages lack", "tools.locales"),
+    "profiles": Command("writes the bundled profiles, of the demo models", "tools.profiles"),
     "screenshots": Command("writes the pictures of the README and of the help pages", "tools.screenshots", browser=True),
     "train": Command("trains a demo model: denoiser, control, image_prompt or vae; export ships it", "tools.train"),
 }  # fmt: skip

@@ -23,6 +23,7 @@ from ..engine.partial.patching import patched_forward
 from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
 from ..engine.partial.unet_window import shallow_window, windows_of
 from ..engine.prediction.response import ImpulseResponse, impulse_response
+from ..engine.profile import bundled
 from ..engine.region.heatmap import HeatmapAccumulator, grid_of, token_maps
 from ..engine.region.tracking import MakeCaches
 from ..engine.setup import start_run
@@ -165,6 +166,7 @@ def sample(
     run = start_run(
         config, record, parts.align, parts.make_caches, axis=model.axis, respond=respond, shallow=parts.shallow,
         methods=[] if merging is None else [model.merging(merging, noise.shape, sigmas)],
+        profile=bundled(model.axis),
     )  # fmt: skip
 
     def denoise(x: Tensor, sigma: float) -> Tensor:

@@ -145,13 +145,27 @@ class HighlightConfig:
             raise ValueError(f"speed is {self.speed}; it must be a finite number, 1 or more, or 0 to leave it to the preset")
         if not 0 <= self.fidelity < float("inf"):
             raise ValueError(f"fidelity is {self.fidelity}; it must be a finite number of decibels, or 0 for no limit")
+        if self.speed or self.fidelity:
+            self._check_path()
         if not 1 <= self.pace < float("inf"):
             raise ValueError(f"pace is {self.pace}; it must be a finite number, 1 or more")
+
+    def _check_path(self) -> None:
+        """Whoever asks for a speed or a fidelity leaves the gaps to the path."""
+        asked = f"speed is {self.speed}" if self.speed else f"fidelity is {self.fidelity}"
+        if self.interval is not None:
+            raise ValueError(
+                f"{asked}, but the interval says where evaluations are dense; set it to auto, or {asked.split()[0]} to 0"
+            )
+        if self.shallow == "always":
+            raise ValueError(
+                f"{asked}, but shallow is always, whose gaps go by the pace; set it to auto, or {asked.split()[0]} to 0"
+            )
 
     @property
     def by_path(self) -> bool:
         """Whether dense evaluations are placed by the shortest path."""
-        return self.interval is None and (self.speed > 0 or self.fidelity > 0)
+        return self.speed > 0 or self.fidelity > 0
 
     @property
     def active(self) -> bool:

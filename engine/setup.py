@@ -80,7 +80,9 @@ def _wants_regional(
     """Whether longer gaps get a regional evaluation: as the user wants, with a mask, or where it pays."""
     if config.correct != "auto":
         return config.correct == "always"
-    return masked or not config.by_path and regional_pays(steps, traits.noisy, None if response is None else response.one_step, axis)
+    if config.by_path:
+        return masked
+    return masked or regional_pays(steps, traits.noisy, None if response is None else response.one_step, axis)
 
 
 def _wants_shallow(config: HighlightConfig, steps: int, noisy: bool, masked: bool, possible: bool) -> bool:

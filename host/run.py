@@ -35,6 +35,7 @@ from .call import ModelCall
 from .context_windows import IN_USE, in_windows
 from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
 from .live import Live
+from .profiles import profile_of
 from .sampler import sampler_noise, sampler_response
 from .words import weights_of
 
@@ -94,6 +95,7 @@ class ModelRun:
             sigma_range=sampling.sigma_range(sampling.config), methods=methods,
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
+            profile=profile_of(sampling.model, axis) if sampling.config.active else None,
         )  # fmt: skip
         self.engine.state.picture = self.first_of
         self.words: dict[Any, TokenWeights | None] = {}

@@ -6,6 +6,7 @@ from ..host.demo import show_adapters
 from .demo import HighlightDemoModel
 from .highlight import HighlightDiffusion
 from .preview import HighlightMaskPreview
+from .profile import HighlightProfile
 from .report import HighlightReport
 from .sdtm import HighlightSDTM
 from .words import HighlightWords
@@ -18,4 +19,5 @@ class HighlightExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             HighlightDiffusion, HighlightSDTM, HighlightWords, HighlightMaskPreview, HighlightReport, HighlightDemoModel,
+            HighlightProfile,
         ]  # fmt: skip

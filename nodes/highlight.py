@@ -113,6 +113,16 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="On UNets, fill gaps with evaluations of the outermost blocks instead of forecasts. auto: in short "
                     "schedules, where that was measured to be worth its cost.",
                 ),
+                io.Float.Input(
+                    "speed", default=0.0, min=0.0, max=20.0, step=0.1, optional=True, extra_dict=ADVANCED,
+                    tooltip="How many times fewer evaluations are computed in full, placed where the model's "
+                    "profile says that they matter most; at least 1. 0 leaves it to preset, pace or fidelity.",
+                ),
+                io.Float.Input(
+                    "fidelity", default=0.0, min=0.0, max=100.0, step=1.0, optional=True, extra_dict=ADVANCED,
+                    tooltip="Least signal-to-noise ratio to the unaccelerated latent, in decibels, to be expected, with as "
+                    "few evaluations computed in full as that takes. 0 for no limit.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, sampling with Highlight Diffusion."),
@@ -136,12 +146,13 @@ class HighlightDiffusion(io.ComfyNode):
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float,
         forecast: ForecastOf, mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
         memory: Memory = "device", control: Control = "auto", shallow: When = "auto",
+        speed: float = 0.0, fidelity: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
             start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
             levels=levels, max_area=max_area, forecast=forecast, shallow=shallow, memory=memory, control=control,
-            enabled=enabled,
+            enabled=enabled, speed=speed, fidelity=fidelity,
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")

@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.profiles import SAMPLERS, SCHEDULERS, profile_model
-from .types import CATEGORY, aliases
+from ..host.profiling import Pictures, default_sigmas, euler, profile_model
+from .types import ADVANCED, CATEGORY, aliases
 
 
 class HighlightProfile(io.ComfyNode):
@@ -27,24 +27,33 @@ class HighlightProfile(io.ComfyNode):
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                     tooltip="Of the first picture's noise; each further one has the next.",
                 ),
-                io.Int.Input("steps", default=30, min=4, max=100, tooltip="30 serve every other number of steps too."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As it will be used."),
-                io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="euler serves all samplers."),
-                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="One serves all schedulers."),
                 io.Int.Input("pictures", default=4, min=1, max=16, tooltip="How many pictures to sample. Four are enough."),
+                io.Int.Input(
+                    "steps", default=30, min=4, max=100, extra_dict=ADVANCED, tooltip="30 serve every other number of steps too.",
+                ),
+                io.Sampler.Input(
+                    "sampler", optional=True, extra_dict=ADVANCED,
+                    tooltip="euler without one, which serves all samplers that add no noise.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas", optional=True, extra_dict=ADVANCED,
+                    tooltip="Instead of steps; without any the model's usual ones, which serve all schedulers.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model as it came in; every Highlight node finds its profile."),
-                io.String.Output(display_name="report", tooltip="Where the profile is kept, and what speeds are expected to cost."),
+                io.String.Output(display_name="report", tooltip="Where the profile is kept, and what is expected of speeds."),
             ],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, positive: Any, negative: Any, latent_image: dict, seed: int, steps: int, cfg: float,
-        sampler_name: str, scheduler: str, pictures: int,
+        cls, model: io.Model.Type, positive: Any, negative: Any, latent_image: dict, seed: int, cfg: float, pictures: int,
+        steps: int, sampler: Any = None, sigmas: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
-        settings = (positive, negative, latent_image["samples"], seed, steps, cfg, sampler_name, scheduler, pictures)
-        told = profile_model(model, *settings)
+        schedule = default_sigmas(model, steps) if sigmas is None else sigmas
+        sampled = Pictures(positive, negative, latent_image["samples"], seed, cfg, sampler or euler(), schedule, pictures)
+        told = profile_model(model, sampled)
         return io.NodeOutput(model, told, ui={"text": (told,)})

@@ -58,16 +58,17 @@ def gaps(
     exists = before >= 0
     older, inside = np.clip(before, 0, n - 1), np.clip(after, 0, n - 1)
     time = np.array([axis.half_log_snr(sigma) for sigma in sigmas])
-    points = np.moveaxis(values, 1, 0)  # (n, runs, features)
+    points = np.moveaxis(values, 1, 0).astype(np.float32)  # (n, runs, features)
     pull = _pull(moves, a, after, n)  # [a, b, k]
     along = (time[inside] - time[:, None])[:, None, :]  # [a, 1, k]
     spacing = np.where(exists, time[:, None] - time[older], 1.0)[:, :, None]  # [a, p, 1]
     share = _shares(sigmas, older, exists, prediction, axis)
     slope = share[:, :, None] * np.clip(along / spacing, 0, MAX_EXTRAPOLATION)  # [a, p, k]
-    held = np.einsum("adk,akrf->adrf", pull, points[:, None] - points[inside])  # what no slope at all would leave
+    lost = (points[:, None] - points[inside]).reshape(n, longest, -1)
+    held = (pull @ lost).reshape(n, longest, *points.shape[1:])  # how far the state is off by forecasts that do not slope
     rise = points[:, None] - points[older]  # [a, p, runs, features]
     cross = _products(rise, held)  # [a, p, b, runs]
-    s = np.einsum("adk,agk->agd", pull, slope)[..., None]
+    s = (slope @ pull.swapaxes(1, 2))[..., None]
     held2, rise2 = (held**2).sum(-1)[:, None], (rise**2).sum(-1)[:, :, None]
     drift = held2 + 2 * s * cross + s**2 * rise2
     kept = drift

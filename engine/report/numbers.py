@@ -21,8 +21,8 @@ class Fallback(TypedDict):
 class Report(TypedDict):
     """`ratio`: how many times longer the run would have taken dense; None, as `dense_seconds`, where nothing tells.
     `planned` counts what the plan wanted, `evaluations` what was done. `not_finite` names the first evaluation that was
-    not, and is empty where all were. `idle` says why nothing was saved; None where something was. `limits`: what cannot be
-    saved on this model, and why."""
+    not, and is empty where all were. `expected_error` is the plan's, in decibels, None where that is not known. `idle` says why
+    nothing was saved; None where something was. `limits`: what cannot be saved on this model, and why."""
 
     sampler: str
     shape: list[int]
@@ -38,6 +38,7 @@ class Report(TypedDict):
     preview_ms: float
     highlight: str
     not_finite: str
+    expected_error: float | None
     fallbacks: list[Fallback]
     idle: str | None
     limits: list[str]
@@ -79,8 +80,9 @@ def report(run: RunRecord) -> Report:
         evaluations={kind: run.count(kind) for kind in KINDS},
         mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
-        highlight=run.highlight_reason, not_finite=run.not_finite_in_words, fallbacks=fallbacks(run), idle=_idle(run),
-        limits=list(run.limits),
+        highlight=run.highlight_reason, not_finite=run.not_finite_in_words,
+        expected_error=None if run.expected_error is None else round(run.expected_error, 2), fallbacks=fallbacks(run),
+        idle=_idle(run), limits=list(run.limits),
     )  # fmt: skip
 
 
@@ -114,6 +116,8 @@ def as_text(told: Report) -> str:
         lines.append(f"tokens merged where any were: {told['mean_merged']:.0%}")
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")
     lines.append(f"region: {told['highlight']}")
+    if told["expected_error"] is not None:
+        lines.append(f"expected signal-to-noise ratio to the dense run: {told['expected_error']:.1f} dB")
     if told["not_finite"]:
         lines.append(f"{told['not_finite']}: nothing was saved after it")
     lines += [f"fall-back, {f['count']} times {f['kind']} instead of {f['planned']}: {f['reason']}" for f in told["fallbacks"]]

@@ -10,7 +10,7 @@ MOST_ATTRIBUTES, MOST_LINES, MOST_DECISIONS, LONGEST_LOOP = 12, 200, 10, 180
 RECORDS = {"HighlightConfig", "SDTMConfig", "Evaluation", "RunRecord", "Report"}
 # What is on a floor of the engine may import from its own and from those above it in this list.
 FLOORS = (
-    {"config", "trace", "tuning", "time_axis", "extrapolation", "stopwatch", "finite"},
+    {"config", "trace", "tuning", "time_axis", "extrapolation", "stopwatch", "finite", "profile"},
     {"placement", "prediction", "partial"},
     {"region"},
     {"job", "method", "merging", "report"},

@@ -1,0 +1,121 @@
+"""Makes profiles of the user's own models, by sampling a few pictures densely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..engine.placement.errors import ErrorModel
+from ..engine.placement.path import cheapest
+from ..engine.prediction.forecast import prediction_type
+from ..engine.profile import Profile, Recorder, write_profile
+from ..engine.time_axis import DIFFUSION, FLOW, TimeAxis
+from .profiles import own_profile, path_of
+from .run import KEY
+from .sampler import sampler_response
+
+RECORDING = "highlight_diffusion_profile"  # key of the wrapper that takes a dense run down
+OURS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
+SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)  # of which a report tells the expected error
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is sampled for a profile: conditioning, latent (B, C, ...) of which the first is sampled, the seed of the first
+    picture, CFG, ComfyUI's sampler and sigmas, and how many pictures, each with the next seed."""
+
+    positive: Any
+    negative: Any
+    latent: Tensor
+    seed: int
+    cfg: float
+    sampler: Any
+    sigmas: Tensor
+    count: int
+
+
+def axis_of(model: ModelPatcher) -> TimeAxis:
+    """How a model mixes signal and noise."""
+    return FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
+
+
+def euler() -> Any:
+    """ComfyUI's sampler of Euler's method."""
+    return comfy.samplers.sampler_object("euler")
+
+
+def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:
+    """A schedule of the scheduler that is usual for the kind of model."""
+    scheduler = "simple" if axis_of(model).is_flow else "normal"
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+
+
+def _recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+    """A clone of `model` without the pack's methods, whose next dense run `recorder` takes down."""
+
+    def record(executor: Any, own: Any, conds: Any, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
+        outputs = executor(own, conds, x, timestep, options)
+        recorder.add(x, outputs, float(timestep.flatten()[0]))
+        return outputs
+
+    clone = model.clone()
+    for kind in OURS:
+        clone.remove_wrappers_with_key(kind, KEY)
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, RECORDING, record)
+    return clone
+
+
+def make_profile(model: ModelPatcher, pictures: Pictures) -> Profile:
+    """Sample pictures densely and add them to the model's profile, after each of them, so that an interrupt loses only the one
+    under way. Returns the profile. Raises ProfileError where the model has a file that cannot be read."""
+    path, profile = path_of(model), own_profile(model) or Profile((), axis_of(model), type(model.model).__name__)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    steps = len(pictures.sigmas) - 1
+    bar = comfy.utils.ProgressBar(pictures.count * steps)
+    latent = comfy.sample.fix_empty_latent_channels(model, pictures.latent[:1])
+    for i in range(pictures.count):
+        recorder, seed = Recorder((pictures.cfg, 1 - pictures.cfg)), pictures.seed + i
+        progress: Callable = lambda step, *_, done=i: bar.update_absolute(done * steps + step + 1)  # noqa: E731
+        comfy.sample.sample_custom(
+            _recorded(model, recorder), comfy.sample.prepare_noise(latent, seed), pictures.cfg, pictures.sampler,
+            pictures.sigmas, pictures.positive, pictures.negative, latent, callback=progress, disable_pbar=True, seed=seed,
+        )  # fmt: skip
+        profile = profile.joined(recorder.runs())
+        write_profile(profile, path)
+    return profile
+
+
+def expectations(model: ModelPatcher, profile: Profile, sampler: Any, sigmas: Tensor) -> list[str]:
+    """What is expected of a model at some speeds, in lines of text."""
+    prediction = prediction_type(False, axis=profile.axis)
+    response = sampler_response(sampler, model, sigmas, prediction)
+    errors = ErrorModel(tuple(float(s) for s in sigmas[:-1]), profile, prediction, response)
+    paths = cheapest(errors.costs, 1, errors.steps)
+    lines = []
+    for speed in SPEEDS:
+        fitting = [e for dense, e in zip(paths.dense, paths.errors, strict=True) if len(dense) + 2 >= errors.steps / speed]
+        if fitting:
+            lines.append(f"  {speed:g} times fewer evaluations: {errors.decibels(fitting[0]):.1f} dB")
+    return lines
+
+
+@torch.no_grad()
+def profile_model(model: ModelPatcher, pictures: Pictures) -> str:
+    """Make or extend a model's profile; returns what is to be told of it."""
+    profile, path = make_profile(model, pictures), path_of(model)
+    size = path.stat().st_size / 1024
+    return "\n".join([
+        f"{pictures.count} pictures profiled, {len(profile.runs)} in all, {size:.0f} KiB in {path}",
+        f"expected signal-to-noise ratio to the dense latent, in {len(pictures.sigmas) - 1} steps:",
+        *expectations(model, profile, pictures.sampler, pictures.sigmas),
+    ])  # fmt: skip

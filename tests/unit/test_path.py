@@ -1,0 +1,181 @@
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
+from highlight_diffusion.demo.plain import euler
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.placement.context import Context
+from highlight_diffusion.engine.placement.errors import ErrorModel
+from highlight_diffusion.engine.placement.path import cheapest
+from highlight_diffusion.engine.placement.plan import Plan
+from highlight_diffusion.engine.prediction.drift import euler_moves, gaps
+from highlight_diffusion.engine.prediction.forecast import Forecast
+from highlight_diffusion.engine.prediction.response import impulse_response
+from highlight_diffusion.engine.profile import Profile, ProfiledRun, bundled
+from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_response import SAMPLERS, SIGMAS
+
+SCHEDULES = {DIFFUSION: normal_sigmas, FLOW: flow_sigmas}
+
+
+def errors_of(steps: int, axis=DIFFUSION) -> ErrorModel:
+    sigmas = tuple(SCHEDULES[axis](steps).tolist()[:-1])
+    return ErrorModel(sigmas, bundled(axis), "x0" if axis.is_flow else "eps")
+
+
+def plan_of(steps: int, axis=DIFFUSION, regional: bool = False, **config) -> Plan:
+    errors = errors_of(steps, axis)
+    return Plan(Context.of(errors.sigmas, HighlightConfig(**config), axis=axis, regional=regional, errors=errors))
+
+
+def kinds(plan: Plan) -> str:
+    return "".join(step.kind[0] for step in plan.steps)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_eulers_moves_are_its_impulse_response(prediction):
+    response = impulse_response(SAMPLERS["euler"], prediction)
+    assert np.allclose(euler_moves(SIGMAS[:-1], prediction), response.weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_the_drift_is_what_the_engines_own_forecasts_do_to_the_sampler(sampler, prediction):
+    """Predictions that do not depend on the state, as long as their sketch: what the sampler makes of a gap is exact."""
+    n, draw = len(SIGMAS) - 1, torch.Generator().manual_seed(0)
+    values = torch.randn(n, 1, 8, 1, 1, generator=draw).cumsum(0) * 0.1 + 1
+    response = impulse_response(SAMPLERS[sampler], prediction)
+
+    def run(p: int = n, a: int = n, b: int = n) -> list[torch.Tensor]:
+        """The states that evaluations are asked about, and the result, with forecasts in the gap alone."""
+        forecast, states = Forecast(prediction), []
+
+        def answer(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            k = len(states)
+            states.append(x)
+            if a < k < b:
+                return forecast.predict(k, x, sigma)
+            denoised = x - sigma * values[k] if prediction == "eps" else values[k]
+            return forecast.add_dense(k, x, denoised, sigma) if k in (p, a) else denoised
+
+        return [*states, SAMPLERS[sampler](answer, torch.ones(1, 8, 1, 1))]
+
+    sketches = values.flatten(1).numpy()[None] / 8**0.5
+    found = gaps(sketches, SIGMAS[:-1], np.array(response.weights), prediction, DIFFUSION, n, False).drift
+    dense = run()
+    for p, a, b in ((0, 1, 3), (1, 3, 6), (4, 5, 9), (6, 8, n)):
+        true = (run(p, a, b)[b] - dense[b]).square().mean()
+        assert found[a, a - p - 1, b - a - 1] == pytest.approx(float(true), rel=1e-3)
+
+
+def test_the_corrector_leaves_nothing_of_a_parabola():
+    """Forecasts miss a parabola; through its three points it is known exactly."""
+    time = np.array([DIFFUSION.half_log_snr(sigma) for sigma in SIGMAS[:-1]])
+    values = 1e-3 * np.stack([time**2, time, np.ones_like(time)], -1)[None] + np.array([1.0, 1.0, 1.0])
+    found = gaps(values, SIGMAS[:-1], euler_moves(SIGMAS[:-1], "eps"), "eps", DIFFUSION, 6, True)
+    assert found.kept[3, 1, 2] < 1e-3 * found.drift[3, 1, 2]
+    assert found.kept[3, 0, 5] == found.drift[3, 0, 5]  # too far beyond two points to be trusted
+    assert found.kept[-3, 0, 2] == found.drift[-3, 0, 2]  # nothing comes after it
+
+
+@given(st.integers(0, 99), st.integers(2, 7))
+@settings(deadline=None, max_examples=40)
+def test_no_plan_is_cheaper_than_the_path(seed, steps):
+    costs = np.random.default_rng(seed).uniform(size=(steps + 1, 4, 4))
+    paths = cheapest(costs, 1, steps + 1)
+
+    def cost(dense: tuple[int, ...]) -> float:
+        ends = [0, 1, *dense, steps + 1]
+        found = [(a, a - p, b - a) for p, a, b in zip(ends, ends[1:], ends[2:], strict=False)]
+        return sum(costs[a, g - 1, d - 1] if max(g, d) <= 4 else np.inf for a, g, d in found)
+
+    by_count = dict(zip(map(len, paths.dense), zip(paths.dense, paths.errors, strict=True), strict=True))
+    for count in range(steps):
+        best = min(map(cost, combinations(range(2, steps + 1), count)), default=np.inf)
+        if np.isfinite(best):
+            dense, error = by_count[count]
+            assert len(dense) == count and cost(dense) == pytest.approx(error) == pytest.approx(best)
+        else:
+            assert count not in by_count
+
+
+@given(
+    st.integers(1, 100), st.sampled_from([DIFFUSION, FLOW]), st.sampled_from([0.0, 1.0, 1.7, 2.5, 6.0, 20.0]),
+    st.sampled_from([0.0, 15.0, 30.0, 100.0]), st.integers(0, 99), st.integers(0, 99), st.sampled_from([0, 3]), st.booleans(),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_every_schedule_gets_a_plan(steps, axis, speed, fidelity, first, last, warmup, regional):
+    errors, config = errors_of(steps, axis), HighlightConfig(speed=speed, fidelity=fidelity, warmup=warmup)
+    context = Context.of(
+        errors.sigmas, config, axis=axis, first=min(first, steps - 1), last=min(last, steps - 1), regional=regional,
+        errors=errors,
+    )  # fmt: skip
+    plan = Plan(context)
+    assert len(plan.steps) == steps and all(step.reason for step in plan.steps)
+    start = [step.kind for step in plan.steps[context.first : context.first + (warmup or 2)]]
+    assert all(kind == "dense" for kind in start)
+    assert all(step.kind == "dense" for step in [*plan.steps[: context.first], *plan.steps[context.last + 1 :]])
+    if config.by_path and "skipped" in kinds(plan) and not regional:
+        assert 0 < plan.expected <= 100
+
+
+@pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
+@pytest.mark.parametrize("steps", [8, 12, 20, 30, 50])
+def test_a_speed_is_kept_and_costs_less_the_lower_it_is(axis, steps):
+    plans = [plan_of(steps, axis, speed=speed) for speed in (1.3, 1.7, 2.5)]
+    dense = [kinds(plan).count("d") for plan in plans]
+    assert all(steps / count <= speed * 1.1 for count, speed in zip(dense, (1.3, 1.7, 2.5), strict=True))
+    assert plans[0].expected > plans[1].expected > plans[2].expected
+
+
+def test_a_limit_of_the_error_takes_as_few_dense_steps_as_it_may():
+    for axis in (DIFFUSION, FLOW):
+        for steps in (12, 30):
+            plan = plan_of(steps, axis, fidelity=32.0)
+            faster = plan_of(steps, axis, speed=steps / (kinds(plan).count("d") - 1))
+            assert plan.expected >= 32.0 > faster.expected
+    assert set(kinds(plan_of(12, fidelity=100.0))) == {"d"}
+
+
+def test_a_speed_and_a_limit_together_give_the_slower_of_both():
+    fast, faithful = kinds(plan_of(30, speed=3.0)), kinds(plan_of(30, fidelity=45.0))
+    both = kinds(plan_of(30, speed=3.0, fidelity=45.0))
+    assert both == faithful and both.count("d") > fast.count("d")
+    assert kinds(plan_of(30, speed=1.5, fidelity=10.0)) == kinds(plan_of(30, speed=1.5))
+
+
+def test_where_the_model_bends_more_the_path_is_denser():
+    """A profile decides: the predictions of this one change in the last third of the schedule alone."""
+    errors = errors_of(30)
+    values = np.where(np.arange(30) < 20, 0, np.arange(30) - 20)[:, None] ** 2 * np.ones((1, 30, 64)) + 1.0
+    run = ProfiledRun(np.array(errors.sigmas), np.array([1.0]), values, values)
+    bent = replace(errors, profile=Profile((run,), DIFFUSION))
+    dense = cheapest(bent.costs, 1, 30).dense[8]
+    assert sum(step >= 18 for step in dense) >= 6
+
+
+def test_the_corrector_off_is_known_to_cost():
+    errors = errors_of(30)
+    assert (replace(errors, corrected=False).costs >= errors.costs * 0.999).mean() > 0.8
+
+
+def test_a_sampler_without_a_response_is_taken_for_eulers():
+    sigmas = normal_sigmas(12).tolist()
+    response = impulse_response(lambda answer, x: euler(answer, x, sigmas), "eps")
+    errors = errors_of(12)
+    assert not errors.exact and replace(errors, response=response).exact
+    assert np.allclose(errors.costs, replace(errors, response=response).costs, rtol=1e-2)
+    assert not replace(errors, response=replace(response, sigmas=response.sigmas[::-1])).exact
+
+
+def test_the_expected_error_is_told_of_every_plan_of_forecasts():
+    landed, path = plan_of(30, pace=5.0), plan_of(30, speed=3.0)
+    assert kinds(landed).count("d") == kinds(path).count("d")
+    assert landed.expected < path.expected
+    assert plan_of(30, pace=5.0, interval="adaptive").expected is None
+    assert plan_of(30, correct="always", regional=True).expected is None
