@@ -152,15 +152,12 @@ class HighlightConfig:
 
     def _check_path(self) -> None:
         """Whoever asks for a speed or a fidelity leaves the gaps to the path."""
-        asked = f"speed is {self.speed}" if self.speed else f"fidelity is {self.fidelity}"
+        name = "speed" if self.speed else "fidelity"
+        asked = f"{name} is {getattr(self, name)}"
         if self.interval is not None:
-            raise ValueError(
-                f"{asked}, but the interval says where evaluations are dense; set it to auto, or {asked.split()[0]} to 0"
-            )
+            raise ValueError(f"{asked}, but the interval says which evaluations are dense; set that to auto, or {name} to 0")
         if self.shallow == "always":
-            raise ValueError(
-                f"{asked}, but shallow is always, whose gaps go by the pace; set it to auto, or {asked.split()[0]} to 0"
-            )
+            raise ValueError(f"{asked}, but shallow is always, whose gaps go by the pace; set that to auto, or {name} to 0")
 
     @property
     def by_path(self) -> bool:

@@ -131,7 +131,8 @@ def read_profile(path: Path) -> Profile:
         raise ProfileError(f"{path} is no profile of Highlight Diffusion; remove it from the folder of profiles")
     if (version := about.get("version", "")) != str(VERSION):
         raise ProfileError(f'{path} has version "{version}", and this pack reads {VERSION}; update the pack, or profile again')
-    return Profile(_runs(path, tensors), FLOW if about.get("axis") == "flow" else DIFFUSION, about.get("name", ""))
+    axis = FLOW if about.get("axis") == "flow" else DIFFUSION
+    return Profile(_runs(path, tensors, axis), axis, about.get("name", ""))
 
 
 @lru_cache(maxsize=2)
@@ -140,13 +141,14 @@ def bundled(axis: TimeAxis) -> Profile:
     return read_profile(BUNDLED / f"{'flow' if axis.is_flow else 'diffusion'}.safetensors")
 
 
-def _runs(path: Path, tensors: dict[str, Tensor]) -> tuple[ProfiledRun, ...]:
+def _runs(path: Path, tensors: dict[str, Tensor], axis: TimeAxis) -> tuple[ProfiledRun, ...]:
     """The runs that a file's tensors hold. Raises ProfileError where they do not fit together."""
     count = len(tensors) // len(PARTS)
     if not count or set(tensors) != {f"{i}.{part}" for i in range(count) for part in PARTS}:
         raise ProfileError(f"{path} is damaged: its runs are not complete; delete it and profile the model again")
     runs = tuple(ProfiledRun(*(tensors[f"{i}.{part}"].double().numpy() for part in PARTS)) for i in range(count))
-    if not all(_sound(run) for run in runs):
+    highest = 1.0 if axis.is_flow else np.inf
+    if not all(_sound(run) and run.sigmas[0] <= highest for run in runs):
         raise ProfileError(f"{path} is damaged: its numbers make no sense; delete it and profile the model again")
     return runs
 

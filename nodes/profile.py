@@ -30,7 +30,8 @@ class HighlightProfile(io.ComfyNode):
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As it will be used."),
                 io.Int.Input("pictures", default=4, min=1, max=16, tooltip="How many pictures to sample. Four are enough."),
                 io.Int.Input(
-                    "steps", default=30, min=4, max=100, extra_dict=ADVANCED, tooltip="30 serve every other number of steps too.",
+                    "steps", default=30, min=4, max=100, extra_dict=ADVANCED,
+                    tooltip="30 serve any other number of steps too.",
                 ),
                 io.Sampler.Input(
                     "sampler", optional=True, extra_dict=ADVANCED,

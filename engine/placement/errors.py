@@ -14,7 +14,7 @@ from ..extrapolation import PredictionType
 from ..prediction.drift import euler_moves, gaps
 from ..prediction.response import ImpulseResponse
 from ..profile import Profile
-from ..tuning import DRIFT_SHARE, LONGEST_GAP, UNDECIDED
+from ..tuning import CARRIED, DRIFT_SHARE, LONGEST_GAP, UNDECIDED
 
 BEST_DB = 100.0  # stands for no error at all
 
@@ -51,10 +51,10 @@ class ErrorModel:
     @cached_property
     def gains(self) -> np.ndarray:
         """How much of a mean square by which the state is off at the start of each step, and at the end, is left of it in the
-        result: as for pictures that are normally distributed with the latent's variance, whose path is known, but never less
-        than a share, since in some pictures it is not decided yet what they will show."""
+        result: a share of what would be if pictures were normally distributed with the latent's variance, and no less than
+        another share, since in some pictures it is not decided yet what they will show."""
         signal = (1 - np.array(self.sigmas)) ** 2 if self.profile.axis.is_flow else 1.0
-        gains = self.scale / (signal * self.scale + np.square(self.sigmas))
+        gains = CARRIED * self.scale / (signal * self.scale + np.square(self.sigmas))
         return np.append(np.maximum(gains, UNDECIDED), 1.0)
 
     @cached_property

@@ -63,7 +63,8 @@ def test_the_drift_is_what_the_engines_own_forecasts_do_to_the_sampler(sampler, 
             denoised = x - sigma * values[k] if prediction == "eps" else values[k]
             return forecast.add_dense(k, x, denoised, sigma) if k in (p, a) else denoised
 
-        return [*states, SAMPLERS[sampler](answer, torch.ones(1, 8, 1, 1))]
+        result = SAMPLERS[sampler](answer, torch.ones(1, 8, 1, 1))
+        return [*states, result]
 
     sketches = values.flatten(1).numpy()[None] / 8**0.5
     found = gaps(sketches, SIGMAS[:-1], np.array(response.weights), prediction, DIFFUSION, n, False).drift
