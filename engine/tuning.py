@@ -31,7 +31,7 @@ FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the star
 
 # -- placement by the shortest path; python run.py paths -----------------------------------------------------------------
 PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more
-LONGEST_GAP = 16  # steps; longer ones are not looked at
+LONGEST_GAP = 12  # steps; longer ones are not looked at
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
 # Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of
 # four 0.16 to 0.28.

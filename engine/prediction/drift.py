@@ -57,7 +57,8 @@ def gaps(
     before, after = a[:, None] - reach, a[:, None] + reach
     exists = before >= 0
     older, inside = np.clip(before, 0, n - 1), np.clip(after, 0, n - 1)
-    time = np.array([axis.half_log_snr(sigma) for sigma in sigmas])
+    time = np.array([axis.half_log_snr(sigma) for sigma in sigmas], dtype=np.float32)
+    heights = np.array(sigmas, dtype=np.float32)
     points = np.moveaxis(values, 1, 0).astype(np.float32)  # (n, runs, features)
     pull = _pull(moves, a, after, n)  # [a, b, k]
     along = (time[inside] - time[:, None])[:, None, :]  # [a, 1, k]
@@ -75,8 +76,8 @@ def gaps(
     if corrected:
         end = points[inside] - points[:, None]  # [a, b, runs, features]
         first, last, sound = _parabola(pull, along, spacing, after, n)
-        size = (points[inside] ** 2).sum(-1) * (np.array(sigmas)[inside][..., None] ** 2 if prediction == "eps" else 1)
-        trust = np.where(sound, 1 / (1 + drift / (size[:, None] + TINY) / TRUSTED_SHARE**2), 0)
+        size = (points[inside] ** 2).sum(-1) * (heights[inside][..., None] ** 2 if prediction == "eps" else 1)
+        trust = np.where(sound, 1 / (1 + drift / (size[:, None] + TINY) / TRUSTED_SHARE**2), np.float32(0))
         first, last = trust * first - (1 - trust) * s, trust * last
         kept = (
             held2 + first**2 * rise2 + last**2 * (end**2).sum(-1)[:, None] - 2 * first * cross
@@ -97,14 +98,14 @@ def _pull(moves: np.ndarray, a: np.ndarray, after: np.ndarray, n: int) -> np.nda
     rows, columns = np.minimum(after, n), np.minimum(after, n - 1)
     steps = np.arange(after.shape[1])
     within = (steps[None, :] < steps[:, None])[None] & (after < n)[:, None, :] & (after <= n)[:, :, None]
-    return np.where(within, moves[rows[:, :, None], columns[:, None, :]], 0.0)
+    return np.where(within, moves[rows[:, :, None], columns[:, None, :]], 0).astype(np.float32)
 
 
 def _shares(
     sigmas: Sequence[float], older: np.ndarray, exists: np.ndarray, prediction: PredictionType, axis: TimeAxis
 ) -> np.ndarray:
     """The damping of a forecast from two steps, [a, p]."""
-    share = np.zeros(older.shape)
+    share = np.zeros(older.shape, dtype=np.float32)
     for a, g in np.argwhere(exists):
         share[a, g] = damping(prediction, sigmas[a], sigmas[older[a, g]], axis)
     return share

@@ -75,6 +75,8 @@ INPUTS = st.fixed_dictionaries({
     "levels": _or_odd(st.integers(0, 8), ANY_INT), "max_area": _or_odd(SHARES, ANY_FLOAT),
     "forecast": st.sampled_from(["auto", "auto", "noise", "denoised"]),
     "memory": st.sampled_from(["device", "device", "8 bit", "offload"]),
+    "speed": _or_odd(st.sampled_from([0.0, 0.0, 0.0, 1.5, 3.0]), ANY_FLOAT),
+    "fidelity": _or_odd(st.sampled_from([0.0, 0.0, 0.0, 25.0, 60.0]), ANY_FLOAT),
 })  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from . import tiny
 
 IDS = {
     "HighlightDiffusion", "HighlightSDTM", "HighlightWords", "HighlightMaskPreview", "HighlightReport", "HighlightDemoModel",
+    "HighlightProfile",
 }  # fmt: skip
 DEFAULTS = {
     "enabled": True, "preset": "balanced", "correct": "auto", "interval": "auto", "pace": 0.0, "warmup": 0,
