@@ -35,7 +35,7 @@ LONGEST_GAP = 12  # steps; longer ones are not looked at
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
 # Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of
 # four 0.16 to 0.28.
-UNDECIDED = 0.1
+UNDECIDED = 0.15
 CARRIED = 0.6  # of what a normal distribution would leave; by single gaps 0.2 to 1.4 of it, half on average
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
