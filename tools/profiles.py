@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from ..demo.scenes import unseen_scenes
 from ..engine.profile import BUNDLED, Profile, Recorder, write_profile
 from .console import say
 
-KINDS = {"unet": (PlainModel, "diffusion"), "mmdit": (PlainFlow, "flow")}
+KINDS: dict[str, tuple[Any, str]] = {"unet": (PlainModel, "diffusion"), "mmdit": (PlainFlow, "flow")}
 SCENES, FIRST_NOISE = 1919, 7000  # seeds, used for nothing else
 STEPS, CFG, PICTURES = 30, 3.0, 8
 
