@@ -99,7 +99,9 @@ class Stochastic:
     def __init__(self, kind: str, scenes: list[Scene], seed: int, out: Path):
         self.kind, self.scenes, self.seed, self.out = kind, scenes, seed, out
         self.subject = Subject.demo(kind)
-        self.positive = [[torch.cat([self.subject.cond(scene.caption)[0][0] for scene in scenes]), {}]]
+        conds = [self.subject.cond(scene.caption)[0] for scene in scenes]
+        pooled = [extra["pooled_output"] for _, extra in conds if extra.get("pooled_output") is not None]
+        self.positive = [[torch.cat([cond for cond, _ in conds]), {"pooled_output": torch.cat(pooled)} if pooled else {}]]
         out.mkdir(parents=True, exist_ok=True)
         self.results = Table(out / "stochastic.csv", Result)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -19,9 +18,8 @@ from ..engine.placement.errors import ErrorModel
 from ..engine.placement.path import cheapest
 from ..engine.prediction.forecast import prediction_type
 from ..engine.profile import Profile, Recorder, write_profile
-from ..engine.time_axis import DIFFUSION, FLOW, TimeAxis
 from .profiles import own_profile, path_of
-from .run import KEY
+from .run import KEY, time_axis_of
 from .sampler import sampler_response
 
 RECORDING = "highlight_diffusion_profile"  # key of the wrapper that takes a dense run down
@@ -44,11 +42,6 @@ class Pictures:
     count: int
 
 
-def axis_of(model: ModelPatcher) -> TimeAxis:
-    """How a model mixes signal and noise."""
-    return FLOW if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST) else DIFFUSION
-
-
 def euler() -> Any:
     """ComfyUI's sampler of Euler's method."""
     return comfy.samplers.sampler_object("euler")
@@ -56,7 +49,7 @@ def euler() -> Any:
 
 def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:
     """A schedule of the scheduler that is usual for the kind of model."""
-    scheduler = "simple" if axis_of(model).is_flow else "normal"
+    scheduler = "simple" if time_axis_of(model).is_flow else "normal"
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
 
 
@@ -78,7 +71,7 @@ def _recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
 def make_profile(model: ModelPatcher, pictures: Pictures) -> Profile:
     """Sample pictures densely and add them to the model's profile, after each of them, so that an interrupt loses only the one
     under way. Returns the profile. Raises ProfileError where the model has a file that cannot be read."""
-    path, profile = path_of(model), own_profile(model) or Profile((), axis_of(model), type(model.model).__name__)
+    path, profile = path_of(model), own_profile(model) or Profile((), time_axis_of(model), type(model.model).__name__)
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = len(pictures.sigmas) - 1
     bar = comfy.utils.ProgressBar(pictures.count * steps)
