@@ -29,14 +29,20 @@ def fingerprint(model: ModelPatcher) -> str:
     return f"{type(model.model).__name__.lower()}-{digest.hexdigest()[:16]}"
 
 
+def folder() -> Path:
+    """Where profiles are kept, in ComfyUI's user directory."""
+    return Path(folder_paths.get_user_directory()) / "highlight_diffusion" / "profiles"
+
+
 def path_of(model: ModelPatcher) -> Path:
-    """Where the profile of a model is kept, in ComfyUI's user directory, whether it has one or not."""
-    folder = Path(folder_paths.get_user_directory()) / "highlight_diffusion" / "profiles"
-    return folder / f"{fingerprint(model)}.safetensors"
+    """The file of a model's profile, whether it has one or not."""
+    return folder() / f"{fingerprint(model)}.safetensors"
 
 
 def own_profile(model: ModelPatcher) -> Profile | None:
     """The profile that was made of this model, None where there is none. Raises ProfileError for a file that cannot be read."""
+    if not folder().exists():
+        return None
     path = path_of(model)
     return _read(path, path.stat().st_mtime_ns) if path.exists() else None
 
@@ -47,10 +53,11 @@ def _read(path: Path, changed: int) -> Profile:
 
 
 def profile_of(model: ModelPatcher, axis: TimeAxis) -> Profile | None:
-    """The model's own profile, or else the bundled one of its kind; one that cannot be read is named in the console."""
+    """The model's own profile, or else the bundled one of its kind; one that cannot be read is named in the console, and so is
+    a model whose weights cannot be looked at, as those of other packs' loaders."""
     try:
         own = own_profile(model)
-    except (ProfileError, OSError) as error:
-        log.warning("%s; the bundled profile is used", error)
+    except (ProfileError, OSError, RuntimeError, TypeError, AttributeError) as error:
+        log.warning("no profile of this model: %s; the bundled one is used", error)
         own = None
     return own if own is not None and own.axis == axis else bundled(axis)
