@@ -5,7 +5,7 @@ from highlight_diffusion.tools.ui import PATCH, Ui
 
 ADVANCED = [
     "interval", "pace", "warmup", "start_percent", "end_percent", "threshold", "halo", "levels", "max_area", "forecast",
-    "memory", "control", "shallow",
+    "memory", "control", "shallow", "speed", "fidelity",
 ]  # fmt: skip
 SEEN = ["enabled", "preset", "correct"]
 LINE = "highlight_fold"
@@ -114,7 +114,8 @@ def test_values_and_prompt_are_the_same_folded_and_unfolded(ui: Ui):
     folded, before = prompt(ui), node_of(saved(ui))["widgets_values"]
     press(ui)
     unfolded, after = prompt(ui), node_of(saved(ui))["widgets_values"]
-    assert folded == unfolded and before == after == [*node_of(template(ui))["widgets_values"], "auto"]  # shallow came later
+    came_later = ["auto", 0, 0]  # shallow, speed and fidelity
+    assert folded == unfolded and before == after == [*node_of(template(ui))["widgets_values"], *came_later]
     assert list(folded[str(PATCH)]["inputs"]) == [*SEEN, *ADVANCED, "model"]
     assert LINE not in str(folded) and LINE not in str(saved(ui))
 
