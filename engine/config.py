@@ -156,6 +156,8 @@ class HighlightConfig:
         asked = f"{name} is {getattr(self, name)}"
         if self.interval is not None:
             raise ValueError(f"{asked}, but the interval says which evaluations are dense; set that to auto, or {name} to 0")
+        if self.predictor != DEFAULT_PREDICTOR:
+            raise ValueError(f'{asked}, but errors of the predictor "{self.predictor}" are not known; use {DEFAULT_PREDICTOR}')
         if self.shallow == "always":
             raise ValueError(f"{asked}, but shallow is always, whose gaps go by the pace; set that to auto, or {name} to 0")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .config import HighlightConfig
+from .config import DEFAULT_PREDICTOR, HighlightConfig
 from .extrapolation import PredictionType
 from .method import Method
 from .partial.cache import ActivationCache
@@ -53,11 +53,12 @@ def start_run(
         shallow.damping = 0.0  # what enters from within is noise above all, and a copy is better than its trend
     sigmas = record.sigmas[:-1]
     new_noise = renewed(traits.noisy, sigmas, fresh_noise() if config.active else None, axis)
+    known = config.predictor == DEFAULT_PREDICTOR  # whose errors can be told from a profile
     context = Context(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, bool(masks)),
         _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
-        ErrorModel(sigmas, profile, prediction, response, config.revise) if profile and sigmas else None,
+        ErrorModel(sigmas, profile, prediction, response, config.revise) if profile and sigmas and known else None,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected

@@ -147,7 +147,7 @@ def test_halves_of_a_ksampler_and_a_part_of_the_schedule_get_paths():
 
 
 def test_what_leaves_nothing_to_the_path_is_refused():
-    for change in ({"interval": (2,)}, {"interval": "adaptive"}, {"shallow": "always"}):
+    for change in ({"interval": (2,)}, {"interval": "adaptive"}, {"shallow": "always"}, {"predictor": "no such"}):
         with pytest.raises(ValueError, match=r"speed is 2\.0, but"):
             HighlightConfig(speed=2.0, **change)
     for change in ({"speed": 0.5}, {"fidelity": -1.0}, {"speed": float("inf")}):
