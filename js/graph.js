@@ -3,7 +3,7 @@
 export const PATCHES = new Set(["HighlightDiffusion", "HighlightSDTM"])
 export const PREVIEW = "HighlightMaskPreview"
 export const REPORT = "HighlightReport"
-export const OURS = new Set([...PATCHES, PREVIEW, REPORT]) // the nodes with something of the frontend's
+export const OURS = new Set([...PATCHES, PREVIEW, REPORT, "HighlightProfile"]) // the nodes with something of the frontend's
 
 const TRACE = "HIGHLIGHT_TRACE"
 const SUBGRAPH_OUTPUT = -20 // LiteGraph's id for the right edge of a subgraph

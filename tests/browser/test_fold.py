@@ -86,7 +86,7 @@ def test_advanced_settings_are_folded_at_the_first_look_and_open(ui: Ui):
     press(ui)
     assert shown(ui) == SEEN
     if ui.renderer == "classic":
-        assert ui.run(f"() => widgetOf(nodeOf({PATCH}), '{LINE}').label") == "More settings (13)"
+        assert ui.run(f"() => widgetOf(nodeOf({PATCH}), '{LINE}').label") == f"More settings ({len(ADVANCED)})"
     else:
         assert "More settings" not in ui.run("() => document.body.textContent")
 
@@ -138,7 +138,9 @@ def test_every_node_of_the_pack_with_advanced_settings_has_a_fold(ui: Ui):
         found[kind] = names & set(ui.run("() => seen(made)"))
         assert found[kind] == names & set(ui.run("() => made.widgets.map(({ name }) => name)")), kind
         ui.run("() => app.rootGraph.remove(made)")
-    assert set(found) == {"HighlightDiffusion", "HighlightSDTM", "HighlightMaskPreview", "HighlightReport"}
+    assert set(found) == {
+        "HighlightDiffusion", "HighlightSDTM", "HighlightProfile", "HighlightMaskPreview", "HighlightReport",
+    }  # fmt: skip
 
 
 def test_a_linked_setting_stays_in_sight(ui: Ui):
@@ -188,7 +190,7 @@ def test_a_workflow_from_before_is_folded_unless_it_has_settings_of_its_own(ui: 
     press(ui)
     assert shown(ui) == SEEN
     if ui.renderer == "classic":
-        assert ui.run(f"() => widgetOf(nodeOf({PATCH}), '{LINE}').label") == "More settings (13, 1 changed)"
+        assert ui.run(f"() => widgetOf(nodeOf({PATCH}), '{LINE}').label") == f"More settings ({len(ADVANCED)}, 1 changed)"
     load(ui, saved(ui))
     assert shown(ui) == SEEN
 
