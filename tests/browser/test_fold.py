@@ -50,6 +50,8 @@ def shown(ui: Ui, node: str = f"nodeOf({PATCH})") -> list[str]:
 
 def press(ui: Ui) -> None:
     """A real click on what opens and closes the fold of the patch node."""
+    ui.run(f"() => {{ app.canvas.ds.offset[1] = 100 - nodeOf({PATCH}).pos[1] }}")  # so that all of it is in sight
+    settle(ui)
     if ui.renderer == "vue":
         ui.page.locator(f"[data-node-id='{PATCH}'] [data-testid='advanced-inputs-button']").click()
     else:
@@ -179,11 +181,11 @@ def test_a_linked_setting_stays_in_sight(ui: Ui):
 def test_a_workflow_from_before_is_folded_unless_it_has_settings_of_its_own(ui: Ui):
     workflow = template(ui)
     assert "showAdvanced" not in node_of(workflow)
-    node_of(workflow)["size"] = [420, 560]  # all settings, and 60 pixels more
+    node_of(workflow)["size"] = [420, 248 + ROW * len(ADVANCED)]  # all settings, and 60 pixels more
     load(ui, workflow)
     assert shown(ui) == SEEN
     if ui.renderer == "classic":
-        assert ui.run(f"() => [...nodeOf({PATCH}).size]") == pytest.approx([420, 560 - 12 * ROW])
+        assert ui.run(f"() => [...nodeOf({PATCH}).size]") == pytest.approx([420, 248 + ROW])
     node_of(workflow)["widgets_values"][4] = 3.5  # pace
     load(ui, workflow)
     assert shown(ui) == [*SEEN, *ADVANCED]
@@ -200,7 +202,7 @@ def test_the_size_that_a_user_gave_the_node_is_kept(ui: Ui):
     ui.run(f"() => nodeOf({PATCH}).setSize([517, nodeOf({PATCH}).computeSize()[1] + 40])")
     settle(ui)
     width, height = ui.run(f"() => [...nodeOf({PATCH}).size]")
-    for rows in (13, 0):
+    for rows in (len(ADVANCED), 0):
         press(ui)
         now = ui.run(f"() => [...nodeOf({PATCH}).size]")
         assert now[0] == pytest.approx(width) == 517
