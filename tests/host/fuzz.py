@@ -60,6 +60,12 @@ def _or_odd(usual: st.SearchStrategy, odd: st.SearchStrategy) -> st.SearchStrate
     return st.integers(0, 79).flatmap(lambda n: odd if n == 41 else usual)
 
 
+def _going_together(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A speed or a fidelity mostly without an interval and shallow evaluations, with which it is refused."""
+    asked = (inputs["speed"] or inputs["fidelity"]) and inputs["halo"]
+    return inputs | {"interval": "auto", "shallow": "auto"} if asked else inputs
+
+
 SHARES = st.floats(0.0, 1.0)
 ANY_FLOAT, ANY_INT = st.floats(), st.integers(-(2**31), 2**31)
 INTERVALS = st.sampled_from(["auto", "adaptive", "1", "2", "3", "7", "1,3,5,7,9", "9,7,5,3,1", " 4 ", "100"])
@@ -75,9 +81,9 @@ INPUTS = st.fixed_dictionaries({
     "levels": _or_odd(st.integers(0, 8), ANY_INT), "max_area": _or_odd(SHARES, ANY_FLOAT),
     "forecast": st.sampled_from(["auto", "auto", "noise", "denoised"]),
     "memory": st.sampled_from(["device", "device", "8 bit", "offload"]),
-    "speed": _or_odd(st.sampled_from([0.0, 0.0, 0.0, 1.5, 3.0]), ANY_FLOAT),
-    "fidelity": _or_odd(st.sampled_from([0.0, 0.0, 0.0, 25.0, 60.0]), ANY_FLOAT),
-})  # fmt: skip
+    "speed": _or_odd(st.sampled_from([0.0, 0.0, 0.0, 0.0, 1.5, 3.0]), ANY_FLOAT),
+    "fidelity": _or_odd(st.sampled_from([0.0, 0.0, 0.0, 0.0, 25.0, 60.0]), ANY_FLOAT),
+}).map(_going_together)  # fmt: skip
 
 
 @st.composite
