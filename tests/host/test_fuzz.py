@@ -100,4 +100,5 @@ def test_a_finite_picture_or_a_clear_error_and_the_model_as_it_was(outcomes, req
         assert torch.equal(reference(case.model), vanilla(case.model)), "a vanilla run is no longer what it was"
 
     check()
-    assert outcomes["sampled"] > 0.6 * outcomes.total()
+    sampling = sum(times for what, times in outcomes.items() if what.startswith("sampled"))
+    assert sampling > 0.5 * outcomes.total(), outcomes
