@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from .config import DEFAULT_PREDICTOR, HighlightConfig
 from .extrapolation import PredictionType
 from .method import Method
@@ -34,6 +36,7 @@ def start_run(
     sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: UserMasks | None = None,
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
+    picture: Callable[[Tensor], Tensor] = lambda latent: latent,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -42,7 +45,7 @@ def start_run(
     user's. respond: gives the sampler's impulse response, by which a computed evaluation makes up for the forecasts before it.
     fresh_noise: gives how much of the noise the sampler makes anew in each step, None where that cannot be measured.
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
-    evaluations. profile: the model's, None where nothing is known of it.
+    evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
     """
     masks = masks or UserMasks()
     traits = SamplerTraits.of(record.sampler)
@@ -65,6 +68,7 @@ def start_run(
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),
+        picture=picture,
     ))  # fmt: skip
 
 

@@ -20,9 +20,13 @@ Crop = Callable[[Residuals], Residuals]
 Conds = Sequence[list[dict] | None]
 
 
-def active_cond(cond: dict, sigma: float) -> bool:
-    """Whether a cond counts at this sigma."""
-    return cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)
+def in_effect(conds: Conds, sigma: float) -> list[list[dict] | None]:
+    """The conds of each group that count at this sigma."""
+
+    def counts(cond: dict) -> bool:
+        return cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)
+
+    return [None if group is None else [cond for cond in group if counts(cond)] for group in conds]
 
 
 def chain(control: Any) -> Iterator[Any]:
@@ -40,7 +44,7 @@ def active_net(net: Any, sigma: float) -> bool:
 
 def nets_at(conds: Conds, sigma: float) -> list[Any]:
     """The control nets that run at this sigma, each once."""
-    carried = [cond.get("control") for group in conds if group for cond in group if active_cond(cond, sigma)]
+    carried = [cond.get("control") for group in in_effect(conds, sigma) if group for cond in group]
     nets = {id(net): net for control in carried for net in chain(control) if active_net(net, sigma)}
     return list(nets.values())
 

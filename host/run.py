@@ -33,7 +33,7 @@ from ..engine.trace import RunRecord
 from . import ip_adapter
 from .call import ModelCall
 from .context_windows import IN_USE, in_windows
-from .control import Crop, RecordedControl, Residuals, active_cond, active_net, chain, nets_at, reuses, without_nets
+from .control import Crop, RecordedControl, Residuals, active_net, chain, in_effect, nets_at, reuses, without_nets
 from .live import Live
 from .profiles import profile_of
 from .sampler import sampler_noise, sampler_response
@@ -90,14 +90,15 @@ class ModelRun:
     ):  # fmt: skip
         self.guider, self.config, self.record = sampling.guider, sampling.config, sampling.record
         self.shape = sampling.shape or sampling.record.shape
+        shapes = self.shape[1:], self.record.shape[1:]
         self.engine: SamplingRun = start_run(
             sampling.config, sampling.record, align, make_caches, axis=axis, masks=sampling.masks, shallow=shallow,
             sigma_range=sampling.sigma_range(sampling.config), methods=methods,
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
             profile=profile_of(sampling.model, axis) if sampling.config.active else None,
+            picture=partial(first_latent, shapes=shapes),  # no method of its own: the MODEL is to go with its last user
         )  # fmt: skip
-        self.engine.state.picture = self.first_of
         self.words: dict[Any, TokenWeights | None] = {}
         self.no_parts: str | None = None  # why this graph cannot be computed in part, once that is known
         self.no_regions: str | None = None  # why this model cannot be, although its tokens can be merged
@@ -112,10 +113,7 @@ class ModelRun:
 
     def first_of(self, latent: Tensor) -> Tensor:
         """The latent that the record is of, where several are packed into one; else the latent itself."""
-        if self.shape == self.record.shape or tuple(latent.shape[1:]) != self.shape[1:]:
-            return latent
-        own = self.record.shape[1:]
-        return latent.flatten(1)[:, : prod(own)].reshape(-1, *own)
+        return self.engine.state.picture(latent)
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         """Do a job in one call of the model; returns its denoised rows."""
@@ -167,7 +165,7 @@ class ModelRun:
         adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
-            self.no_parts or (IN_USE if in_windows(model_options) else foreign(_in_effect(conds, sigma), model_options)),
+            self.no_parts or (IN_USE if in_windows(model_options) else foreign(in_effect(conds, sigma), model_options)),
             self.no_regions,
         )  # fmt: skip
 
@@ -212,6 +210,15 @@ class ModelRun:
         return any(c.get("uuid") == uuid for c in named) if named else index == 0
 
 
+def first_latent(latent: Tensor, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Tensor:
+    """The first of several latents that are packed into one (B, ...); any other tensor as it is. shapes: of what is packed,
+    and of the first, both without the batch."""
+    packed, own = shapes
+    if packed == own or tuple(latent.shape[1:]) != packed:
+        return latent
+    return latent.flatten(1)[:, : prod(own)].reshape(-1, *own)
+
+
 def ran_out(error: RuntimeError) -> bool:
     """Whether the device's memory ran out, by ComfyUI's own judgement (its `is_oom` came after 0.8)."""
     judge = getattr(comfy.model_management, "is_oom", None)
@@ -251,11 +258,6 @@ REFERENCES = (
     "ref_latents", "ref_latent", "reference_latent", "guiding_frame_index", "context_latents", "ref_contexts", "image_cond",
     "time_dim_concat",
 )  # fmt: skip
-
-
-def _in_effect(conds, sigma: float) -> list[list[dict]]:
-    """The conds of each group that count at this sigma."""
-    return [[cond for cond in group if active_cond(cond, sigma)] for group in conds if group]
 
 
 def foreign(conds, model_options: dict) -> str | None:
@@ -305,6 +307,6 @@ def _signature(conds, x: Tensor, sigma: float) -> tuple:
         return tuple((id(net), active_net(net, sigma)) for net in chain(cond.get("control")))
 
     groups = tuple(
-        None if group is None else tuple((c.get("uuid"), nets(c)) for c in group if active_cond(c, sigma)) for group in conds
+        None if group is None else tuple((c.get("uuid"), nets(c)) for c in group) for group in in_effect(conds, sigma)
     )
     return groups, tuple(x.shape), x.dtype, x.device

@@ -190,13 +190,7 @@ def applied(
     net: comfy.controlnet.ControlBase, positive: list, negative: list, image: torch.Tensor, strength: float = 1.0,
     start: float = 0.0, end: float = 1.0, vae: Vae | None = None,
 ) -> tuple[list, list]:  # fmt: skip
-    """Both conditionings with the net applied by ComfyUI's own node.
-
-    ComfyUI's nets on latents ask all models that count as loaded for their patches, also those of earlier tests whose MODEL
-    is gone, and end in an AttributeError; so these are taken off its list.
-    """
+    """Both conditionings with the net applied by ComfyUI's own node."""
     from nodes import ControlNetApplyAdvanced
 
-    loaded = comfy.model_management.current_loaded_models
-    loaded[:] = [own for own in loaded if own.model is not None]
     return ControlNetApplyAdvanced().apply_controlnet(positive, negative, net, image, strength, start, end, vae)

@@ -3,6 +3,7 @@
 import gc
 import os
 
+import comfy.model_management
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
@@ -121,3 +122,19 @@ def test_two_hundred_alternating_runs_leave_nothing_behind():
     assert resident() - held < 24 * 2**20
     for model, expected in zip(models, vanilla, strict=True):
         assert torch.equal(tiny.sample(model, size=(8, 8), steps=3), expected)
+
+
+@pytest.mark.parametrize("make", [tiny.sd15, tiny.flux])
+def test_bug_a_model_waited_for_the_garbage_collector(make):
+    """A run and its state held each other; until they were collected, ComfyUI took the MODEL for one that is in use."""
+    gc.collect()
+    comfy.model_management.cleanup_models()
+    before = len(comfy.model_management.current_loaded_models)
+    gc.disable()
+    try:
+        model = make()
+        tiny.sample(model, attach(model.patcher, PARTIAL, Trace(), given=corner(model)), steps=8)
+        del model
+        assert len(comfy.model_management.current_loaded_models) <= before
+    finally:
+        gc.enable()
