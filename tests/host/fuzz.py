@@ -61,8 +61,8 @@ def _or_odd(usual: st.SearchStrategy, odd: st.SearchStrategy) -> st.SearchStrate
 
 
 def _going_together(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A speed or a fidelity mostly without an interval and shallow evaluations, with which it is refused."""
-    asked = (inputs["speed"] or inputs["fidelity"]) and inputs["halo"]
+    """A speed or a fidelity without an interval and shallow evaluations, with which it is refused (`test_config.py`)."""
+    asked = inputs["speed"] or inputs["fidelity"]
     return inputs | {"interval": "auto", "shallow": "auto"} if asked else inputs
 
 

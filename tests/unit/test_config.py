@@ -39,3 +39,19 @@ def test_off_and_interval_one_are_inactive():
     assert not HighlightConfig(interval=(1,)).active
     assert not HighlightConfig(interval=(1, 1)).active
     assert HighlightConfig(interval=(1, 2)).active
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "named"),
+    [
+        ({"speed": 2.0}, {"interval": (3,)}, "speed is 2.0, but the interval says"),
+        ({"fidelity": 40.0}, {"interval": "adaptive"}, "fidelity is 40.0, but the interval says"),
+        ({"speed": 2.0}, {"shallow": "always"}, "speed is 2.0, but shallow is always"),
+        ({"speed": 2.0}, {"predictor": "parabola"}, 'errors of the predictor "parabola" are not known'),
+        ({"speed": 0.5}, {}, "speed is 0.5; it must be a finite number, 1 or more"),
+        ({"fidelity": -1.0}, {}, "fidelity is -1.0; it must be a finite number of decibels"),
+    ],
+)
+def test_a_speed_or_a_fidelity_is_refused_beside_what_contradicts_it(asked, other, named):
+    with pytest.raises(ValueError, match=named):
+        HighlightConfig(**asked, **other)
