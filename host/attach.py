@@ -78,11 +78,17 @@ def requests_of(model: ModelPatcher) -> Requests:
     return found[-1].requests if found else {}
 
 
-def _attached(model: ModelPatcher, method: str, request: MethodRequest) -> ModelPatcher:
-    others = {name: own for name, own in requests_of(model).items() if name != method}
+def detached(model: ModelPatcher) -> ModelPatcher:
+    """A clone of `model` without any of the pack's methods."""
     clone = model.clone()
     for kind in WRAPPED:
         clone.remove_wrappers_with_key(kind, KEY)
+    return clone
+
+
+def _attached(model: ModelPatcher, method: str, request: MethodRequest) -> ModelPatcher:
+    others = {name: own for name, own in requests_of(model).items() if name != method}
+    clone = detached(model)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(executor_of(model), {**others, method: request}))
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)

@@ -41,9 +41,11 @@ def path_of(model: ModelPatcher) -> Path:
 
 def own_profile(model: ModelPatcher) -> Profile | None:
     """The profile that was made of this model, None where there is none. Raises ProfileError for a file that cannot be read."""
-    if not folder().exists():
-        return None
-    path = path_of(model)
+    return kept_profile(path_of(model)) if folder().exists() else None
+
+
+def kept_profile(path: Path) -> Profile | None:
+    """The profile of a file, None where there is none. Raises ProfileError for one that cannot be read."""
     return _read(path, path.stat().st_mtime_ns) if path.exists() else None
 
 

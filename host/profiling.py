@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -18,12 +19,12 @@ from ..engine.placement.errors import ErrorModel
 from ..engine.placement.path import cheapest
 from ..engine.prediction.forecast import prediction_type
 from ..engine.profile import Profile, Recorder, write_profile
-from .profiles import own_profile, path_of
-from .run import KEY, time_axis_of
+from .attach import detached
+from .profiles import kept_profile, path_of
+from .run import time_axis_of
 from .sampler import sampler_response
 
 RECORDING = "highlight_diffusion_profile"  # key of the wrapper that takes a dense run down
-OURS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)  # of which a report tells the expected error
 
 
@@ -61,17 +62,15 @@ def _recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
         recorder.add(x, outputs, float(timestep.flatten()[0]))
         return outputs
 
-    clone = model.clone()
-    for kind in OURS:
-        clone.remove_wrappers_with_key(kind, KEY)
+    clone = detached(model)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, RECORDING, record)
     return clone
 
 
-def make_profile(model: ModelPatcher, pictures: Pictures) -> Profile:
-    """Sample pictures densely and add them to the model's profile, after each of them, so that an interrupt loses only the one
-    under way. Returns the profile. Raises ProfileError where the model has a file that cannot be read."""
-    path, profile = path_of(model), own_profile(model) or Profile((), time_axis_of(model), type(model.model).__name__)
+def make_profile(model: ModelPatcher, pictures: Pictures, path: Path) -> Profile:
+    """Sample pictures densely and add them to the model's profile, which is kept at `path`, after each of them, so that an
+    interrupt loses only the one under way. Returns the profile. Raises ProfileError for a file that cannot be read."""
+    profile = kept_profile(path) or Profile((), time_axis_of(model), type(model.model).__name__)
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = len(pictures.sigmas) - 1
     bar = comfy.utils.ProgressBar(pictures.count * steps)
@@ -105,7 +104,8 @@ def expectations(model: ModelPatcher, profile: Profile, sampler: Any, sigmas: Te
 @torch.no_grad()
 def profile_model(model: ModelPatcher, pictures: Pictures) -> str:
     """Make or extend a model's profile; returns what is to be told of it."""
-    profile, path = make_profile(model, pictures), path_of(model)
+    path = path_of(model)
+    profile = make_profile(model, pictures, path)
     size = path.stat().st_size / 1024
     return "\n".join([
         f"{pictures.count} pictures profiled, {len(profile.runs)} in all, {size:.0f} KiB in {path}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -84,5 +85,5 @@ class ShortestPath:
             return [PlannedStep("dense", "last steps")] * (context.last - start)
         dense = chosen(cheapest(context.errors.costs, start, context.last + 1), context, start)
         ends = [start, *dense, context.last + 1]
-        gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(ends)]
         return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)

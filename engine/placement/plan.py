@@ -147,8 +147,10 @@ class Plan:
 
 def on_schedule(sigma: float, sigmas: Sequence[float], dtype: torch.dtype) -> float:
     """The sigma of the schedule that `sigma`, read from a tensor of this dtype, is but for rounding to half precision."""
+    if dtype.itemsize >= 4:
+        return sigma
     nearest = min(sigmas, key=lambda own: abs(own - sigma), default=sigma)
-    return nearest if dtype.itemsize < 4 and abs(nearest - sigma) <= torch.finfo(dtype).eps * sigma else sigma
+    return nearest if abs(nearest - sigma) <= torch.finfo(dtype).eps * sigma else sigma
 
 
 def step_of(sigma: float, sigmas: tuple[float, ...]) -> int:

@@ -15,7 +15,7 @@ MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradi
 # The sampler of one evaluation a step that goes all the way to the guided image and renews the noise by the negative
 # prediction (CFG++, Chung et al. 2024, arXiv 2406.08070), so that a forecast's error enters the state whole, however short the
 # step. Its relative of two evaluations, dpmpp_2s_ancestral_cfg_pp, was measured to mend most of it in the second.
-WHOLE_STEP = "euler_ancestral_cfg_pp"
+WHOLE_STEP = ("euler_ancestral_cfg_pp",)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SamplerTraits:
     @classmethod
     def of(cls, name: str) -> SamplerTraits:
         """The traits of a sampler by its k-diffusion name, with or without the prefix "sample_"."""
-        return cls(*(any(part in name for part in parts) for parts in (STOCHASTIC, SDE, MULTISTEP, (WHOLE_STEP,))))
+        return cls(*(any(part in name for part in parts) for parts in (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP)))
 
     @property
     def keeps_errors(self) -> bool:

@@ -52,6 +52,11 @@ def text_then_picture(network: Any, call: Call) -> list[Order]:
     return [Order((*call.parts, *(("reference", tokens_of(latent, network.patch_size)) for latent in references)))]
 
 
+def picture_then_text(network: Any, call: Call) -> list[Order]:
+    """One sequence of picture and text."""
+    return [Order((("picture", call.grid.count), ("text", call.text)))]
+
+
 def text_looked_at(network: Any, call: Call) -> list[Order]:
     """One sequence of the picture alone, which looks at the text."""
     return [Order((("picture", call.grid.count),), looks_at=call.text)]

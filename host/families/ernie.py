@@ -1,9 +1,8 @@
 """ERNIE-Image: one stream of [image, text]; rotary positions."""
 
 from ...engine.merging.sites import attention, mlp
-from ...engine.partial.order import Order
 from ...engine.partial.token_gather import Gather
-from .base import Call, Family
+from .base import Family, picture_then_text
 
 
 def gather_inputs(block, args, kwargs, gather: Gather):
@@ -16,17 +15,13 @@ def sites(block):
     yield mlp(block.mlp)
 
 
-def orders(network, call: Call) -> list[Order]:
-    return [Order((("picture", call.grid.count), ("text", call.text)))]
-
-
 FAMILY = Family(
     title="ERNIE-Image",
     network=("comfy.ldm.ernie.model.ErnieImageModel",),
     blocks=lambda network: network.layers,
     gather_inputs=gather_inputs,
     sites=sites,
-    orders=orders,
+    orders=picture_then_text,
     final_layer=lambda network: network.final_norm,
     attention_modules=("comfy.ldm.ernie.model",),
 )

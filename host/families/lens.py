@@ -1,9 +1,8 @@
 """Lens: text and image apart in every block; rotary positions and a mask of [image, text]."""
 
 from ...engine.merging.sites import attention, mlp
-from ...engine.partial.order import Order
 from ...engine.partial.token_gather import Gather
-from .base import Call, Family
+from .base import Family, picture_then_text
 
 
 def gather_inputs(block, args, kwargs, gather: Gather):
@@ -19,17 +18,13 @@ def sites(block):
     yield mlp(block.img_mlp)
 
 
-def orders(network, call: Call) -> list[Order]:
-    return [Order((("picture", call.grid.count), ("text", call.text)))]
-
-
 FAMILY = Family(
     title="Lens",
     network=("comfy.ldm.lens.model.LensTransformer2DModel",),
     blocks=lambda network: network.transformer_blocks,
     gather_inputs=gather_inputs,
     sites=sites,
-    orders=orders,
+    orders=picture_then_text,
     final_layer=lambda network: network.norm_out,
     patch=lambda network: 1,  # a latent cell is a patch of the picture's own
 )

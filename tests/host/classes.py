@@ -87,6 +87,10 @@ def masked(g: torch.Generator, tokens: int) -> dict:
 
 # -- transformers ------------------------------------------------------------------------------------------------------
 
+HUNYUAN_3D = dict(
+    image_model="hunyuan3d2", in_channels=64, context_in_dim=64, hidden_size=64, num_heads=4, depth=1, depth_single_blocks=1,
+    qkv_bias=True, mlp_ratio=2.0,
+)  # fmt: skip
 KREA = dict(
     image_model="krea2", features=64, heads=4, kvheads=2, layers=3, patch=2, channels=16, txtdim=16, txtlayers=4, txtheads=2,
     txtkvheads=2,
@@ -440,22 +444,8 @@ MAKERS: dict[str, Callable[[], Tiny]] = {
         ),
         shapes=((64, 24),), extra=_lyric_embeds,
     ),
-    "Hunyuan3Dv2": net(
-        "Hunyuan3Dv2",
-        dict(
-            image_model="hunyuan3d2", in_channels=64, context_in_dim=64, hidden_size=64, num_heads=4, depth=1,
-            depth_single_blocks=1, qkv_bias=True, guidance_embed=False, mlp_ratio=2.0,
-        ),
-        shapes=((64, 32),),
-    ),
-    "Hunyuan3Dv2mini": net(
-        "Hunyuan3Dv2mini",
-        dict(
-            image_model="hunyuan3d2", in_channels=64, context_in_dim=64, hidden_size=64, num_heads=4, depth=1,
-            depth_single_blocks=1, qkv_bias=True, guidance_embed=True, mlp_ratio=2.0,
-        ),
-        shapes=((64, 32),),
-    ),
+    "Hunyuan3Dv2": net("Hunyuan3Dv2", {**HUNYUAN_3D, "guidance_embed": False}, shapes=((64, 32),)),
+    "Hunyuan3Dv2mini": net("Hunyuan3Dv2mini", {**HUNYUAN_3D, "guidance_embed": True}, shapes=((64, 32),)),
     "Hunyuan3Dv2_1": net(
         "Hunyuan3Dv2_1",
         dict(

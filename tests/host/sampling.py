@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.hooks
+import comfy.sample
 import comfy.samplers
 import torch
 from highlight_diffusion.engine.config import PACES, HighlightConfig
@@ -112,6 +113,17 @@ def guided(make):
         return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
 
     return sampled
+
+
+def sampled_by(model: tiny.Tiny, patcher, sampler, steps: int, batch: int = 1) -> torch.Tensor:
+    """A latent of a SAMPLER, at `SIZE`."""
+    latent = torch.zeros(batch, model.channels, *([] if model.frames is None else [model.frames]), *SIZE)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps)
+    torch.manual_seed(0)  # of the noise that SamplerLCMUpscale adds
+    return comfy.sample.sample_custom(
+        patcher, noise, 4.0, sampler, sigmas, tiny.cond(model, 1), tiny.cond(model, 2), latent, disable_pbar=True, seed=3
+    )
 
 
 def reasons(run: RunRecord) -> set[str]:

@@ -13,6 +13,7 @@ from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.nodes.preview import HighlightMaskPreview
 
 from . import tiny
+from .sampling import sampled_by
 
 pytestmark = pytest.mark.beside
 PACED = HighlightConfig(threshold=0.5, max_area=1.0, correct="always", interval=(3,), warmup=3)
@@ -50,22 +51,12 @@ def euler_but(change):
     return comfy.samplers.KSAMPLER(sample_changing)
 
 
-def sampled(model: tiny.Tiny, patcher, sampler, steps: int, batch: int = 1) -> torch.Tensor:
-    latent = torch.zeros(batch, model.channels, *([] if model.frames is None else [model.frames]), 16, 24)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
-    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps)
-    torch.manual_seed(0)  # of the noise that SamplerLCMUpscale adds
-    return comfy.sample.sample_custom(
-        patcher, noise, 4.0, sampler, sigmas, tiny.cond(model, 1), tiny.cond(model, 2), latent, disable_pbar=True, seed=3
-    )
-
-
 def check(setup, sampler, steps: int, batch: int = 1) -> tuple[torch.Tensor, RunRecord]:
     """Twice on one MODEL and once on a fresh one, all the same; the latent and its run, every evaluation with its reason."""
     model, *_ = setup
     patcher = prepared(setup, trace := Trace())
-    first, again = (sampled(model, patcher, sampler, steps, batch) for _ in range(2))
-    fresh = sampled(model, prepared(setup, Trace()), sampler, steps, batch)
+    first, again = (sampled_by(model, patcher, sampler, steps, batch) for _ in range(2))
+    fresh = sampled_by(model, prepared(setup, Trace()), sampler, steps, batch)
     assert torch.isfinite(first).all() and torch.equal(first, again) and torch.equal(first, fresh)
     assert len(trace.last.evaluations) == steps and all(e.reason for e in trace.last.evaluations)
     shown = HighlightMaskPreview.execute(trace, 0, 1, samples={"samples": first.float()})
@@ -80,7 +71,7 @@ def test_lcm_upscale_samples_at_every_size(setup, steps, ratio):
     latent, run = check(setup, sampler, steps)
     assert latent.shape[-2:] == (round(16 * ratio), round(24 * ratio))
     assert all("the frame is" in e.reason for e in run.evaluations[1:])
-    assert torch.equal(latent, sampled(setup[0], setup[0].patcher, sampler, steps))
+    assert torch.equal(latent, sampled_by(setup[0], setup[0].patcher, sampler, steps))
 
 
 CHANGES = {
@@ -129,7 +120,7 @@ def test_bug_a_latent_in_half_precision_took_evaluations_for_the_step_before(mak
         return x
 
     patcher = attach(model.patcher, PACED, trace)
-    assert torch.isfinite(sampled(model, patcher, comfy.samplers.KSAMPLER(sample_in_half), 14)).all()
+    assert torch.isfinite(sampled_by(model, patcher, comfy.samplers.KSAMPLER(sample_in_half), 14)).all()
     assert [e.step for e in trace.last.evaluations] == list(range(14))
     assert [e.sigma for e in trace.last.evaluations] == list(trace.last.sigmas[:-1])
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import pytest
 import torch
@@ -25,7 +24,7 @@ from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.context_windows import IN_USE
 
 from . import tiny
-from .sampling import CONFIG, POSITIVES, SIZE, guided, reasons, run_thrice, two_prompts, with_lora
+from .sampling import CONFIG, POSITIVES, SIZE, guided, reasons, run_thrice, sampled_by, two_prompts, with_lora
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +42,7 @@ def test_every_sampler_is_accelerated(check, sd15, sampler):
 @pytest.mark.compatibility("Samplers", "a change of the latent's size (SamplerLCMUpscale)")
 def test_a_sampler_that_changes_the_size_runs_dense(check, sd15):
     def upscaled(model, patcher, size, steps):
-        noise = torch.randn(1, model.channels, *size, generator=torch.Generator().manual_seed(3))
-        sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "normal", steps)
-        sampler = SamplerLCMUpscale.execute(1.5, -1, "bislerp").args[0]
-        torch.manual_seed(0)  # of the noise that it adds
-        return comfy.sample.sample_custom(
-            patcher, noise, 4.0, sampler, sigmas, tiny.cond(model, 1), tiny.cond(model, 2), torch.zeros_like(noise),
-            disable_pbar=True, seed=3,
-        )  # fmt: skip
+        return sampled_by(model, patcher, SamplerLCMUpscale.execute(1.5, -1, "bislerp").args[0], steps)
 
     run = check(sd15, sampled=upscaled, steps=4, saves=False)
     assert any("the frame is" in reason for reason in reasons(run))
