@@ -22,8 +22,8 @@ def orders(network, call: Call) -> list[Order]:
     references, and the picture is last."""
     multiple: int = network.pad_tokens_multiple or 1
 
-    def filled(part, count: int):
-        return (part, count), ("other", -count % multiple)
+    def filled(part, *counts: int) -> list:
+        return [own for count in counts for own in ((part, count), ("other", -count % multiple))]
 
     def tokens(latent) -> int:
         return (latent.shape[-2] // network.patch_size) * (latent.shape[-1] // network.patch_size)
@@ -32,20 +32,16 @@ def orders(network, call: Call) -> list[Order]:
     texts = list(call.given.get("ref_contexts") or ()) if references else []
     lengths: list[int] = [text.shape[1] for text in texts[: len(references)]]
     lengths += [multiple] * (len(references) - len(lengths))  # a reference without a text has as much padding
-    text = [*_flat(filled("other", n) for n in lengths), *filled("text", call.text)]
-    text += _flat(filled("other", extra.shape[1]) for extra in texts[len(references) :])
+    text = [*filled("other", *lengths), *filled("text", call.text)]
+    text += filled("other", *(extra.shape[1] for extra in texts[len(references) :]))
     embedded = []
     if references and getattr(network, "siglip_embedder", None) is not None:
         given = list(call.given.get("siglip_feats") or ())[: len(references)]
         counts: list[int] = [image.shape[1] * image.shape[2] for image in given]
         counts += [multiple] * (len(references) + 1 - len(counts))  # one for the picture too
-        embedded = _flat(filled("other", n) for n in counts)
-    images = [*_flat(filled("reference", tokens(latent)) for latent in references), *filled("picture", call.grid.count)]
+        embedded = filled("other", *counts)
+    images = [*filled("reference", *(tokens(latent) for latent in references)), *filled("picture", call.grid.count)]
     return [Order(tuple(images)), Order((*text, *embedded, *images))]
-
-
-def _flat(pairs) -> list:
-    return [part for pair in pairs for part in pair]
 
 
 FAMILY = Family(

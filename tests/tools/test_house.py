@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-MOST_ATTRIBUTES, MOST_LINES, MOST_DECISIONS, LONGEST_LOOP = 12, 200, 10, 180
+MOST_ATTRIBUTES, MOST_LINES, MOST_DECISIONS, LONGEST_LOOP, LONGEST_FAMILY = 12, 200, 10, 180, 59
 # Records of data without behaviour: one field for each knob of a node, or for each figure that is kept or told.
 RECORDS = {"HighlightConfig", "SDTMConfig", "Evaluation", "RunRecord", "Report"}
 # What is on a floor of the engine may import from its own and from those above it in this list.
@@ -70,6 +70,13 @@ def test_no_class_and_no_function_is_too_large_to_read(pack):
 
 def test_one_evaluation_can_be_read_from_top_to_bottom(pack):
     assert len((pack / "engine" / "run.py").read_text().splitlines()) <= LONGEST_LOOP
+
+
+def test_a_family_of_transformers_says_what_differs_and_no_more(pack):
+    """All but what a family is, and the list of them."""
+    files = [path for path in (pack / "host" / "families").glob("*.py") if path.name not in ("base.py", "__init__.py")]
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lengths) >= 26 and not {name: lines for name, lines in lengths.items() if lines > LONGEST_FAMILY}
 
 
 def test_every_module_of_the_engine_is_on_a_floor(pack):
