@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.partial.cache import ImageRows, Keys
+from .context_windows import frames_of
 from .control import Residuals
 
 ATTENTION_OVERRIDE = "optimized_attention_override"  # in transformer_options: what is called in place of attention
@@ -37,8 +38,11 @@ class ModelCall:
 
     @property
     def keys(self) -> Keys:
-        """The streams of this call: its conds, and whether each is a positive or a negative one."""
-        return tuple(zip(self.options["uuids"], self.options["cond_or_uncond"], strict=True))
+        """The streams of this call: its conds, whether each is a positive or a negative one, and the context window's frames
+        where it is of one."""
+        streams = zip(self.options["uuids"], self.options["cond_or_uncond"], strict=True)
+        window = frames_of(self.options)
+        return tuple(streams if window is None else ((*stream, window) for stream in streams))
 
     def rows_of(self, rows: ImageRows, value: Any) -> Any:
         """The rows of one image of whatever has all rows of this call; anything else as it is."""

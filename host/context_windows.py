@@ -1,4 +1,8 @@
-"""ComfyUI's context windows: a long video is computed window by window, and forecast as a whole."""
+"""ComfyUI's context windows: a long video is computed window by window, and forecast as a whole.
+
+Where windows are stretches of frames, a transformer's are computed in part and merged too: what is recorded of them is kept by
+window, so that each finds its own again as long as it stays where it is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 CONTEXT_HANDLER = "context_handler"  # in model_options: what slides over the frames
+WINDOW = "context_window"  # in transformer_options: the window of one call
 IN_USE = "context windows are in use"
+FRAMES = 2  # the axis of frames in a video's latent (B, C, frames, H, W)
 
 
 class WholeVideo:
@@ -38,3 +44,20 @@ class WholeVideo:
 def in_windows(model_options: dict) -> bool:
     """Whether an evaluation that is under way is computed in windows."""
     return getattr(model_options.get(CONTEXT_HANDLER), "active", False) is True
+
+
+def over_frames(model_options: dict) -> bool:
+    """Whether the windows are stretches of frames of a latent (B, C, frames, H, W)."""
+    return getattr(model_options.get(CONTEXT_HANDLER), "dim", None) == FRAMES
+
+
+def frames_of(options: dict) -> tuple[int, ...] | None:
+    """The frames of the video that a call of the model has where it is that of a window, in their order; None elsewhere.
+
+    options: its transformer_options. ComfyUI may put the frame before a window ahead of it, and drop that afterwards.
+    """
+    window = options.get(WINDOW)
+    if window is None:
+        return None
+    ahead = getattr(window, "causal_anchor_index", None)  # not in the oldest ComfyUI
+    return (*([] if ahead is None or ahead < 0 else [ahead]), *window.index_list)

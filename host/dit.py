@@ -22,6 +22,7 @@ from ..engine.partial.token_subset import TokenGrid, subsets_of
 from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
 from .call import ATTENTION_OVERRIDE, ModelCall
+from .context_windows import frames_of, over_frames
 from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
@@ -29,6 +30,9 @@ from .methods import METHODS
 from .run import NOT_RECORDED, ModelRun, Sampling, check_latent, time_axis_of
 
 CAPTURED_BLOCKS = 4
+MOVED = "context windows are at other frames than where their surroundings were recorded"
+GUIDED = "other frames stand beside those of a context window"
+NOT_REMEMBERED = "context windows that moved are merged without what is remembered"
 
 
 @dataclass(frozen=True)
@@ -109,56 +113,71 @@ class DiTRun(ModelRun):
         several = "several latents are sampled as one" if self.shape != record.shape else None
         self.no_regions = self.family.no_regions or several
 
+    def windows_because(self, model_options: dict) -> str | None:
+        """A window of a video's frames is a call of fewer frames, which other kinds of windows are not."""
+        simple = over_frames(model_options) and len(self.shape) == 5 and self.shape == self.record.shape
+        return None if simple else super().windows_because(model_options)
+
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         if tuple(self.first_of(call.x).shape[-2:]) != self.frame or self.note_grouped_call(call):
             return call()
-        orders = self._orders(call)
+        grid, frames = self.grid, frames_of(call.options)
+        if frames is not None:
+            if call.x.shape[2] != len(frames):
+                return self._whole(job, call, GUIDED)
+            grid, job = replace(grid, frames=len(frames)), _within(job, frames)
+        orders = self._orders(call, grid)
         around = orders[-1].around if orders else ALL_FIRST
         if job.compute:
             return self._subsets(job, call, around)
         task, own = job.task(MergeJob), DiTCall(call, self.family)
         if task is None:
-            return self._dense(job, call, orders, around)
+            return self._dense(job, call, orders, around, grid)
         if not task.record:
-            return compute_merged(self.transformer, self.family.sites, own, task, around, self.grid.count)
+            if frames is not None and task.uses_residuals and not task.remembers:
+                _add(job, NOT_REMEMBERED)
+            return compute_merged(self.transformer, self.family.sites, own, task, around, grid.count)
         with recording_for(self.transformer, self.family.sites, own, task, around):
-            return self._dense(job, call, orders, around)
+            return self._dense(job, call, orders, around, grid)
 
-    def _orders(self, call: ModelCall) -> Sequence[Order]:
+    def _orders(self, call: ModelCall, grid: TokenGrid) -> Sequence[Order]:
         """What stands in the sequences of tokens of a call."""
         text = 0 if call.c_crossattn is None else call.c_crossattn.shape[1]
-        return self.family.orders(self.network, Call(self.grid, text, call.extra))
+        return self.family.orders(self.network, Call(grid, text, call.extra))
 
-    def _dense(self, job: Job, call: ModelCall, orders: Sequence[Order], around: Around) -> Tensor:
+    def _dense(self, job: Job, call: ModelCall, orders: Sequence[Order], around: Around, grid: TokenGrid) -> Tensor:
         """A dense call, whose attention is overridden where something is recorded or captured."""
-        capture = self._capture(job.capture, call)
+        capture = self._capture(job.capture, call, grid)
         if not job.record and capture is None and not self.engine.state.methods:
             return call()
         cropped = self.cropped_control(job, call.control, lambda subset: self._crop(self._gather(subset, around), call))
-        foreign_tokens = call.control is not None and not self._fits(call.control)
+        foreign_tokens = call.control is not None and not _fits(call.control, grid)
         own = DiTCall(call, self.family)
-        output, seen = record_subsets(self.transformer, own, job.record, self.grid.count, orders, capture)
+        output, seen = record_subsets(self.transformer, own, job.record, grid.count, orders, capture)
         self.keep_control(job, call.keys, cropped)
         self._judge(seen, foreign_tokens)
         if capture is not None and not seen.captured:
-            why = seen.odd or "an attention of this model is not to be seen"
-            job.evaluation.reason += f"; not listened to: {why}"
+            _add(job, f"not listened to: {seen.odd or 'an attention of this model is not to be seen'}")
         return output
 
     def _subsets(self, job: Job, call: ModelCall, around: Around) -> Tensor:
         """The subsets by themselves, in a tensor of the whole call's size."""
         if not all(subset.holds(call.keys) for subset in job.compute):
-            self.no_parts = NOT_RECORDED
-            return call()
+            return self._whole(job, call, NOT_RECORDED if frames_of(call.options) is None else MOVED)
         if not all(subset.joins(call.keys) for subset in job.compute):
-            self.no_parts = "prompts of different lengths are computed together that were not before"
-            return call()
+            return self._whole(job, call, "prompts of different lengths are computed together that were not before")
 
         def control_of(gather: TokenGather) -> Residuals | None:
             return self.control_in(job, gather.subset, call, self._crop(gather, call))
 
         own = DiTCall(call, self.family, control_of)
         return compute_subsets(self.transformer, own, job.compute, job.evaluation.sigma, around)
+
+    def _whole(self, job: Job, call: ModelCall, why: str) -> Tensor:
+        """A call that is computed as it is, as are those to come, and says why."""
+        self.no_parts = why
+        _add(job, f"computed whole: {why}")
+        return call()
 
     @staticmethod
     def _gather(subset: Any, around: Around) -> TokenGather:
@@ -170,11 +189,6 @@ class DiTRun(ModelRun):
         rows, count = gather.subset.rows, len(call.x)
         return partial(mapped, change=lambda value: gather.image(rows.of(value) if len(value) == count else value))
 
-    def _fits(self, control: Residuals) -> bool:
-        """Whether a control net's residuals (B, tokens, C) are those of the image's tokens."""
-        tensors = [v for values in control.values() if isinstance(values, list) for v in values if isinstance(v, Tensor)]
-        return all(v.ndim == 3 and v.shape[1] == self.grid.count for v in tensors)
-
     def _judge(self, seen: RecordingOverride, foreign_tokens: bool) -> None:
         """Note what keeps this graph from being computed in part."""
         if foreign_tokens:
@@ -184,7 +198,7 @@ class DiTRun(ModelRun):
         elif seen.passed - seen.seen:
             self.no_parts = "an attention of this model is not to be seen"
 
-    def _capture(self, accumulator: HeatmapAccumulator | None, call: ModelCall) -> Capture | None:
+    def _capture(self, accumulator: HeatmapAccumulator | None, call: ModelCall, grid: TokenGrid) -> Capture | None:
         """What adds how much the image's tokens look at the text's to an accumulator, in a few blocks; None where nothing is
         wanted. Where another node attends with a part of the batch, as normalised attention guidance does, nothing is added."""
         rows = self.positive_rows(call.options)
@@ -201,8 +215,27 @@ class DiTRun(ModelRun):
             queries, texts = q.chunk(streams), k.chunk(streams)
             for row, prompt, weights in rows:
                 maps = token_maps(queries[row], texts[row], heads)
-                if self.grid.frames > 1:
-                    maps = maps.unflatten(-1, (self.grid.frames, -1)).mean(-2)
-                accumulator.add(maps, self.grid.size, prompt, weights)
+                if grid.frames > 1:
+                    maps = maps.unflatten(-1, (grid.frames, -1)).mean(-2)
+                accumulator.add(maps, grid.size, prompt, weights)
 
         return capture
+
+
+def _within(job: Job, frames: tuple[int, ...]) -> Job:
+    """The job in a call that has these frames of the video."""
+    tasks = tuple(task.within(frames) if isinstance(task, MergeJob) else task for task in job.tasks)
+    record, compute = (tuple(subset.over(len(frames)) for subset in subsets) for subsets in (job.record, job.compute))
+    return replace(job, record=record, compute=compute, tasks=tasks)
+
+
+def _add(job: Job, what: str) -> None:
+    """Add something to the reason of a job's evaluation, of which there may be several calls."""
+    if what not in job.evaluation.reason:
+        job.evaluation.reason += f"; {what}"
+
+
+def _fits(control: Residuals, grid: TokenGrid) -> bool:
+    """Whether a control net's residuals (B, tokens, C) are those of the image's tokens."""
+    tensors = [v for values in control.values() if isinstance(values, list) for v in values if isinstance(v, Tensor)]
+    return all(v.ndim == 3 and v.shape[1] == grid.count for v in tensors)

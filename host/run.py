@@ -32,7 +32,7 @@ from ..engine.time_axis import DIFFUSION, FLOW, TimeAxis
 from ..engine.trace import RunRecord
 from . import ip_adapter
 from .call import ModelCall
-from .context_windows import IN_USE, in_windows
+from .context_windows import IN_USE, WINDOW, in_windows
 from .control import Crop, RecordedControl, Residuals, active_net, chain, in_effect, nets_at, reuses, without_nets
 from .live import Live
 from .profiles import profile_of
@@ -141,17 +141,18 @@ class ModelRun:
         if self.calls > 1:
             return executor(model, conds, x_in, timestep, model_options)
         sigma = on_schedule(self.engine.state.finite.sigma_of(timestep, x_in), self.record.sigmas, timestep.dtype)
-        windows = in_windows(model_options)
         request = self._request(conds, x_in, sigma, model_options)
+        unseen = bool(request.dense_because or self._unseen_because(model_options))
         nets = nets_at(conds, sigma)
         reusable = bool(nets) and reuses(self.config.control, nets)
 
         def compute(job: Job) -> list[Tensor]:
             reused = bool(job.compute) and reusable
             job.evaluation.control = "" if not nets else "reused" if reused else "computed"
-            if request.dense_because or windows:  # nothing is to be seen of such a call, which may be of another latent
+            if unseen:  # such calls are made as they are, since they may be of another latent, or in several threads
                 return executor(model, conds, x_in, timestep, model_options)
             carried = {**model_options.get("transformer_options", {}), JOB: replace(job, reuse_control=reusable)}
+            carried.pop(WINDOW, None)  # of the evaluation before
             options = {**model_options, "transformer_options": carried}
             return executor(model, without_nets(conds, sigma) if reused else conds, x_in, timestep, options)
 
@@ -165,14 +166,26 @@ class ModelRun:
         adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
-            self.no_parts or (IN_USE if in_windows(model_options) else foreign(in_effect(conds, sigma), model_options)),
+            self.no_parts or self._unseen_because(model_options) or self._beside(conds, sigma, model_options),
             self.no_regions,
         )  # fmt: skip
 
+    def windows_because(self, model_options: dict) -> str | None:
+        """Why nothing is done in the context windows that an evaluation is computed in, or None."""
+        return IN_USE if in_windows(model_options) else None
+
+    def _unseen_because(self, model_options: dict) -> str | None:
+        """Why the model's calls are left as they are, so that an evaluation is computed whole or forecast, or None. On several
+        GPUs each is in a thread of its own and on a copy of the model."""
+        return "several GPUs share the work" if "multigpu_clones" in model_options else self.windows_because(model_options)
+
+    def _beside(self, conds, sigma: float, model_options: dict) -> str | None:
+        """Why parts cannot be computed beside what else is at work, or None."""
+        nets = in_windows(model_options) and nets_at(conds, sigma)
+        return f"{IN_USE} beside a control net" if nets else foreign(in_effect(conds, sigma), model_options)
+
     def _dense_because(self, x_in: Tensor, model_options: dict) -> str | None:
         """Why nothing may be saved, or None."""
-        if "multigpu_clones" in model_options:
-            return "several GPUs share the work"
         if "ar_state" in model_options.get("transformer_options", {}):
             return "the sampler keeps keys and values of earlier frames, which a forecast would not renew"
         return other_latent(x_in, self.shape)

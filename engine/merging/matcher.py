@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from ..method import DenseContext
 from ..partial.cache import ImageRows
 from ..partial.token_subset import TokenGrid
 from .config import SDTMConfig
-from .job import ImageMerge
+from .job import Frames, ImageMerge
 from .matching import Merge, merge_tokens, merge_windows, normalised_age, pairwise_similarity, window_similarity, windows
 from .sites import MergeResiduals
 
@@ -30,12 +30,13 @@ def patches(denoised: Tensor, grid: TokenGrid) -> Tensor:
 
 @dataclass
 class ImageTokens:
-    """What is known of one image: features (count, C) of its tokens; age (count,), the matchings since each was last merged;
-    the present merge; and the residuals of merged tokens."""
+    """What is known of one image: features (count, C) of its tokens; age (count,), the matchings since each was last merged,
+    and what it was before the present merge; that merge; and the residuals of merged tokens."""
 
     residuals: MergeResiduals
     features: Tensor | None = None
     age: Tensor | None = None
+    age_before: Tensor | None = None
     merge: Merge | None = None
 
 
@@ -48,6 +49,8 @@ class Matcher:
         self.images = [ImageTokens(MergeResiduals(1 - config.mcw, ImageRows(i, images), config.memory)) for i in range(images)]
         self.saved = 0  # parts of the tokens that the last matching saves, as far as there is room
         self.turns = 0  # matchings so far
+        self.asked: tuple[str, int, DenseContext] | None = None  # what the last matching was by
+        self.windows: dict[Frames, Matcher] = {}  # the same matching of a video's windows, by their frames
 
     @property
     def ready(self) -> bool:
@@ -59,9 +62,32 @@ class Matcher:
         """The present merges."""
         return tuple(ImageMerge(image.merge, image.residuals) for image in self.images)
 
+    def matched_within(self, frames: Frames) -> tuple[ImageMerge, ...]:
+        """The present merges of a window of a video that has these frames, matched as those of the whole video are."""
+        if frames not in self.windows:
+            self.windows[frames] = self._window(frames)
+        return self.windows[frames].matched
+
+    def _window(self, frames: Frames) -> Matcher:
+        own = Matcher(self.config, replace(self.grid, frames=len(frames)), len(self.images))
+        own.turns = self.turns - 1
+        for image, whole in zip(own.images, self.images, strict=True):
+            image.features, image.age = (self._of_frames(of, frames) for of in (whole.features, whole.age_before))
+        if self.asked is not None:
+            own.match(*self.asked)
+        return own
+
+    def _of_frames(self, tokens: Tensor | None, frames: Frames) -> Tensor | None:
+        """Of what all tokens (count, ...) have, that of some frames' tokens."""
+        if tokens is None:
+            return None
+        by_frame = tokens.unflatten(0, (self.grid.frames, -1))
+        return torch.cat([by_frame[frame] for frame in frames])
+
     @property
     def bytes(self) -> int:
-        return sum(image.residuals.bytes for image in self.images)
+        own = sum(image.residuals.bytes for image in self.images)
+        return own + sum(window.bytes for window in self.windows.values())
 
     def learn(self, denoised: Tensor) -> None:
         """Take up a prediction (B, C, [frames,] H, W)."""
@@ -71,19 +97,25 @@ class Matcher:
     def unlearn(self) -> None:
         """Drop what is known of the tokens."""
         for image in self.images:
-            image.features = image.age = None
+            image.features = image.age = image.age_before = None
+        self._forget_windows()
 
     def forget(self) -> None:
         """Drop merges and residuals; what is known of the tokens stays."""
         for image in self.images:
             image.residuals.clear()
             image.merge = None
+        self._forget_windows()
+
+    def _forget_windows(self) -> None:
+        self.windows, self.asked = {}, None
 
     def match(self, stage: str, parts: int, context: DenseContext) -> bool:
         """Match the tokens of every image anew, so that `parts` of `BUCKETS` are saved; False where nothing is to be merged."""
         own = [self.members[self._free(index, context.highlight)] for index in range(len(self.images))]
         self.saved = min(parts, *(self._room(members) for members in own))
         ready = self.ready
+        self.windows, self.asked = {}, (stage, parts, context)
         for index, image in enumerate(self.images):
             image.residuals.clear()
             image.merge = None
@@ -131,6 +163,7 @@ class Matcher:
         if not number:
             return None
         merge = merge_by(score, members, number, count, lead)
+        image.age_before = age
         image.age = torch.where(merge.shared(), 0.0, age) + 1
         return merge
 

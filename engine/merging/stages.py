@@ -104,6 +104,7 @@ class MergingRun:
         return MergeJob(
             self.matcher.matched, self._parts, record, self.config.spared_blocks(self.depth),
             KeyBias(prompt, self.config.proportional) if weighs else None, uses_residuals=self.remembers,
+            images_of=self.matcher.matched_within,
         )  # fmt: skip
 
     def _exact_because(self, progress: float) -> str | None:

@@ -11,7 +11,7 @@ image, its keys and values are recorded and extrapolated too, so that a subset c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,18 @@ class TokenSubset(ActivationCache):
         inside = grid.inside(boxes)
         self.active, self.rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
         self._places: dict[tuple[int, int, int | None], Tensor] = {}
+        self._over: dict[int, TokenSubset] = {}
+
+    def over(self, frames: int) -> TokenSubset:
+        """The same boxes over another number of frames, with the same recordings: for the streams of a window of a video, which
+        are no others' and so have recordings of their own."""
+        if frames == self.grid.frames:
+            return self
+        if frames not in self._over:
+            own = TokenSubset(self.boxes, replace(self.grid, frames=frames), self.rows, self.axis)
+            own.memory, own.damping, own.entries = self.memory, self.damping, self.entries
+            self._over[frames] = own
+        return self._over[frames]
 
     def to(self, device: torch.device) -> TokenSubset:
         """Move the indices to a device; recordings stay where they were made."""

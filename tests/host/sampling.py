@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import comfy.hooks
 import comfy.sample
 import comfy.samplers
@@ -101,6 +103,16 @@ POSITIVES = {
     "regional prompts by area": with_area, "regional prompts by mask": with_mask, "timestep ranges": ranged,
     "hooks (LoRA on a prompt)": hooked,
 }  # fmt: skip
+
+
+def on_two_devices(model: tiny.Tiny, twin: tiny.Tiny):
+    """A MODEL as MultiGPU work units make it, with the same weights on a second device, and the threads in which those are
+    called."""
+    patched, other, threads = model.patcher.clone(), twin.patcher, set()
+    other.load_device, other.is_multigpu_base_clone = torch.device("cpu", 0), True
+    other.model.diffusion_model.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+    patched.set_additional_models("multigpu", [other])
+    return patched, threads
 
 
 def guided(make):

@@ -1,8 +1,10 @@
 """Everything a sampler does, in the real host: each row saves, equals a fresh MODEL's result, and says what it did."""
 
+import threading
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import pytest
 import torch
@@ -24,7 +26,7 @@ from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.context_windows import IN_USE
 
 from . import tiny
-from .sampling import CONFIG, POSITIVES, SIZE, guided, reasons, run_thrice, sampled_by, two_prompts, with_lora
+from .sampling import CONFIG, POSITIVES, SIZE, guided, on_two_devices, reasons, run_thrice, sampled_by, two_prompts, with_lora
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +242,13 @@ def test_a_video_shorter_than_a_window_is_computed_as_without_one(sd15):
 
 
 @pytest.mark.compatibility("The host", "several GPUs (MultiGPU work units)")
-def test_several_gpus_run_dense(check, sd15):
-    """ComfyUI's own path for several devices, here with one in the list."""
-    patched = sd15.patcher.clone()
-    patched.model_options["multigpu_clones"] = {patched.load_device: patched}
-    run = check(sd15, patched, steps=6, saves=False)
-    assert reasons(run) == {"several GPUs share the work"}
+@pytest.mark.skipif(not hasattr(comfy.model_patcher.ModelPatcher, "match_multigpu_clones"), reason="this ComfyUI has none")
+def test_several_gpus_are_forecast(check, sd15):
+    """ComfyUI's own path for several devices: the calls of a step in a thread each, which are made as they are."""
+    patched, threads = on_two_devices(sd15, tiny.sd15())
+    run = check(sd15, patched, steps=10)
+    assert not run.count("partial") and "forecast only: several GPUs share the work" in reasons(run)
+    assert threads and threading.get_ident() not in threads
 
 
 @pytest.mark.compatibility("The host", "torch.compile (TorchCompileModel)")

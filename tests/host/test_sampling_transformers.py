@@ -1,5 +1,8 @@
 """Every family of transformers, and on two of them what others attach; the rest is in test_family_sampling.py."""
 
+import threading
+
+import comfy.model_patcher
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -13,7 +16,7 @@ from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.host.families import family_of
 
 from . import tiny
-from .sampling import SIZE, guided, reasons, two_prompts, with_lora
+from .sampling import SIZE, guided, on_two_devices, reasons, two_prompts, with_lora
 
 CONFIG = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
 ON = "transformers"
@@ -124,21 +127,24 @@ def test_merging_beside_other_nodes(check_merging, model, name):
 
 
 @pytest.mark.compatibility("The host", "context windows", on=ON)
-def test_context_windows_are_forecast_as_a_whole(check_masked):
-    """Two frames of three at a time."""
+def test_context_windows_are_forecast_as_a_whole_and_computed_in_part_by_window(check_masked):
+    """Two frames of three at a time; the laws of it are in test_context_windows.py."""
     settings = {"context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
                 "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False}  # fmt: skip
     model = tiny.wan()
     patched = ContextWindowsManualNode.execute(model.patcher, **settings).args[0]
     run = check_masked(model, patched, size=(8, 8), steps=10)
-    assert not run.count("partial") and "forecast only: context windows are in use" in reasons(run)
+    assert run.count("partial") and run.count("skipped") and len(run.evaluations) == 10, "one for all windows of a step"
+    assert not any("context windows" in reason for reason in reasons(run))
 
 
 @pytest.mark.compatibility("The host", "several GPUs (MultiGPU work units)", on=ON)
-def test_several_gpus_run_dense(check_masked, sd3):
-    patched = sd3.patcher.clone()
-    patched.model_options["multigpu_clones"] = {patched.load_device: patched}
-    assert reasons(check_masked(sd3, patched, steps=4, saves=False)) == {"several GPUs share the work"}
+@pytest.mark.skipif(not hasattr(comfy.model_patcher.ModelPatcher, "match_multigpu_clones"), reason="this ComfyUI has none")
+def test_several_gpus_are_forecast(check_masked, sd3):
+    patched, threads = on_two_devices(sd3, tiny.sd3())
+    run = check_masked(sd3, patched)
+    assert not run.count("partial") and "forecast only: several GPUs share the work" in reasons(run)
+    assert threads and threading.get_ident() not in threads
 
 
 @pytest.mark.compatibility("The host", "torch.compile (TorchCompileModel)", on=ON)

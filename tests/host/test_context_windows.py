@@ -1,0 +1,87 @@
+"""Context windows over the frames of a video: computed in part and merged, with what is recorded of each window kept by it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.merging.config import SDTMConfig
+from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.host.attach import attach, attach_merging
+from highlight_diffusion.host.dit import MOVED, NOT_REMEMBERED
+
+from . import tiny
+from .sampling import reasons
+from .test_families import PARTIAL, errors_of_a_subset, given_mask
+
+MERGING = SDTMConfig(r=0.5, protect_steps=3, switch=0.6)
+
+
+def windowed(model: tiny.Tiny, schedule: str = "standard_static", **changed):
+    settings = {"context_length": 3, "context_overlap": 1, "context_schedule": schedule, "context_stride": 1,
+                "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False}  # fmt: skip
+    return ContextWindowsManualNode.execute(model.patcher, **{**settings, **changed}).args[0]
+
+
+@pytest.fixture(scope="module")
+def model() -> tiny.Tiny:
+    """Wan with five frames, in two windows of three; the second has the frame ahead of it too."""
+    return replace(tiny.wan(), frames=5)
+
+
+def masked(model: tiny.Tiny, patcher, config=PARTIAL, **kwargs):
+    trace = Trace()
+    patched = attach(patcher, config, trace, given=given_mask(model))
+    first, again = (tiny.sample(model, patched, **{"steps": 9, **kwargs}) for _ in range(2))
+    assert torch.isfinite(first).all() and torch.equal(first, again)
+    return trace.last
+
+
+def test_a_subset_of_each_window_equals_dense_where_it_was_recorded(model):
+    exact, wiped = errors_of_a_subset(replace(model, patcher=windowed(model)), 1)
+    assert len(exact) == 2 * 3, "two windows in each of three steps"
+    assert max(exact) == 0.0 and max(wiped) > 1e-4 and min(wiped) > 0
+
+
+def test_each_window_finds_its_own_recordings(model):
+    """Without them what is computed is another picture."""
+    found = []
+
+    def seen(self, job, call):
+        found.extend((set(subset.entries[-1].parts[0, 0]), call.keys) for subset in job.compute)
+        return apply_model(self, job, call)
+
+    from highlight_diffusion.host.dit import DiTRun
+
+    apply_model = DiTRun.apply_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiTRun, "apply_model", seen)
+        masked(model, windowed(model))
+    assert {len(held) for held, _ in found} == {2} and all(keys in held for held, keys in found)
+
+
+def test_windows_that_move_are_computed_whole_once_and_then_forecast(model):
+    run = masked(model, windowed(model, "looped_uniform"), steps=14)
+    assert run.count("skipped") and any(f"computed whole: {MOVED}" in reason for reason in reasons(run))
+    assert f"forecast only: {MOVED}" in reasons(run)
+
+
+def test_the_prompt_gives_a_heatmap_of_all_windows(model):
+    tiny.sample(model, attach(windowed(model), HighlightConfig(), trace := Trace()), steps=8)
+    heard = [e.heatmap for e in trace.last.evaluations if e.heatmap is not None]
+    assert heard and heard[-1].shape[-2:] == (8, 8) and heard[-1].std() > 0.01
+
+
+@pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
+def test_tokens_are_merged_in_every_window(model, schedule):
+    patcher, trace = windowed(model, schedule), Trace()
+    vanilla = tiny.sample(model, patcher, steps=6)
+    assert torch.equal(tiny.sample(model, attach_merging(patcher, SDTMConfig(enabled=False), Trace()), steps=6), vanilla)
+    patched = attach_merging(patcher, MERGING, trace)
+    first, again = (tiny.sample(model, patched, steps=6) for _ in range(2))
+    run = trace.last
+    assert torch.isfinite(first).all() and torch.equal(first, again) and not torch.equal(first, vanilla)
+    assert sum(e.merged is not None for e in run.evaluations) >= 2
+    assert any(NOT_REMEMBERED in reason for reason in reasons(run)) == (schedule == "looped_uniform")
+    assert not any("forward" in module.__dict__ for module in model.patcher.model.diffusion_model.modules())
