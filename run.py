@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,6 +175,14 @@ def run_tests(environment: dict[str, str]) -> int:
     return first or second
 
 
+def program_of(command: Command, rest: Sequence[str]) -> list[str]:
+    """What python is given for a command, before the rest of the line; files that this names are run in place of all tests."""
+    if not command.pytest:
+        return [str(PACK / "tools" / "start.py"), str(command.module)]
+    named = command.pytest == ("tests",) and any((PACK / own.partition("::")[0]).exists() for own in rest)
+    return ["-m", "pytest", *([] if named else command.pytest)]
+
+
 def _parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS)) + 2
     table = "\n".join(f"  {name:{width}}{command.about}" for name, command in COMMANDS.items())
@@ -197,8 +206,7 @@ def main() -> int:
         environment["CHROMIUM_PATH"] = find_chromium() or ""
     if arguments.command == "test" and comfyui and not arguments.rest:
         return run_tests(environment)
-    module = [str(PACK / "tools" / "start.py"), str(command.module)]
-    program = ["-m", "pytest", *command.pytest] if command.pytest else module
+    program = program_of(command, arguments.rest)
     return subprocess.run([_python(), *program, *arguments.rest], cwd=PACK, env=environment).returncode
 
 

@@ -121,11 +121,19 @@ class DiTRun(ModelRun):
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         if tuple(self.first_of(call.x).shape[-2:]) != self.frame or self.note_grouped_call(call):
             return call()
-        grid, frames = self.grid, frames_of(call.options)
-        if frames is not None:
-            if call.x.shape[2] != len(frames):
-                return self._whole(job, call, GUIDED)
-            grid, job = replace(grid, frames=len(frames)), _within(job, frames)
+        frames = frames_of(call.options)
+        if frames is None:
+            return self._done(job, call, self.grid)
+        if call.x.shape[2] != len(frames):
+            return self._whole(job, call, GUIDED)
+        job = _within(job, frames)
+        task = job.task(MergeJob)
+        if task is not None and not task.record and task.uses_residuals and not task.remembers:
+            _add(job, NOT_REMEMBERED)
+        return self._done(job, call, replace(self.grid, frames=len(frames)))
+
+    def _done(self, job: Job, call: ModelCall, grid: TokenGrid) -> Tensor:
+        """Do a job in a call that has the tokens of this grid."""
         orders = self._orders(call, grid)
         around = orders[-1].around if orders else ALL_FIRST
         if job.compute:
@@ -134,8 +142,6 @@ class DiTRun(ModelRun):
         if task is None:
             return self._dense(job, call, orders, around, grid)
         if not task.record:
-            if frames is not None and task.uses_residuals and not task.remembers:
-                _add(job, NOT_REMEMBERED)
             return compute_merged(self.transformer, self.family.sites, own, task, around, grid.count)
         with recording_for(self.transformer, self.family.sites, own, task, around):
             return self._dense(job, call, orders, around, grid)

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfy.context_windows import IndexListCallbacks
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach, attach_merging
-from highlight_diffusion.host.dit import MOVED, NOT_REMEMBERED
+from highlight_diffusion.host.dit import GUIDED, MOVED, NOT_REMEMBERED
 
 from . import tiny
+from .classes import CLASSES
 from .sampling import reasons
 from .test_families import PARTIAL, errors_of_a_subset, given_mask
 
@@ -85,3 +87,26 @@ def test_tokens_are_merged_in_every_window(model, schedule):
     assert sum(e.merged is not None for e in run.evaluations) >= 2
     assert any(NOT_REMEMBERED in reason for reason in reasons(run)) == (schedule == "looped_uniform")
     assert not any("forward" in module.__dict__ for module in model.patcher.model.diffusion_model.modules())
+
+
+def test_windows_of_other_frames_than_they_say_are_forecast_alone(model):
+    """As another node's handler may have them."""
+    patcher = windowed(model)
+
+    def claim(handler, network, x, conds, timestep, options, number, window, *others):
+        window.causal_anchor_index = 0
+
+    callbacks = {IndexListCallbacks.EVALUATE_CONTEXT_WINDOWS: {"claim": [claim]}}
+    patcher.model_options["context_handler"].callbacks = {"callbacks": callbacks}
+    run = masked(model, patcher)
+    assert run.count("skipped") and f"forecast only: {GUIDED}" in reasons(run) and not run.count("partial")
+
+
+def test_video_beside_sound_is_forecast_as_a_whole():
+    """Both have windows of their own."""
+    video = CLASSES["LTXAV"]()
+    video = replace(video, shapes=((128, 5, 8, 8), (8, 15, 16)))
+    patched = attach_merging(attach(windowed(video), PARTIAL, trace := Trace()), MERGING, trace)
+    first, again = (tiny.sample(video, patched, steps=9) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first.unbind(), again.unbind(), strict=True))
+    assert trace.last.count("skipped") and any("not merged: context windows are in use" in r for r in reasons(trace.last))

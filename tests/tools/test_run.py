@@ -27,6 +27,13 @@ def test_every_command_is_one_word_with_a_line_of_help_and_something_to_run(run,
     assert all(f"  {name} " in run._parser().format_help() for name in run.COMMANDS)
 
 
+def test_bug_files_that_are_named_were_run_after_all_others(run):
+    """`run.py test FILE` handed pytest the whole folder beside the file."""
+    command = run.COMMANDS["test"]
+    assert run.program_of(command, ["tests/tools/test_run.py::test_x", "-q"]) == ["-m", "pytest"]
+    assert run.program_of(command, ["-k", "sdxl"]) == ["-m", "pytest", "tests"]
+
+
 def test_documents_and_sources_name_commands_that_there_are(run, pack):
     files = [*pack.glob("*.md"), *(pack / "docs").rglob("*.md")]
     files += [path for folder in ("bench", "tools", "demo", "tests") for path in (pack / folder).rglob("*.py")]
