@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -79,11 +79,13 @@ class ProfiledRun:
 
 @dataclass(frozen=True)
 class Profile:
-    """Dense runs of one model. axis: the model's time axis. name: of the model, for people."""
+    """Dense runs of one model. axis: the model's time axis. name: of the model, for people. bundled: whether it stands for
+    models that have none of their own."""
 
     runs: tuple[ProfiledRun, ...]
     axis: TimeAxis
     name: str = ""
+    bundled: bool = False
 
     def at(self, sigmas: Sequence[float], prediction: PredictionType) -> np.ndarray:
         """Sketches (runs, len(sigmas), FEATURES) of what the sampler is given at these sigmas."""
@@ -138,7 +140,7 @@ def read_profile(path: Path) -> Profile:
 @lru_cache(maxsize=2)
 def bundled(axis: TimeAxis) -> Profile:
     """The profile for models that have none of their own: of the demo UNet, or in flows of the demo transformer."""
-    return read_profile(BUNDLED / f"{'flow' if axis.is_flow else 'diffusion'}.safetensors")
+    return replace(read_profile(BUNDLED / f"{'flow' if axis.is_flow else 'diffusion'}.safetensors"), bundled=True)
 
 
 def _runs(path: Path, tensors: dict[str, Tensor], axis: TimeAxis) -> tuple[ProfiledRun, ...]:

@@ -13,6 +13,7 @@ from .partial.cache import ActivationCache
 from .placement.context import Context
 from .placement.errors import ErrorModel
 from .placement.noise import renewed
+from .placement.path import said_of
 from .placement.plan import Plan, regional_pays
 from .placement.shallow import shallow_pays
 from .placement.traits import SamplerTraits
@@ -36,7 +37,7 @@ def start_run(
     sigma_range: tuple[float, float] = (float("inf"), 0.0), masks: UserMasks | None = None,
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
-    picture: Callable[[Tensor], Tensor] = lambda latent: latent,
+    picture: Callable[[Tensor], Tensor] = lambda latent: latent, unknown: bool = False,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -46,6 +47,7 @@ def start_run(
     fresh_noise: gives how much of the noise the sampler makes anew in each step, None where that cannot be measured.
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
+    unknown: whether the model is of a class that is not known.
     """
     masks = masks or UserMasks()
     traits = SamplerTraits.of(record.sampler)
@@ -62,9 +64,12 @@ def start_run(
         _wants_regional(config, len(sigmas), traits, response, axis, bool(masks)),
         _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
         ErrorModel(sigmas, profile, prediction, response, config.revise) if profile and sigmas and known else None,
+        unknown,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected
+    if (said := said_of(context)) is not None and config.active:
+        record.limits = (*record.limits, said)
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),

@@ -18,6 +18,8 @@ class ForecastRun(ModelRun):
     computed.
     """
 
+    unknown = True
+
     def __init__(self, sampling: Sampling, why: str):
         record, limit = sampling.record, f"only time is saved: {why}"
         record.highlight_reason = limit

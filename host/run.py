@@ -84,6 +84,8 @@ class ModelRun:
     align, make_caches, axis, shallow, methods: as `start_run` takes them.
     """
 
+    unknown = False  # whether nothing but a model's predictions is known
+
     def __init__(
         self, sampling: Sampling, align: int, make_caches: MakeCaches, axis: TimeAxis = DIFFUSION,
         shallow: ActivationCache | None = None, methods: Sequence[Method] = (),
@@ -97,6 +99,7 @@ class ModelRun:
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
             profile=profile_of(sampling.model, axis) if sampling.config.active else None,
+            unknown=self.unknown,
             picture=partial(first_latent, shapes=shapes),  # no method of its own: the MODEL is to go with its last user
         )  # fmt: skip
         self.words: dict[Any, TokenWeights | None] = {}

@@ -10,7 +10,7 @@ from typing import Protocol
 from ..config import HighlightConfig
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
-from ..tuning import NOISY_PACE, REGIONAL_GAP, REGIONAL_PACE
+from ..tuning import CAREFUL_GAP, FEW_STEPS, GAP_IN_FEW_STEPS, NOISY_PACE, REGIONAL_GAP, REGIONAL_PACE
 from .errors import ErrorModel
 from .traits import SamplerTraits
 
@@ -35,7 +35,8 @@ class Context:
     sigmas: of the steps, descending, the final 0 left out. first, last: the steps between which (both included) anything but
     dense evaluations is allowed. regional: whether longer gaps get a regional evaluation. shallow: whether gaps are filled with
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
-    errors: what plans are expected to cost, None where nothing is known of the model.
+    errors: what plans are expected to cost, None where nothing is known of the model. unknown: whether the model is of a class
+    that is not known.
     """
 
     sigmas: tuple[float, ...]
@@ -48,6 +49,7 @@ class Context:
     shallow: bool = False
     renewed: tuple[float, ...] = ()
     errors: ErrorModel | None = None
+    unknown: bool = False
 
     @classmethod
     def of(
@@ -65,6 +67,14 @@ class Context:
     @property
     def steps(self) -> int:
         return len(self.sigmas)
+
+    @property
+    def careful_gap(self) -> int | None:
+        """The longest gap of a path that is found by another model's profile, where that may be wrong enough to spoil a
+        picture: in few steps, as distilled models are sampled in, and on models of an unknown class. None for any gap."""
+        if self.errors is None or not self.errors.profile.bundled:
+            return None
+        return GAP_IN_FEW_STEPS if self.steps < FEW_STEPS else CAREFUL_GAP if self.unknown else None
 
     @property
     def ends_gaps_by_noise(self) -> bool:

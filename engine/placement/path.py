@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..tuning import REGIONAL_GAP
+from ..tuning import CAREFUL_DB, REGIONAL_GAP
 from .context import FORECAST, Context, PlannedStep, filled
 
 
@@ -67,11 +67,30 @@ def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     config, errors = context.config, context.errors
     dense_anyway = context.steps - (context.last - start)
     allowed = round(context.steps / config.speed) - dense_anyway if config.speed else 0
+    wanted = config.fidelity + (CAREFUL_DB if context.careful_gap else 0)
     for dense, error in zip(paths.dense, paths.errors, strict=True):
-        good = errors is None or not config.fidelity or errors.decibels(error) >= config.fidelity
+        good = errors is None or not config.fidelity or errors.decibels(error) >= wanted
         if good and len(dense) >= allowed:
             return dense
     return tuple(range(start + 1, context.last + 1))
+
+
+def careful(costs: np.ndarray, longest: int, end: int) -> np.ndarray:
+    """The costs of gaps up to a length, none of which has the last step before `end`."""
+    kept = costs[:, :longest, :longest].copy()
+    for inner in range(1, kept.shape[2]):
+        kept[max(0, end - inner - 1) : end, :, inner] = np.inf
+    return kept
+
+
+def said_of(context: Context) -> str | None:
+    """What is to be said of a path, for people: that it is a careful one, and what would make it a better one."""
+    if context.careful_gap is None or not ShortestPath().suits(context):
+        return None
+    return (
+        f"planned with care: no gap is longer than {context.careful_gap} steps, whatever speed or fidelity ask for, since this "
+        "model has no profile of its own; Profile a Model makes one"
+    )
 
 
 class ShortestPath:
@@ -83,7 +102,10 @@ class ShortestPath:
     def place(self, context: Context, start: int) -> list[PlannedStep]:
         if context.errors is None or start >= context.last:
             return [PlannedStep("dense", "last steps")] * (context.last - start)
-        dense = chosen(cheapest(context.errors.costs, start, context.last + 1), context, start)
+        costs, end = context.errors.costs, context.last + 1
+        if context.careful_gap is not None:
+            costs = careful(costs, context.careful_gap, end)
+        dense = chosen(cheapest(costs, start, end), context, start)
         ends = [start, *dense, context.last + 1]
         gaps = [b - a for a, b in pairwise(ends)]
         return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)

@@ -345,7 +345,7 @@ MAKERS: dict[str, Callable[[], Tiny]] = {
     "Lens": net("Lens", LENS, channels=128),
     "MageFlow": net("MageFlow", MAGE, channels=128),
     "JoyImage": net("JoyImage", JOY, channels=16, frames=1),
-    "ChromaRadiance": net("ChromaRadiance", RADIANCE, channels=3, size=(32, 32)),
+    "ChromaRadiance": net("ChromaRadiance", RADIANCE, pooled=32, channels=3, size=(32, 32)),  # pooled up to 0.8 at least
     "ZImagePixelSpace": net("ZImagePixelSpace", Z_PIXEL, channels=3, size=(32, 32)),
     "Kandinsky5Image": net("Kandinsky5Image", KANDINSKY | {"visual_embed_dim": 64}, pooled=32, channels=16),
     "HunyuanImage21": net(

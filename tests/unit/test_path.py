@@ -9,13 +9,14 @@ from highlight_diffusion.demo.plain import euler
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.placement.context import Context
 from highlight_diffusion.engine.placement.errors import ErrorModel
-from highlight_diffusion.engine.placement.path import cheapest
+from highlight_diffusion.engine.placement.path import cheapest, said_of
 from highlight_diffusion.engine.placement.plan import Plan
 from highlight_diffusion.engine.prediction.drift import euler_moves, gaps
 from highlight_diffusion.engine.prediction.forecast import Forecast
 from highlight_diffusion.engine.prediction.response import impulse_response
 from highlight_diffusion.engine.profile import Profile, ProfiledRun, bundled
 from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW
+from highlight_diffusion.engine.tuning import CAREFUL_DB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_response import SAMPLERS, SIGMAS
@@ -23,14 +24,25 @@ from test_response import SAMPLERS, SIGMAS
 SCHEDULES = {DIFFUSION: normal_sigmas, FLOW: flow_sigmas}
 
 
-def errors_of(steps: int, axis=DIFFUSION) -> ErrorModel:
+OWN = {axis: replace(bundled(axis), bundled=False) for axis in SCHEDULES}  # the demo models' own, as another model has its
+
+
+def errors_of(steps: int, axis=DIFFUSION, profiles=OWN) -> ErrorModel:
     sigmas = tuple(SCHEDULES[axis](steps).tolist()[:-1])
-    return ErrorModel(sigmas, bundled(axis), "x0" if axis.is_flow else "eps")
+    return ErrorModel(sigmas, profiles[axis], "x0" if axis.is_flow else "eps")
 
 
 def plan_of(steps: int, axis=DIFFUSION, regional: bool = False, **config) -> Plan:
     errors = errors_of(steps, axis)
     return Plan(Context.of(errors.sigmas, HighlightConfig(**config), axis=axis, regional=regional, errors=errors))
+
+
+def careful_plan(steps: int, unknown: bool = False, axis=FLOW, **config) -> tuple[Plan, Context]:
+    """A plan by the profile of another model."""
+    errors = errors_of(steps, axis, {axis: bundled(axis)})
+    made = Context.of(errors.sigmas, HighlightConfig(**config), axis=axis, regional=False, errors=errors)
+    context = replace(made, unknown=unknown)
+    return Plan(context), context
 
 
 def kinds(plan: Plan) -> str:
@@ -180,3 +192,30 @@ def test_the_expected_error_is_told_of_every_plan_of_forecasts():
     assert landed.expected < path.expected
     assert plan_of(30, pace=5.0, interval="adaptive").expected is None
     assert plan_of(30, correct="always", regional=True).expected is None
+
+
+@pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
+@pytest.mark.parametrize("steps", [4, 6, 8, 11])
+@pytest.mark.parametrize("asked", [{"speed": 3.0}, {"fidelity": 5.0}])
+def test_in_few_steps_another_models_profile_forecasts_one_step_at_a_time_and_not_the_last(axis, steps, asked):
+    plan, context = careful_plan(steps, axis=axis, **asked)
+    assert "ss" not in kinds(plan) and kinds(plan).endswith("d") and kinds(plan).count("s")
+    assert len(kinds(plan_of(steps, axis, **asked)).replace("s", "")) < len(kinds(plan).replace("s", "")), "its own saves more"
+    assert "no gap is longer than 2 steps" in said_of(context)
+
+
+def test_models_of_an_unknown_class_have_shorter_gaps_and_what_is_known_has_not():
+    plan, context = careful_plan(30, unknown=True, speed=6.0)
+    longest = max(len(gap) for gap in kinds(plan).split("d"))
+    assert longest == 3 and "no gap is longer than 4 steps" in said_of(context)
+    plan, context = careful_plan(30, speed=6.0)
+    assert max(len(gap) for gap in kinds(plan).split("d")) > 3 and said_of(context) is None
+
+
+def test_a_fidelity_is_kept_with_a_margin_where_the_profile_is_another_models():
+    (plan, _), own = careful_plan(30, unknown=True, fidelity=25.0), plan_of(30, FLOW, fidelity=25.0)
+    assert plan.expected >= 25.0 + CAREFUL_DB and own.expected < plan.expected
+
+
+def test_without_speed_or_fidelity_nothing_is_said_of_a_path():
+    assert said_of(careful_plan(8)[1]) is None
