@@ -1,6 +1,7 @@
 """Every MODEL samples: a tiny real one of every class of ComfyUI's, of known families and of none."""
 
 import random
+from itertools import pairwise
 
 import comfy.samplers
 import comfy.supported_models
@@ -125,6 +126,16 @@ def test_a_model_of_an_unknown_class_is_forecast_and_the_trace_names_the_known_o
     assert run.highlight_reason.startswith(words) and "Krea 2" in run.highlight_reason
     assert run.highlight_reason in as_text(report(run)) and run.highlight_reason in as_line(run)
     assert report(run)["limits"] == list(run.limits) == [run.highlight_reason]
+
+
+@pytest.mark.parametrize(("steps", "gap"), [(8, 2), (30, 4)])
+def test_a_path_on_an_unknown_class_is_careful_and_says_so(unknown, steps, gap):
+    sampled(unknown, attach(unknown.patcher, HighlightConfig(speed=4.0), trace := Trace()), steps=steps)
+    run = trace.last
+    said = f"planned with care: no gap is longer than {gap} steps"
+    assert any(limit.startswith(said) for limit in run.limits) and said in as_text(report(run)) and said in as_line(run)
+    dense = [e.step for e in run.evaluations if e.kind == "dense"]
+    assert run.count("skipped") and max(b - a for a, b in pairwise([*dense, steps])) <= gap
 
 
 def test_token_merging_alone_is_dense_on_an_unknown_class_and_says_so(unknown, caplog):
