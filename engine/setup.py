@@ -68,8 +68,7 @@ def start_run(
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected
-    if (said := said_of(context)) is not None and config.active:
-        record.limits = (*record.limits, said)
+    record.limits = (*record.limits, *said_of(context))
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),

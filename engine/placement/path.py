@@ -83,14 +83,15 @@ def careful(costs: np.ndarray, longest: int, end: int) -> np.ndarray:
     return kept
 
 
-def said_of(context: Context) -> str | None:
-    """What is to be said of a path, for people: that it is a careful one, and what would make it a better one."""
-    if context.careful_gap is None or not ShortestPath().suits(context):
-        return None
-    return (
+def said_of(context: Context) -> tuple[str, ...]:
+    """What is to be said of a path, for people: nothing, or that it is a careful one, and what would make it a better one."""
+    if context.careful_gap is None or not (context.config.active and ShortestPath().suits(context)):
+        return ()
+    said = (
         f"planned with care: no gap is longer than {context.careful_gap} steps, whatever speed or fidelity ask for, since this "
         "model has no profile of its own; Profile a Model makes one"
     )
+    return (said,)
 
 
 class ShortestPath:
