@@ -6,6 +6,7 @@ import comfy.model_patcher
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras import nodes_custom_sampler
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
@@ -97,6 +98,32 @@ def test_perpendicular_negative_guidance(check_masked, model):
     positive, negative, empty = (tiny.cond(model, seed) for seed in (1, 3, 2))
     make = lambda model, patcher: PerpNegGuider.execute(patcher, positive, negative, empty, 4.0, 1.0).args[0]  # noqa: E731
     check_masked(model, sampled=guided(make))
+
+
+@pytest.mark.skipif(not hasattr(nodes_custom_sampler, "CFGOverride"), reason="this ComfyUI has none")
+@pytest.mark.compatibility("Guidance", "CFGOverride, from step to step", on=ON)
+def test_guidance_that_is_switched_by_step(check_masked, sd3):
+    """Without guidance there is no negative prediction, so that what was predicted before is void."""
+    patched = nodes_custom_sampler.CFGOverride.execute(sd3.patcher, 1.0, 0.4, 1.0).args[0]
+    run = check_masked(sd3, patched, steps=14)
+    changed = [e.index for e in run.evaluations if e.reason == "the conditioning changed"]
+    assert len(changed) == 1, "once, where it is switched off"
+    before, after = run.evaluations[: changed[0]], run.evaluations[changed[0] :]
+    assert all("skipped" in {e.kind for e in part} for part in (before, after))
+
+
+@pytest.mark.skipif(not hasattr(nodes_custom_sampler, "DualModelGuider"), reason="this ComfyUI has none")
+@pytest.mark.compatibility("Guidance", "DualModelGuider", on=ON)
+def test_guidance_by_another_model_is_computed_and_its_own_prediction_forecast(check_masked, sd3):
+    other, calls = tiny.sd3(), []
+    hook = other.patcher.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    positive, negative = tiny.cond(sd3, 1), tiny.cond(sd3, 2)
+    run = check_masked(
+        sd3, sampled=guided(lambda model, patcher: nodes_custom_sampler.DualModelGuider.execute(
+            patcher, positive, 4.0, other.patcher, negative).args[0])
+    )  # fmt: skip
+    hook.remove()
+    assert run.count("skipped") and len(calls) == 3 * len(run.evaluations), "check samples three times"
 
 
 def with_block_patch(model):
