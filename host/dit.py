@@ -22,7 +22,7 @@ from ..engine.partial.token_subset import TokenGrid, subsets_of
 from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
 from .call import ATTENTION_OVERRIDE, ModelCall
-from .context_windows import frames_of, over_frames
+from .context_windows import FRAMES, frames_of, over_frames
 from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
@@ -31,7 +31,7 @@ from .run import NOT_RECORDED, ModelRun, Sampling, check_latent, time_axis_of
 
 CAPTURED_BLOCKS = 4
 MOVED = "context windows are at other frames than where their surroundings were recorded"
-GUIDED = "other frames stand beside those of a context window"
+OTHER_FRAMES = "a context window has other frames than it says"
 NOT_REMEMBERED = "context windows that moved are merged without what is remembered"
 
 
@@ -122,10 +122,10 @@ class DiTRun(ModelRun):
         if tuple(self.first_of(call.x).shape[-2:]) != self.frame or self.note_grouped_call(call):
             return call()
         frames = frames_of(call.options)
+        if call.x.ndim == 5 and call.x.shape[FRAMES] != (self.grid.frames if frames is None else len(frames)):
+            return self._whole(job, call, OTHER_FRAMES)
         if frames is None:
             return self._done(job, call, self.grid)
-        if call.x.shape[2] != len(frames):
-            return self._whole(job, call, GUIDED)
         job = _within(job, frames)
         task = job.task(MergeJob)
         if task is not None and not task.record and task.uses_residuals and not task.remembers:
