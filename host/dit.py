@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from ..engine.job import Job
@@ -201,8 +202,7 @@ class DiTRun(ModelRun):
             queries, texts = q.chunk(streams), k.chunk(streams)
             for row, prompt, weights in rows:
                 maps = token_maps(queries[row], texts[row], heads)
-                if self.grid.frames > 1:
-                    maps = maps.unflatten(-1, (self.grid.frames, -1)).mean(-2)
+                maps = rearrange(maps, "b m (f n) -> (b f) m n", f=self.grid.frames)
                 accumulator.add(maps, self.grid.size, prompt, weights)
 
         return capture

@@ -166,8 +166,12 @@ class ModelRun:
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
             self.no_parts or (IN_USE if in_windows(model_options) else foreign(in_effect(conds, sigma), model_options)),
-            self.no_regions,
+            self.no_regions, self._prompt_branch(conds),
         )  # fmt: skip
+
+    def _prompt_branch(self, conds: list) -> int:
+        """Which of the batches of conds is the prompt's."""
+        return next((i for i, group in enumerate(conds) if group and self._is_positive(group[0]["uuid"], i)), 0)
 
     def _dense_because(self, x_in: Tensor, model_options: dict) -> str | None:
         """Why nothing may be saved, or None."""
