@@ -61,6 +61,7 @@ COMMANDS = {
     "bench": Command("compares accelerators side by side, on a demo model or your own checkpoint", "bench.compare"),
     "shapes": Command("measures what partial and merged evaluations cost at true shape", "bench.shapes"),
     "ablate": Command("measures what each ingredient is worth", "bench.ablate"),
+    "highlights": Command("measures how well the highlight fits the objects that the prompt names", "bench.highlights"),
     "control": Command("measures a ControlNet beside Highlight Diffusion", "bench.control"),
     "stochastic": Command("measures what is saved under samplers that add noise, and what appears", "bench.stochastic"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),

@@ -30,10 +30,10 @@ from ..engine.placement.plan import make_plan
 from ..engine.prediction.forecast import Forecast
 from ..engine.region.heatmap import HeatmapAccumulator
 from ..engine.region.regions import Region, find_region
+from ..engine.region.tracking import refined_by
 from ..tools.console import say
 from ..tools.server import PACK
 from .cost import CostModel
-from .heatmaps import lines as heatmap_lines
 from .prompts import demo as demo_prompts
 
 STEPS, CFG, FRAME = 30, 3.0, (32, 32)
@@ -141,7 +141,7 @@ class DensePath:
             self.windows[variant] = windows
 
     def _dense(self, sigma: float) -> list[Tensor]:
-        accumulator = HeatmapAccumulator(FRAME[0] // 2, FRAME[1] // 2)
+        accumulator = HeatmapAccumulator()
         with ExitStack() as stack:
             if not self.windows:
                 stack.enter_context(listening(self.unet, accumulator, FRAME))
@@ -152,7 +152,7 @@ class DensePath:
                     stack.enter_context(recording_windows(self.unet, windows, STREAMS))
             outputs = self.model(self.x, sigma)
         if accumulator.maps and self.forecasts[0].frame.predictor.points:  # from the second step on
-            self._place(accumulator.heatmap())
+            self._place(refined_by(accumulator.heatmap(), outputs[0]))
         return outputs
 
     def _compute(self, variant: Variant, sigma: float, guesses: list[Tensor]) -> list[Tensor]:
@@ -225,9 +225,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
-    report = "\n".join(
-        ["### Ingredients of a partial evaluation", "", *table(args.prompts), "### Heatmaps", "", *heatmap_lines(args.prompts)]
-    )
+    report = "\n".join(["### Ingredients of a partial evaluation", "", *table(args.prompts)])
     say(report)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "ablation.md").write_text(report)

@@ -63,7 +63,7 @@ class CostModel:
         self._windows: dict[tuple[Box, int | None], int] = {}
 
     def _dense(self, heatmap: bool, windows: tuple[Window, ...] = ()) -> list[Tensor]:
-        capture = HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2)) if heatmap else None
+        capture = HeatmapAccumulator() if heatmap else None
         for window in windows:
             window.begin(1.0)
         return dense_call(self.model, Job(Evaluation(0, 1, 1.0, "dense", "", 1.0), windows, capture=capture), self.x)

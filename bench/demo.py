@@ -83,7 +83,7 @@ class PlainBackend:
         latent, run = sample(model, noise, STEPS, CFG, HighlightConfig(**VARIANTS[variant]))
         with torch.inference_mode():
             image = (self.vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-        shown = frames(run, image, every=STRIP)[0].numpy() if strip else None
+        shown = frames(run, image, every=STRIP).numpy() if strip else None
         return Sample(image.numpy(), run.as_dict(), shown)
 
 

@@ -69,7 +69,7 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     def listen() -> None:
         from ..host.attention import HeatmapTap, cross_attention_sites
 
-        accumulator = HeatmapAccumulator(side // 2, side // 2)
+        accumulator = HeatmapAccumulator()
         tap = HeatmapTap(accumulator, cross_attention_sites(unet), [(0, "positive", None)], rows, (side, side))
         unet(x, timesteps, context, labels, transformer_options=tap.attached({}))
         accumulator.heatmap()
@@ -137,7 +137,7 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
         record_subsets(transformer, call, subsets, grid.count)
 
     def listen() -> None:
-        accumulator = HeatmapAccumulator(*grid.size)
+        accumulator = HeatmapAccumulator()
         capture = lambda block, q, k, heads: accumulator.add(token_maps(q[:1], k[:1], heads), grid.size)  # noqa: E731
         record_subsets(transformer, call, [], grid.count, capture=capture)
         accumulator.heatmap()

@@ -11,15 +11,19 @@ from torch import Tensor
 
 from .mmdit import MMDiT
 from .text import TextEncoder
-from .unet import UNet
+from .unet import SECOND, UNet
 from .vae import VAE
 
 WEIGHTS = Path(__file__).parent / "weights"
 DENOISERS = {"unet": UNet, "mmdit": MMDiT}
 
 
+# Of the model that nothing is tuned to, which is not part of a release: its UNet in two files, and its text encoder.
+SECOND_UNET, SECOND_TEXT = ("second/encoder", "second/decoder"), "second/text"
+
+
 def read_weights(part: str) -> dict[str, Tensor]:
-    """State dict of "unet", "mmdit", "text", "vae" or the control net, in float32.
+    """State dict of "unet", "mmdit", "text", "vae", the control net or a file of the second model, in float32.
 
     Raises FileNotFoundError, saying what to do, when the file is missing.
     """
@@ -42,10 +46,15 @@ def load_plain(kind: str) -> tuple[UNet | MMDiT, TextEncoder, VAE]: ...
 
 
 def load_plain(kind: str = "unet") -> tuple[UNet | MMDiT, TextEncoder, VAE]:
-    """The denoiser of this kind, the text encoder and the VAE in plain torch, ready for inference."""
-    modules = DENOISERS[kind](), TextEncoder(), VAE()
-    for module, part in zip(modules, (kind, "text", "vae"), strict=True):
-        module.load_state_dict(read_weights(part))
+    """The denoiser of this kind, its text encoder and the VAE in plain torch, ready for inference. Besides `DENOISERS` there is
+    "second", a UNet of another layout that constants are judged on and never tuned to."""
+    if kind == "second":
+        denoiser, parts, text = UNet(SECOND), SECOND_UNET, SECOND_TEXT
+    else:
+        denoiser, parts, text = DENOISERS[kind](), (kind,), "text"
+    modules = denoiser, TextEncoder(), VAE()
+    for module, files in zip(modules, (parts, (text,), ("vae",)), strict=True):
+        module.load_state_dict({name: weight for part in files for name, weight in read_weights(part).items()})
         module.eval().requires_grad_(False)
     return modules
 

@@ -24,7 +24,7 @@ from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, 
 from ..engine.partial.unet_window import shallow_window, windows_of
 from ..engine.prediction.response import ImpulseResponse, impulse_response
 from ..engine.profile import bundled
-from ..engine.region.heatmap import HeatmapAccumulator, grid_of, token_maps
+from ..engine.region.heatmap import HeatmapAccumulator, finest_levels, grid_of, token_maps
 from ..engine.region.tracking import MakeCaches
 from ..engine.setup import start_run
 from ..engine.state import RunState
@@ -34,20 +34,22 @@ from .diffusion import normal_sigmas, timestep_of
 from .unet import UNet
 
 STREAMS = ("positive", "negative")
-HEATMAP_GRIDS = (2, 4)  # the frame's size over the grid's, as in host/attention.py
 
 
 @contextmanager
 def listening(unet: UNet, accumulator: HeatmapAccumulator, frame: tuple[int, int]) -> Iterator[None]:
-    """While this holds, cross-attentions at middle resolution add the positive stream's maps to `accumulator`."""
+    """While this holds, cross-attentions of the decoder's two finest levels that have any, as in host/attention.py, add the
+    positive stream's maps to `accumulator`."""
     forwards = {}
+    levels = len(unet.config.channel_mult)
+    attending = finest_levels(2**level for level in range(levels) if unet.config.attention[level])
 
     def listen(attention) -> None:
         forward = attention.forward
 
         def heard(x: Tensor, context: Tensor) -> Tensor:
             grid = grid_of(x.shape[1], *frame)
-            if grid is not None and frame[0] // grid[0] in HEATMAP_GRIDS:
+            if grid is not None and frame[0] // grid[0] in attending:
                 q, k = attention.to_q(x).chunk(2)[0], attention.to_k(context).chunk(2)[0]
                 accumulator.add(token_maps(q, k, attention.heads), grid)
             return forward(x, context)
@@ -55,7 +57,7 @@ def listening(unet: UNet, accumulator: HeatmapAccumulator, frame: tuple[int, int
         forwards[attention] = heard
 
     for name, module in unet.named_modules():
-        if name.endswith("attn2"):
+        if name.startswith("output_blocks") and name.endswith("attn2"):
             listen(module)
     with patched_forward(forwards):
         yield

@@ -32,6 +32,10 @@ class UNetConfig:
     head_channels: int = 64
 
 
+# The second model, which nothing is tuned to: SDXL's layout, with three levels and no attention at full resolution.
+SECOND = UNetConfig(channel_mult=(1, 2, 3), attention=(False, True, True), head_channels=32)
+
+
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal embedding (B, dim), cosine half first (Ho et al. 2020, as in OpenAI's guided-diffusion)."""
     half = dim // 2

@@ -15,6 +15,7 @@ from .job import Compute, Job, Request, Task
 from .method import DenseContext
 from .partial.cache import ActivationCache
 from .region.heatmap import HeatmapAccumulator
+from .region.tracking import Reading
 from .state import RunState
 from .trace import Evaluation, Kind
 from .tuning import CAPTURES
@@ -141,7 +142,10 @@ class Dense:
         errors = state.forecasts.errors(request.x, outputs, request.sigma) if state.plan.adaptive else []
         answers = state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma, finite)
         state.record.cache_bytes = max(state.record.cache_bytes, state.bytes)
-        self._measure(state, evaluation, capture, errors)
+        reading = None
+        if capture is not None and capture.maps:
+            reading = state.region.read(capture, state.picture(outputs[request.prompt_branch]))
+        self._measure(state, evaluation, reading, errors)
         return answers
 
     def _recorded(self, state: RunState, request: Request, evaluation: Evaluation) -> tuple[ActivationCache, ...]:
@@ -176,7 +180,7 @@ class Dense:
             tasks += [task] if task is not None else []
             captures |= not request.dense_because and method.wants_heatmap(evaluation)
         silent = any(task.silent for task in tasks)
-        return tuple(tasks), state.region.accumulator() if captures and not silent else None
+        return tuple(tasks), HeatmapAccumulator() if captures and not silent else None
 
     def _context(
         self, state: RunState, request: Request, evaluation: Evaluation, records: bool, captures: bool
@@ -201,16 +205,10 @@ class Dense:
         tail = state.config.active and state.plan.is_tail(evaluation.step)
         return "one of the last steps, whose errors nothing mends" if tail else None
 
-    def _measure(
-        self, state: RunState, evaluation: Evaluation, capture: HeatmapAccumulator | None, errors: list[Tensor]
-    ) -> None:
-        """Take up the captured heatmap and the errors of the forecasts, with one transfer to the CPU for both, and for whether
-        all was finite."""
-        maps: list[Tensor] = []
-        names: tuple[str, ...] = ()
-        if capture is not None and capture.maps:
-            words = capture.words()
-            maps, names = [state.region.mean(capture.heatmap()), *words.values()], tuple(words)
+    def _measure(self, state: RunState, evaluation: Evaluation, reading: Reading | None, errors: list[Tensor]) -> None:
+        """Take up what was read from attention and the errors of the forecasts, with one transfer to the CPU for both, and for
+        whether all was finite."""
+        maps = [] if reading is None else [reading.heatmap, *reading.words.values(), reading.prominence]
         received = state.finite.told([*maps, *([torch.stack(errors).mean()] if errors else [])])
         if received is None:
             return state.begin_anew()
@@ -218,24 +216,28 @@ class Dense:
         evaluation.forecast_error = number_or_none(error)
         if state.plan.adaptive:
             state.plan.adaptive.computed(evaluation.step, evaluation.sigma, error)
+        if reading is None:
+            return
         sizes = [own.numel() for own in maps]
-        if maps and received[: sum(sizes)].isfinite().all():
-            parts = received[: sum(sizes)].split(sizes)
-            heatmap, *words = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
-            state.region.take(maps[0])
-            self._take_heatmap(state, evaluation, heatmap, dict(zip(names, words, strict=True)))
-        elif maps:
+        parts = received[: sum(sizes)].split(sizes)
+        heatmap, *words, prominence = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
+        if not all(own.isfinite().all() for own in (heatmap, *words)):
             state.record.highlight_reason = "no highlight: what the model attended to was not finite"
+            return
+        state.region.take(reading)
+        self._take_heatmap(state, evaluation, heatmap, prominence.tolist(), dict(zip(reading.words, words, strict=True)))
 
-    def _take_heatmap(self, state: RunState, evaluation: Evaluation, heatmap: Tensor, words: dict[str, Tensor]) -> None:
-        """Show a heatmap (B, 1, h, w) and those of words (B, h, w), all on the CPU, and aim the regions by it."""
+    def _take_heatmap(
+        self, state: RunState, evaluation: Evaluation, heatmap: Tensor, prominence: list[float], words: dict[str, Tensor]
+    ) -> None:
+        """Show a heatmap (B, 1, H, W) and those of words (B, H, W), all on the CPU, and aim the regions by it."""
         evaluation.heatmap = heatmap
         if words:
             evaluation.words = torch.stack(list(words.values()), dim=1)
             state.record.words = tuple(words)
         if not state.config.active:
             return
-        state.record.highlight, reasons = state.region.aim(heatmap)
+        state.record.highlight, reasons = state.region.aim(heatmap, prominence)
         if not state.plan.regional:
             reasons.append(NEVER_WANTED if state.config.correct == "never" else NOT_WORTH_IT)
         state.record.highlight_reason = "; ".join(dict.fromkeys(reasons))

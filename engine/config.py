@@ -78,7 +78,7 @@ class HighlightConfig:
     be worth more than the same cost spent on dense evaluations.
     shallow: fill gaps with evaluations of the UNet's outermost blocks, with forecasts of what enters them from within, instead
     of forecasts of the prediction; "auto" where that was measured to be worth its cost.
-    threshold: heat above which a cell is highlighted, 0 for everything.
+    threshold: how narrow the highlight is; the default takes Otsu's thresholds, 0 everything.
     halo: cells computed around the highlight and thrown away.
     levels: how many of the UNet's levels, from the finest on, the highlight is computed through; what the deeper ones
     would give is forecast. 0 computes all.

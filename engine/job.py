@@ -19,7 +19,7 @@ class Request:
     x: the state (B, C, ...). sigma: its noise level. signature: what is evaluated (prompts, control nets, shapes); when it
     changes, what was predicted before is void. dense_because: why nothing may be saved, None where something may.
     no_parts_because: why no part of the frame may be computed by itself, and no tokens may be merged. no_regions_because: why
-    the former may not be.
+    the former may not be. prompt_branch: which of the predictions is that of the prompt.
     """
 
     x: Tensor
@@ -28,6 +28,7 @@ class Request:
     dense_because: str | None = None
     no_parts_because: str | None = None
     no_regions_because: str | None = None
+    prompt_branch: int = 0
 
 
 class Task(Protocol):

@@ -72,8 +72,15 @@ TRUSTED_SHARE = 0.03  # share of the prediction that a sampler may be off its pa
 CORRECTED_WITHIN = 8  # evaluations after which a multistep sampler still owes less than a thousandth
 FLOW_CEILING = 1.02  # stands for sigma 1, where a flow starts and its signal-to-noise ratio is zero
 
-# -- region; python run.py ablate prints the heatmaps' figures -----------------------------------------------------------
-MIN_HEAT_DEVIATION = 0.12  # standard deviation under which a heatmap points nowhere (AccelAes, 2026)
+# -- region; python run.py highlights ------------------------------------------------------------------------------------
+# The standard deviation of a word's attention over the frame, as a share of its mean, under which no word stands out. In the
+# demo models it is at least 1.4 for prompts with objects, and at most 0.95 for others.
+MIN_PROMINENCE = 1.1
+GUIDE_RADIUS = 0.25  # of the frame's shorter side, over which the heat is fitted by the denoised latent
+GUIDE_EPSILON = 0.05  # of the guide's variance, at which a fit is given up for the mean
+AUTOMATIC_THRESHOLD = 0.6  # the knob's default, which stands for Otsu's threshold
+PATCH_LEVEL = 0.2  # of the way from a patch's own threshold to its hottest cell
+NEIGHBOURHOOD = 0.1  # of the frame's shorter side around a patch, against which its own threshold divides it
 MAX_WINDOWS = 4  # of one image
 MOVED_SHARE = 0.2  # share of the highlight outside its windows from which on they move
 SHRUNK_SHARE = 0.7  # new windows are taken up when their area is at most this share of the old

@@ -29,7 +29,7 @@ class ForecastRun(ModelRun):
         self.no_parts = why
         if sampling.config.threshold == 0 or sampling.masks:
             unlit = torch.zeros(record.shape[0], 1, *self.frame)
-            record.highlight, _ = self.engine.state.region.aim(unlit)
+            record.highlight, _ = self.engine.state.region.aim(unlit, [0.0] * len(unlit))
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         return call()

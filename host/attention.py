@@ -12,33 +12,37 @@ from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
-from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, grid_of, token_maps
+from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, finest_levels, grid_of, token_maps
 
-LAYERS = 6  # cross-attentions listened to; more cost more and say the same
-FACTORS = (2, 4)  # of the latent's resolution: fine enough to place an object, coarse enough to mean one
+LAYERS = 3  # cross-attentions of a level that are listened to; more cost more and say the same
 
 Site = tuple[str, int, int]
 
 
 def cross_attention_sites(unet: UNetModel) -> list[Site]:
-    """(block, number, depth) of the cross-attentions at middle resolution, at most `LAYERS`, spread evenly."""
-    sites, factors = [], []
-    for number, block in enumerate(unet.input_blocks):
+    """(block, number, depth) of the cross-attentions of the decoder's two finest levels that have any, at most `LAYERS` of each
+    level, spread evenly; of the middle block where no level has any."""
+    factors: list[int] = []
+    for block in unet.input_blocks:
         halvings = sum(isinstance(layer, Downsample) for layer in block)
         factors.append((factors[-1] if factors else 1) * 2**halvings)
-        sites += _sites("input", number, block, factors[-1])
+    levels: dict[int, list[Site]] = {}
     for number, (block, factor) in enumerate(zip(unet.output_blocks, reversed(factors), strict=True)):
-        sites += _sites("output", number, block, factor)
-    if len(sites) <= LAYERS:
-        return sites
-    return [sites[i * (len(sites) - 1) // (LAYERS - 1)] for i in range(LAYERS)]
+        if sites := _sites("output", number, block):
+            levels.setdefault(factor, []).extend(sites)
+    if not levels:
+        return _sites("middle", 0, unet.middle_block)[:LAYERS]
+    return [site for factor in finest_levels(levels) for site in _spread(levels[factor])]
 
 
-def _sites(name: str, number: int, block, factor: int) -> list[Site]:
-    if factor not in FACTORS:
-        return []
+def _sites(name: str, number: int, block) -> list[Site]:
     depth = sum(len(layer.transformer_blocks) for layer in block if isinstance(layer, SpatialTransformer))
     return [(name, number, i) for i in range(depth)]
+
+
+def _spread(sites: list[Site]) -> list[Site]:
+    """At most `LAYERS` of them, evenly."""
+    return sites if len(sites) <= LAYERS else [sites[i * (len(sites) - 1) // (LAYERS - 1)] for i in range(LAYERS)]
 
 
 class HeatmapTap:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from einops import reduce
 from torch import Tensor
 
 from ..engine.job import Job
@@ -221,8 +222,8 @@ class DiTRun(ModelRun):
             queries, texts = q.chunk(streams), k.chunk(streams)
             for row, prompt, weights in rows:
                 maps = token_maps(queries[row], texts[row], heads)
-                if grid.frames > 1:
-                    maps = maps.unflatten(-1, (grid.frames, -1)).mean(-2)
+                frames = grid.frames if frames_of(call.options) is None else 1  # windows overlap: theirs are one mean
+                maps = reduce(maps, "b m (f g n) -> (b f) m n", "mean", f=frames, g=grid.frames // frames)
                 accumulator.add(maps, grid.size, prompt, weights)
 
         return capture

@@ -170,7 +170,7 @@ class ModelRun:
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
             self.no_parts or self._unseen_because(model_options) or self._beside(conds, sigma, model_options),
-            self.no_regions,
+            self.no_regions, self._prompt_branch(conds),
         )  # fmt: skip
 
     def windows_because(self, model_options: dict) -> str | None:
@@ -186,6 +186,10 @@ class ModelRun:
         """Why parts cannot be computed beside what else is at work, or None."""
         nets = in_windows(model_options) and nets_at(conds, sigma)
         return f"{IN_USE} beside a control net" if nets else foreign(in_effect(conds, sigma), model_options)
+
+    def _prompt_branch(self, conds: list) -> int:
+        """Which of the batches of conds is the prompt's."""
+        return next((i for i, group in enumerate(conds) if group and self._is_positive(group[0]["uuid"], i)), 0)
 
     def _dense_because(self, x_in: Tensor, model_options: dict) -> str | None:
         """Why nothing may be saved, or None."""

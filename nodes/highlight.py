@@ -78,7 +78,8 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold", default=0.6, min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED,
-                    tooltip="Heat above which a cell is highlighted. 0 highlights, and computes, everything.",
+                    tooltip="How narrow the highlight is. 0.6 divides the heat where it divides best (Otsu's threshold). More "
+                    "makes it narrower, less wider; 0 highlights, and computes, everything.",
                 ),
                 io.Int.Input(
                     "halo", default=2, min=0, max=32, extra_dict=ADVANCED,

@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..engine.report.latent_rgb import picture_of_latent
+from ..engine.report.masks import MASK_SIZES, MaskSize, prompt_masks, word_masks
 from ..engine.report.messages import Messages, word_maps
 from ..engine.report.numbers import as_line
 from ..engine.report.overlay import SHOWS, Show, frames
@@ -49,6 +50,10 @@ class HighlightMaskPreview(io.ComfyNode):
                     tooltip="Which run of the trace the outputs show: 0 the last, 1 the one before, such as the first pass of "
                     "a hi-res fix.",
                 ),
+                io.Combo.Input(
+                    "mask_size", options=list(MASK_SIZES), default="picture", optional=True, extra_dict=ADVANCED,
+                    tooltip="Size of the masks: the picture's, with hard or with soft edges, or the latent's, cell by cell.",
+                ),
                 io.Image.Input(
                     "reference", optional=True, extra_dict=ADVANCED,
                     tooltip="The unaccelerated picture of the same seed, to show the difference from.",
@@ -57,6 +62,11 @@ class HighlightMaskPreview(io.ComfyNode):
             outputs=[
                 io.Image.Output(tooltip="One frame an evaluation."),
                 io.Mask.Output(tooltip="The final highlight of each picture of the batch."),
+                io.Mask.Output(
+                    display_name="word masks",
+                    tooltip="What each word of Highlight Words looks at in the picture of image_index, one mask a word, in the "
+                    "order they were given in.",
+                ),
             ],
             is_output_node=True,
         )  # fmt: skip
@@ -64,6 +74,7 @@ class HighlightMaskPreview(io.ComfyNode):
     @classmethod
     def execute(
         cls, trace: Trace, image_index: int, every: int, show: Show = "overlay", word: str = "", run: int = 0,
+        mask_size: MaskSize = "picture",
         samples: dict | None = None, images: torch.Tensor | None = None, reference: torch.Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         chosen = trace.before_last(run)
@@ -83,12 +94,15 @@ class HighlightMaskPreview(io.ComfyNode):
             )
         picture = pictures[image_index, ..., :3].float().cpu()
         if chosen is None:
-            text, shown, mask = EMPTY_TRACE, picture[None], torch.zeros(len(pictures), *picture.shape[:2])
+            mask = torch.zeros(len(pictures), *picture.shape[:2])
+            text, shown, words = EMPTY_TRACE, picture[None], mask[:1]
         else:
             other = None if reference is None else reference[min(image_index, len(reference) - 1), ..., :3].float().cpu()
-            shown, mask = frames(chosen, picture, image_index, every, show, word.strip(), other)
+            size = (picture.shape[0], picture.shape[1])
+            shown = frames(chosen, picture, image_index, every, show, word.strip(), other)
+            mask, words = prompt_masks(chosen, size, mask_size), word_masks(chosen, image_index, size, mask_size)
             text = f"{as_line(chosen)}\n{chosen.highlight_reason}"
-        return io.NodeOutput(shown, mask, ui={"text": (text,), **cls._for_the_browser(trace, pictures, reference)})
+        return io.NodeOutput(shown, mask, words, ui={"text": (text,), **cls._for_the_browser(trace, pictures, reference)})
 
     @classmethod
     def _for_the_browser(cls, trace: Trace, pictures: torch.Tensor, reference: torch.Tensor | None) -> dict:

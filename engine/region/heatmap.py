@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +23,12 @@ def token_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
     k = k.view(batch, -1, heads, channels // heads).transpose(1, 2).float()
     scores = (q @ k.transpose(-1, -2)) * (channels // heads) ** -0.5
     return scores.softmax(-1).mean(1).transpose(1, 2)
+
+
+def finest_levels(factors: Iterable[int]) -> tuple[int, ...]:
+    """The levels of a UNet's decoder to listen to, by how many times smaller than the latent they are: the two finest of those
+    that attend. The encoder's maps are of the noise still, and coarser ones do not tell objects from what is around them."""
+    return tuple(sorted(set(factors))[:2])
 
 
 def grid_of(tokens: int, height: int, width: int) -> tuple[int, int] | None:
@@ -46,26 +53,27 @@ class TokenWeights:
 
 
 class HeatmapAccumulator:
-    """Collects token maps of several layers and evaluations on one grid, for each prompt apart.
+    """Collects token maps of several layers on the finest of their grids, for each prompt apart.
 
     Text tokens are weighted by how much their attention varies over the frame and by its skewness: a word that looks
     at one place stands out in a few cells, while padding and the background's words are looked at everywhere but
     there. So padding needs no telling apart, which the model's inputs would not allow. The start token, which
     attention uses as its rest place, is left out. Where a prompt comes with `TokenWeights`, they count besides.
+
+    maps: of each prompt (B, m, h, w), where B counts the frames of a video as pictures of their own.
     """
 
-    def __init__(self, height: int, width: int):
-        self.size = (height, width)
+    def __init__(self) -> None:
         self.maps: dict[Hashable, Tensor] = {}
         self.weights: dict[Hashable, TokenWeights | None] = {}
 
     def add(self, maps: Tensor, grid: tuple[int, int], prompt: Hashable = None, weights: TokenWeights | None = None) -> None:
-        """maps (B, m, n) with n = grid[0] * grid[1]; other layers are resized to this grid."""
+        """maps (B, m, n) with n = grid[0] * grid[1]; those of coarser layers are resized to the finest grid."""
         maps = maps.unflatten(-1, grid)
-        if grid != self.size:
-            maps = F.interpolate(maps, self.size, mode="bilinear", antialias=True)
-        self.maps[prompt] = self.maps[prompt] + maps if prompt in self.maps else maps
-        self.weights[prompt] = weights
+        if (others := self.maps.get(prompt)) is not None:
+            finest = max(grid, (others.shape[-2], others.shape[-1]))
+            maps = _enlarged(maps, finest) + _enlarged(others, finest)
+        self.maps[prompt], self.weights[prompt] = maps, weights
 
     def heatmap(self) -> Tensor:
         """Float (B, 1, h, w), 0..1 for each image. Raises ValueError when nothing was collected.
@@ -78,14 +86,31 @@ class HeatmapAccumulator:
         first, *others = (combine(self.maps[prompt], self.weights[prompt]) for prompt in named or self.maps)
         return normalised(sum(others, first))
 
+    def prominence(self) -> Tensor:
+        """How far the attention to the words that the heatmap is made of varies over the frame, float (B,): its standard
+        deviation over its mean, of the most varying one; infinite where a user named words, which count whatever their
+        maps look like. Attention to the words of a background alone is even, whatever the scale of its small differences.
+        """
+        if any(weights and weights.named for weights in self.weights.values()):
+            maps = next(iter(self.maps.values()))
+            return maps.new_full((len(maps),), torch.inf)
+        return torch.stack([prominence(maps, self.weights[prompt]) for prompt, maps in self.maps.items()]).amax(0)
+
     def words(self) -> dict[str, Tensor]:
         """A heatmap (B, h, w) in 0..1 for each word that is to have one; a word of two prompts has that of the first."""
         heard: dict[str, Tensor] = {}
         for prompt, weights in self.weights.items():
             for word, tokens in weights.words if weights else ():
                 if word not in heard:
-                    heard[word] = normalised(normalised(self.maps[prompt][:, list(tokens)]).mean(1))
+                    maps = self.maps[prompt][:, list(tokens)]
+                    weight = importance(maps)
+                    weight = weight.where(weight.amax(1, keepdim=True) > 0, 1.0)  # where none stands out all count
+                    heard[word] = normalised((weight * normalised(maps)).sum(1))
         return heard
+
+
+def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if (maps.shape[-2], maps.shape[-1]) == size else F.interpolate(maps, size, mode="bilinear")
 
 
 def normalised(heat: Tensor) -> Tensor:
@@ -96,17 +121,31 @@ def normalised(heat: Tensor) -> Tensor:
 
 def combine(maps: Tensor, weights: TokenWeights | None = None) -> Tensor:
     """Token maps (B, m, h, w), probabilities up to a common factor -> heatmap (B, 1, h, w) in 0..1."""
-    given = None
-    if weights is not None:
-        given = maps.new_tensor(weights.values)
-        given = given.repeat(maps.shape[1] // len(given))[:, None, None]  # a shorter prompt of a batch is repeated
-    if maps.shape[1] > 1:
-        maps, given = maps[:, 1:], None if given is None else given[1:]
-    if given is not None and weights is not None and weights.named:
-        weight = given
-    else:
-        deviation = maps - maps.mean(dim=(-2, -1), keepdim=True)
-        spread = deviation.square().mean(dim=(-2, -1), keepdim=True).sqrt()
-        skewness = deviation.pow(3).mean(dim=(-2, -1), keepdim=True) / spread.pow(3).clamp(min=1e-12)
-        weight = spread * skewness.clamp(0, MAX_SKEWNESS) * (1.0 if given is None else given)
+    maps, given = _without_start(maps, weights)
+    weight = given if weights is not None and weights.named else importance(maps) * given
     return normalised((weight * normalised(maps)).sum(1, keepdim=True))
+
+
+def _without_start(maps: Tensor, weights: TokenWeights | None) -> tuple[Tensor, Tensor]:
+    """The maps (B, m, h, w) of all tokens but the start token, where there are others, and what each counts, (m, 1, 1)."""
+    given = maps.new_ones(maps.shape[1]) if weights is None else maps.new_tensor(weights.values)
+    given = given.repeat(maps.shape[1] // len(given))[:, None, None]  # a shorter prompt of a batch is repeated
+    return (maps[:, 1:], given[1:]) if maps.shape[1] > 1 else (maps, given)
+
+
+def importance(maps: Tensor) -> Tensor:
+    """What each token's map (B, m, h, w) counts, (B, m, 1, 1): how much it varies, and how skewed, and nothing where the
+    token is looked at everywhere but in one place."""
+    deviation = maps - maps.mean(dim=(-2, -1), keepdim=True)
+    spread = deviation.square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    skewness = deviation.pow(3).mean(dim=(-2, -1), keepdim=True) / spread.pow(3).clamp(min=1e-12)
+    return spread * skewness.clamp(0, MAX_SKEWNESS)
+
+
+def prominence(maps: Tensor, weights: TokenWeights | None = None) -> Tensor:
+    """The greatest coefficient of variation over the frame, float (B,), of the tokens' maps (B, m, h, w) that count at least
+    half as much as the one that counts most."""
+    maps, given = _without_start(maps, weights)
+    counts = importance(maps) * given
+    varies = maps.std(dim=(-2, -1), keepdim=True, unbiased=False) / maps.mean(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+    return varies.where(counts >= counts.amax(1, keepdim=True) / 2, 0.0).amax((1, 2, 3))

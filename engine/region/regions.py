@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ..config import HighlightConfig
 from ..trace import Box
-from ..tuning import MAX_WINDOWS, MIN_HEAT_DEVIATION, MOVED_SHARE, SHRUNK_SHARE
+from ..tuning import MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
+from .refinement import highlighted
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,6 @@ def _area(box: Box) -> int:
     return (box[1] - box[0]) * (box[3] - box[2])
 
 
-def refine(heatmap: Tensor, threshold: float) -> Tensor:
-    """Heatmap (B, 1, h, w) in 0..1 -> highlight bool (B, h, w): smoothed over 3x3 cells, then thresholded."""
-    smooth = F.avg_pool2d(F.pad(heatmap, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return smooth[:, 0] >= threshold
-
-
 def _grow(box: Box, by: int, align: int, height: int, width: int) -> Box:
     """Widen a box and snap it outwards to the alignment, within the frame."""
     y0, y1, x0, x1 = box
@@ -118,12 +114,13 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
 
 
 def find_region(
-    heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: UserMasks | None = None, image: int = 0
-) -> tuple[Tensor, Region]:
-    """Refine one image's heatmap (1, 1, h, w) to a highlight (1, h, w) and to windows of its latent frame (H, W).
+    heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: UserMasks | None = None,
+    image: int = 0, prominence: float = math.inf,
+) -> tuple[Tensor, Region]:  # fmt: skip
+    """One image's heatmap (1, 1, h, w) -> its highlight (1, h, w) and windows of its latent frame (H, W).
 
-    `align` is the UNet's downsampling. Refused when the heatmap is flat, when nothing is above the threshold, or when
-    the windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area.
+    `align` is the UNet's downsampling. prominence: as of `HeatmapAccumulator`. Refused when no word stands out, or when the
+    windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area.
     """
     heatmap = heatmap.float().cpu()
     given, size = given or UserMasks(), (heatmap.shape[-2], heatmap.shape[-1])
@@ -131,16 +128,22 @@ def find_region(
     if mask is not None:
         highlight = mask if protect is None else mask | protect
         return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
-    highlight = refine(heatmap, config.threshold)
-    spread = float(heatmap.std()) if heatmap.numel() > 1 else 0.0
-    if spread < MIN_HEAT_DEVIATION and not highlight.all():
-        region = Region((), (), frame, f"no highlight: the heatmap is flat (spread {spread:.2f}, needs {MIN_HEAT_DEVIATION})")
+    highlight = highlighted(heatmap[0, 0], config.threshold)[None]
+    if why := _flat(heatmap, prominence) if config.threshold else None:
+        highlight, region = torch.zeros_like(highlight), Region((), (), frame, f"no highlight: {why}")
     else:
         region = _region(highlight, frame, align, config, config.max_area, "highlight")
     if protect is not None:
         highlight = (highlight if region.outer else torch.zeros_like(highlight)) | protect
         return highlight, _region(highlight, frame, align, config, 1.0, f"{region.reason}, and what is protected")
     return highlight, region
+
+
+def _flat(heatmap: Tensor, prominence: float) -> str | None:
+    """Why a heatmap points nowhere, or None."""
+    if prominence < MIN_PROMINENCE:
+        return f"no word stands out (attention to it varies by {prominence:.2f} of its mean, needs {MIN_PROMINENCE})"
+    return None if heatmap.max() > heatmap.min() else "the heatmap is flat"
 
 
 def _region(
@@ -153,7 +156,7 @@ def _region(
         return Region((whole,), (whole,), frame, "the highlight is the whole frame")
     boxes = _bounding_boxes(highlight[0].numpy(), frame)
     if not boxes:
-        return Region((), (), frame, f"no highlight: nothing is above the threshold {config.threshold}")
+        return Region((), (), frame, "no highlight: the mask that was given is empty")
 
     def grown(box: Box) -> Box:
         return _grow(box, config.halo, align, height, width)

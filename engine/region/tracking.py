@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import HighlightConfig
 from ..partial.cache import ActivationCache
 from ..trace import Box
 from ..tuning import NEWEST_HEATMAP
-from .heatmap import HeatmapAccumulator
+from .heatmap import HeatmapAccumulator, normalised
+from .refinement import guided_filter
 from .regions import Region, UserMasks, find_region
 
 # Boxes of each image of a batch -> the caches of what they lack.
 MakeCaches = Callable[[Sequence[tuple[Box, ...]]], Sequence[ActivationCache]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one evaluation's attention says, on the model's device.
+
+    mean: the running mean with it, float (B * frames, 1, h, w). heatmap: that refined, float (B, 1, H, W) in 0..1. prominence:
+    float (B,), as of `HeatmapAccumulator`. words: a refined heatmap (B, H, W) for each word that has one.
+    """
+
+    mean: Tensor
+    heatmap: Tensor
+    prominence: Tensor
+    words: dict[str, Tensor]
+
+
+def refined_by(maps: Tensor, guide: Tensor) -> Tensor:
+    """Heatmaps (B * F, K, h, w) with the edges of a denoised latent (B, C, [F,] H, W), (B, K, H, W) in 0..1. In a video every
+    frame is refined by itself, and what stands out in any of them counts."""
+    images = len(guide)
+    if guide.ndim == 5:
+        frames = len(maps) // images
+        if guide.shape[2] != frames:  # several frames of the latent share their tokens
+            guide = F.adaptive_avg_pool3d(guide.float(), (frames, guide.shape[-2], guide.shape[-1]))
+        guide = guide.transpose(1, 2).flatten(0, 1)
+    return normalised(guided_filter(maps, guide).unflatten(0, (images, -1)).amax(1))
 
 
 class RegionTracker:
@@ -29,7 +58,8 @@ class RegionTracker:
         self, config: HighlightConfig, frame: tuple[int, int], align: int, make_caches: MakeCaches, masks: UserMasks
     ):  # fmt: skip
         self.config, self.frame, self.align, self.make_caches, self.masks = config, frame, align, make_caches, masks
-        self.heatmap: Tensor | None = None  # float (B, 1, h, w) on the model's device: a running mean
+        self.heatmap: Tensor | None = None  # float (B, 1, H, W) on the model's device: the newest refined one
+        self._mean: Tensor | None = None  # float (B * frames, 1, h, w) there: a running mean of what was captured
         self.captures = 0  # heatmaps in it
         self.regions: tuple[Region, ...] = ()  # none before the first heatmap
         self.coming: tuple[Region, ...] = ()  # those to take up at the next dense evaluation
@@ -40,24 +70,28 @@ class RegionTracker:
         """Whether everything is highlighted in every image."""
         return bool(self.regions) and all(region.everything for region in self.regions)
 
-    def accumulator(self) -> HeatmapAccumulator:
-        """A new accumulator of cross-attention, on half the latent's resolution."""
-        return HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2))
-
-    def mean(self, heatmap: Tensor) -> Tensor:
-        """The running mean with one more heatmap (B, 1, h, w), on its device."""
+    def read(self, capture: HeatmapAccumulator, guide: Tensor) -> Reading:
+        """What was captured in an evaluation, refined by the denoised latent (B, C, [F,] H, W) of the same. Nothing is kept of
+        it before `take`."""
+        heatmap = capture.heatmap()
         newest = max(NEWEST_HEATMAP, 1 / (self.captures + 1))
-        return heatmap if self.heatmap is None else self.heatmap.to(heatmap).lerp(heatmap, newest)
+        mean = heatmap if self._mean is None else self._mean.to(heatmap).lerp(heatmap, newest)
+        words = capture.words()
+        maps = torch.cat([mean, *(word[:, None] for word in words.values())], dim=1)
+        refined = refined_by(maps, guide)
+        prominence = capture.prominence().unflatten(0, (len(guide), -1)).amax(1)
+        return Reading(mean, refined[:, :1], prominence, {name: refined[:, i] for i, name in enumerate(words, 1)})
 
-    def take(self, mean: Tensor) -> None:
-        """Take up a new running mean."""
-        self.heatmap, self.captures = mean, self.captures + 1
+    def take(self, reading: Reading) -> None:
+        """Take up what was read."""
+        self._mean, self.heatmap, self.captures = reading.mean, reading.heatmap, self.captures + 1
 
-    def aim(self, heatmap: Tensor) -> tuple[Tensor, list[str]]:
-        """Find the highlight of each image in the mean heatmap (B, 1, h, w) on the CPU, and move the regions where they miss
-        it or are much too large. Returns the highlight, bool (B, h, w), and why there is one or none in each image."""
+    def aim(self, heatmap: Tensor, prominence: Sequence[float]) -> tuple[Tensor, list[str]]:
+        """Find the highlight of each image in a refined heatmap (B, 1, H, W) on the CPU, and move the regions where they miss
+        it or are much too large. prominence: of each image's words. Returns the highlight, bool (B, H, W), and why there is
+        one or none in each image."""
         found = [
-            find_region(heat[None], self.frame, self.align, self.config, self.masks, image)
+            find_region(heat[None], self.frame, self.align, self.config, self.masks, image, prominence[image])
             for image, heat in enumerate(heatmap)
         ]
         new = tuple(region for _, region in found)

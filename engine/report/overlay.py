@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..region.regions import boxes_mask
 from ..trace import Evaluation, RunRecord
+from .masks import prompt_masks
 
 # Okabe and Ito's colours, told apart by colour-blind readers
 KIND_COLOURS = {
@@ -64,11 +65,11 @@ def _timeline(run: RunRecord, now: Evaluation, width: int) -> Tensor:
 def frames(
     run: RunRecord, picture: Tensor, image: int = 0, every: int = 1, show: Show = "overlay", word: str = "",
     reference: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Frames (n, H + 14, W, 3) over a picture (H, W, 3), and the highlight of each image, float (B, H, W).
+) -> Tensor:  # fmt: skip
+    """Frames (n, H + 14, W, 3) over a picture (H, W, 3).
 
     One frame for every `every`-th evaluation, counted back from the last. A frame whose evaluation captured no map shows
-    the latest one before it. The mask has the picture's size. `word` shows the heatmap of one word instead of the
+    the latest one before it. `word` shows the heatmap of one word instead of the
     prompt's. Raises ValueError for a word without one, and for a difference without the `reference` (H, W, 3) to it.
     """
     _check_word(run, word)
@@ -78,11 +79,8 @@ def frames(
         picture = difference(picture, reference)
     picture = _enlarged(picture)
     size = (picture.shape[0], picture.shape[1])
-    mask = torch.zeros(1, *size)
-    highlight = None
-    if run.highlight is not None:
-        mask = F.interpolate(run.highlight[:, None].float(), size, mode="nearest")[:, 0]
-        highlight = mask[min(image, len(mask) - 1)] > 0.5
+    masks = prompt_masks(run, size)
+    highlight = None if run.highlight is None else masks[min(image, len(masks) - 1)] > 0.5
     shown, heat = [], None
     for evaluation in run.evaluations:
         found = _map(run, evaluation, image, show, word)
@@ -93,7 +91,7 @@ def frames(
         if show == "overlay":
             _outline_windows(frame, run, evaluation, image)
         shown.append(torch.cat([frame, _timeline(run, evaluation, size[1])]))
-    return (torch.stack(shown) if shown else picture[None]), mask
+    return torch.stack(shown) if shown else picture[None]
 
 
 def _check_word(run: RunRecord, word: str) -> None:

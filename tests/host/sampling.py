@@ -17,7 +17,7 @@ from highlight_diffusion.host.attach import attach, attach_merging
 from . import tiny
 
 SIZE = (16, 24)
-CONFIG = HighlightConfig(threshold=0.5, max_area=1.0, pace=PACES["balanced"], correct="always")
+CONFIG = HighlightConfig(threshold=0.9, max_area=1.0, pace=PACES["balanced"], correct="always")
 
 MERGING = SDTMConfig(r=0.5, protect_steps=3)
 

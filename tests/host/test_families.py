@@ -144,7 +144,7 @@ def test_the_prompt_gives_a_heatmap(model):
     tiny.sample(model, attach(model.patcher, HighlightConfig(), trace), steps=8)
     heard = [e.heatmap for e in trace.last.evaluations if e.heatmap is not None]
     assert heard and 0 <= heard[-1].min() < heard[-1].max() <= 1 and heard[-1].std() > 0.01
-    assert heard[-1].shape[-2:] == tuple(side // 2 for side in model.size)
+    assert heard[-1].shape[-2:] == tuple(model.size)
 
 
 def test_all_is_all(model, run):

@@ -135,9 +135,10 @@ def test_preview_shows_one_frame_an_evaluation(model):
     patcher, trace = HighlightDiffusion.execute(model=model.patcher, **DEFAULTS).result
     latent = tiny.sample(model, patcher, size=(16, 24), batch=2)
     output = HighlightMaskPreview.execute(trace=trace, samples={"samples": latent}, image_index=1, every=1)
-    frames, mask = output.result
+    frames, mask, words = output.result
     assert len(frames) == 10 and frames.shape[2] >= 256 and frames.ndim == 4
     assert mask.shape[0] == 2 and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert not words.any() and words.shape == (1, *mask.shape[1:]), "no words were named"
     assert len(HighlightMaskPreview.execute(trace=trace, images=frames, image_index=0, every=4).result[0]) == 3
     assert "10 evaluations" in output.ui["text"][0] and "images" not in output.ui  # ComfyUI would draw them over the widget
     run = json.loads(json.dumps(output.ui["highlight_runs"]))[0]

@@ -14,8 +14,10 @@ import comfy.model_management
 import pytest
 import torch
 from comfy_extras.nodes_flux import FluxKVCache
+from einops import rearrange
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.merging.config import SDTMConfig
+from highlight_diffusion.engine.region import tracking
 from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights
 from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host.attach import attach, attach_merging
@@ -182,13 +184,13 @@ class Listener:
         for evaluation in run.evaluations:
             if evaluation.heatmap is None:
                 continue
-            accumulator = HeatmapAccumulator(run.shape[-2] // 2, run.shape[-1] // 2)
+            accumulator = HeatmapAccumulator()
             for maps in self.maps[evaluation.sigma]:
-                frames = maps.unflatten(-1, (-1, height * width)).mean(-2)
+                frames = rearrange(maps, "b m (f n) -> (b f) m n", n=height * width)
                 accumulator.add(frames, (height, width), "prompt", self.weights)
             heat, share = accumulator.heatmap(), max(0.2, 1 / (len(found) + 1))
             found.append(heat if not found else found[-1].lerp(heat, share))
-        return found
+        return [heat.unflatten(0, (run.shape[0], -1)).amax(1) for heat in found]
 
     @property
     def weights(self) -> TokenWeights | None:
@@ -204,6 +206,12 @@ def conditioning(model: tiny.Tiny, case: Case, positive: bool = True, negative: 
         if wanted:
             both[name][0][1].update(case.extra)
     return both
+
+
+@pytest.fixture(autouse=True)
+def unrefined(monkeypatch):
+    """Heatmaps as they were heard, without what the denoised latent makes of them."""
+    monkeypatch.setattr(tracking, "refined_by", lambda maps, guide: maps.unflatten(0, (len(guide), -1)).amax(1))
 
 
 def heard(

@@ -101,9 +101,9 @@ def test_each_words_heatmap_lies_where_the_word_does(clip):
     run = sampled(clip, "circle, star")
     assert run.words == ("circle", "star")
     maps = [e.words for e in run.evaluations if e.words is not None]
-    assert maps and all(m.shape == (1, 2, 16, 16) and m.min() >= 0 and m.max() <= 1 for m in maps)
+    assert maps and all(m.shape == (1, 2, 32, 32) and m.min() >= 0 and m.max() <= 1 for m in maps)
     circle, star = maps[-1][0]
-    assert circle[:8, :8].mean() > circle[8:, 8:].mean() and star[8:, 8:].mean() > star[:8, :8].mean()
+    assert circle[:16, :16].mean() > circle[16:, 16:].mean() and star[16:, 16:].mean() > star[:16, :16].mean()
 
 
 class Clip:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of
+from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of, prominence
 
 
 def maps(*spots: tuple[int, int] | None, size: int = 8) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_weights_repeat_with_a_prompt_that_was_repeated():
 
 
 def test_prompts_of_other_lengths_count_alike_and_named_ones_alone():
-    accumulator = HeatmapAccumulator(8, 8)
+    accumulator = HeatmapAccumulator()
     accumulator.add(maps((1, 1)).flatten(2), (8, 8), "first")
     accumulator.add(maps((6, 6), None, None).flatten(2), (8, 8), "second")
     heat = accumulator.heatmap()[0, 0]
@@ -54,10 +54,38 @@ def test_prompts_of_other_lengths_count_alike_and_named_ones_alone():
     accumulator.add(maps((3, 4)).flatten(2), (8, 8), "third", TokenWeights((0.0, 1.0), named=True))
     assert peak(accumulator.heatmap()) == (3, 4)
     with pytest.raises(ValueError, match="no cross-attention was collected"):
-        HeatmapAccumulator(8, 8).heatmap()
+        HeatmapAccumulator().heatmap()
 
 
 @pytest.mark.parametrize(("tokens", "grid"), [(64, (8, 8)), (16, (4, 4)), (17, None)])
 def test_the_grid_of_a_level_is_told_by_its_tokens(tokens, grid):
     assert grid_of(tokens, 16, 16) == grid
     assert grid_of(9 * 16, 17, 31) == (9, 16)  # odd sizes are rounded up on the way down
+
+
+def test_a_word_that_looks_at_one_place_is_prominent_and_an_even_one_is_not():
+    assert prominence(maps((2, 5), None)) > 3
+    ripple = 0.01 + 0.004 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert prominence(ripple) < 0.5, "however the heatmap is stretched"
+    assert prominence(maps((2, 5), None), TokenWeights((0.0, 0.0, 1.0))) < 0.5, "the word that looks at a place does not count"
+
+
+def test_named_words_are_prominent_whatever_they_look_at_and_any_of_two_prompts_serves():
+    accumulator = HeatmapAccumulator()
+    accumulator.add(maps(None).flatten(2), (8, 8), "even")
+    assert accumulator.prominence() < 0.5
+    accumulator.add(maps((6, 6)).flatten(2), (8, 8), "placed")
+    assert accumulator.prominence() > 3
+    accumulator.add(maps(None).flatten(2), (8, 8), "named", TokenWeights((0.0, 1.0), named=True))
+    assert accumulator.prominence().isinf().all()
+
+
+def test_the_maps_of_a_phrase_count_by_how_much_they_tell():
+    """Of "red circle" the demo UNet looks at the circle by its colour; the other word's map must not blur that."""
+    both = maps((2, 5), None)
+    both[0, 2] += 0.002 * torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    accumulator = HeatmapAccumulator()
+    accumulator.add(both.flatten(2), (8, 8), None, TokenWeights((1.0,) * 3, words=(("red circle", (1, 2)), ("circle", (2,)))))
+    words = accumulator.words()
+    assert words["red circle"][0, 2, 5] == 1 and words["red circle"].flatten().sort().values[-2] < 0.1
+    assert words["circle"].amax() == 1, "a word by itself has the whole range"

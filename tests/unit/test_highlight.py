@@ -45,16 +45,21 @@ def test_near_objects_share_one_window():
 
 
 @pytest.mark.parametrize(
-    ("heatmap", "words"),
+    ("heatmap", "prominence", "words"),
     [
-        (0.5 + 0.01 * torch.randn(1, 1, 16, 16), "flat"),
-        (heat(16, 16, (0, 15, 0, 14)), "covers 100% of the frame, more than 60%"),
-        (heat(16, 16, (4, 5, 4, 5)), "flat"),
+        (torch.full((1, 1, 16, 16), 0.5), 2.0, "the heatmap is flat"),
+        (heat(16, 16, (0, 15, 0, 14)), 2.0, "covers 100% of the frame, more than 60%"),
+        (heat(16, 16, (4, 9, 4, 9)), 0.8, "no word stands out (attention to it varies by 0.80 of its mean"),
     ],
 )
-def test_a_refusal_says_why(heatmap, words):
-    _, region = find_region(heatmap, (32, 32), 8, HighlightConfig(threshold=0.6))
+def test_a_refusal_says_why(heatmap, prominence, words):
+    _, region = find_region(heatmap, (32, 32), 8, HighlightConfig(threshold=0.6), prominence=prominence)
     assert not region.outer and words in region.reason
+
+
+def test_a_single_cell_is_an_object_too():
+    highlight, region = find_region(heat(16, 16, (4, 5, 4, 5)), (32, 32), 8, HighlightConfig())
+    assert highlight.sum() == 1 and highlight[0, 4, 4] and region.outer
 
 
 def test_threshold_zero_highlights_everything():
@@ -121,7 +126,7 @@ def test_heatmap_follows_the_word_that_looks_at_one_place():
 
 
 def test_layers_of_other_sizes_are_resized():
-    accumulator = HeatmapAccumulator(8, 12)
+    accumulator = HeatmapAccumulator()
     accumulator.add(torch.rand(1, 5, 96), (8, 12))
     accumulator.add(torch.rand(1, 5, 24), (4, 6))
     assert accumulator.heatmap().shape == (1, 1, 8, 12)
@@ -129,7 +134,7 @@ def test_layers_of_other_sizes_are_resized():
 
 def test_empty_accumulator_is_an_error():
     with pytest.raises(ValueError, match="no cross-attention"):
-        HeatmapAccumulator(8, 8).heatmap()
+        HeatmapAccumulator().heatmap()
 
 
 def test_grid_of_finds_the_level():

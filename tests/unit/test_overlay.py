@@ -4,6 +4,7 @@ import pytest
 import torch
 from highlight_diffusion.demo.vae import SCALE, ideal_latent, rgb_factors
 from highlight_diffusion.engine.report.latent_rgb import MAX_PICTURES, MAX_VALUES, picture_of_latent, pictures, sample
+from highlight_diffusion.engine.report.masks import prompt_masks, word_masks
 from highlight_diffusion.engine.report.overlay import DARK, SHOWS, frames
 from highlight_diffusion.engine.trace import Evaluation, LatentColours, RunRecord
 
@@ -23,7 +24,7 @@ def run() -> RunRecord:
 
 def shown(run: RunRecord, **how) -> torch.Tensor:
     """Frames without their timelines."""
-    return frames(run, torch.full((256, 256, 3), 0.5), **how)[0][:, :256]
+    return frames(run, torch.full((256, 256, 3), 0.5), **how)[:, :256]
 
 
 def test_every_way_to_show_gives_one_frame_an_evaluation_and_they_differ(run):
@@ -86,3 +87,24 @@ def test_the_demos_colours_are_those_of_its_latents():
 def test_a_model_without_colours_is_shown_in_grey():
     rough = pictures(sample(torch.randn(1, 7, 6, 6)), LatentColours())
     assert rough.shape == (1, 1, 6, 6, 3) and torch.equal(rough[..., 0], rough[..., 2]) and rough.max() == 255
+
+
+def test_masks_have_the_pictures_size_or_the_latents_and_edges_as_asked(run):
+    hard, soft, small = (prompt_masks(run, (64, 48), size) for size in ("picture", "picture, soft edges", "latent"))
+    assert hard.shape == soft.shape == (1, 64, 48) and small.shape == (1, 16, 16)
+    assert set(hard.unique().tolist()) == {0.0, 1.0} and len(soft.unique()) > 2
+    assert hard[0, 32:].all() and not hard[0, :32].any() and ((soft > 0.5) == (hard > 0.5)).all()
+    run.highlight = None
+    assert not prompt_masks(run, (64, 48)).any()
+
+
+def test_every_word_has_a_mask_of_its_own_in_the_order_of_the_words(run):
+    run.words = ("star", "circle")
+    run.evaluations[2].words = torch.zeros(1, 2, 16, 16)
+    run.evaluations[2].words[0, 0, 2:5, 2:5] = 1
+    run.evaluations[2].words[0, 1, 10:14, 9:12] = 0.8
+    star, circle = word_masks(run, 0, (128, 128))
+    assert star.sum() == 9 * 64 and star[16:40, 16:40].all() and circle.sum() == 12 * 64 and circle[80:112, 72:96].all()
+    assert word_masks(run, 5, (128, 128), "latent").shape == (2, 16, 16), "one of the batch serves where there are no more"
+    run.evaluations[2].words = None
+    assert word_masks(run, 0, (8, 8)).shape == (1, 8, 8) and not word_masks(run, 0, (8, 8)).any()

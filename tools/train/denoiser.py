@@ -1,9 +1,10 @@
-"""Train a demo model: `python run.py train denoiser --hours 2 --out runs/unet`, or with `--model mmdit`.
+"""Train a demo model: `python run.py train denoiser --hours 2 --out runs/unet`, or with `--model mmdit` or `second`.
 
-The UNet and the text encoder are trained together, the MMDiT beside that text encoder, frozen.
+The UNets and their text encoders are trained together, the MMDiT beside the first UNet's text encoder, frozen.
 
 Runs on a GPU when there is one, else on the CPU in bfloat16 with float32 master weights. The learning rate follows
-the share of the time budget that is spent, so a run ends when it should on any machine; it resumes from its own
+the share of the time budget that is spent, so a run ends when it should on any machine; on a CPU the budget is that of the
+process's own time on the processor, all threads together, so that it may run behind other work. It resumes from its own
 checkpoint when started again with the same --out.
 """
 
@@ -30,7 +31,7 @@ from ...demo.load import read_weights
 from ...demo.mmdit import FinalLayer, JointBlock, MMDiT, StreamBlock
 from ...demo.scenes import held_out, object_masks, parse_caption, render, sample_scene
 from ...demo.text import TextEncoder, tokenize
-from ...demo.unet import CrossAttention, ResBlock, SpatialTransformer, UNet
+from ...demo.unet import SECOND, CrossAttention, ResBlock, SpatialTransformer, UNet, UNetConfig
 from ...demo.vae import ideal_latent
 
 log = logging.getLogger("train.denoiser")
@@ -80,9 +81,9 @@ def load_examples(path: Path, count: int, workers: int) -> tuple[Tensor, Tensor,
     return torch.from_numpy(data["latents"]), torch.from_numpy(data["weights"]), [str(c) for c in data["captions"]]
 
 
-def fresh_unet() -> UNet:
+def fresh_unet(config: UNetConfig | None = None) -> UNet:
     """A UNet whose residual branches start silent, as in the original."""
-    unet = UNet()
+    unet = UNet(config)
     for module in unet.modules():
         if isinstance(module, ResBlock):
             _silence(module.out_layers[-1])
@@ -111,15 +112,20 @@ def fresh_mmdit() -> MMDiT:
     return mmdit
 
 
+FRESH: dict[str, Callable[[], UNet | MMDiT]] = {
+    "unet": fresh_unet, "mmdit": fresh_mmdit, "second": lambda: fresh_unet(SECOND),
+}  # fmt: skip
+
+
 class Pair(nn.Module):
     """A denoiser and its text encoder, and the heads that training alone uses."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.text = kind, TextEncoder()
-        self.add_module(kind, {"unet": fresh_unet, "mmdit": fresh_mmdit}[kind]())
+        self.add_module(kind, FRESH[kind]())
         self.heads = LayoutHeads(self.denoiser)
-        if kind == "unet":
+        if kind != "mmdit":
             nn.init.normal_(self.text.token_embedding.weight, std=0.5)
             nn.init.normal_(self.text.position_embedding.weight, std=0.1)
         else:
@@ -155,7 +161,7 @@ class Masters:
 
     @staticmethod
     def _matrix(name: str, weight: Tensor) -> bool:
-        ends = ("embed", "unet.out.", "unet.input_blocks.0.", "heads.", "adaLN", "final_layer")
+        ends = ("embed", ".out.", ".input_blocks.0.", "heads.", "adaLN", "final_layer")
         return weight.ndim >= 2 and not any(end in name for end in ends)
 
     @torch.no_grad()
@@ -222,12 +228,13 @@ def save_checkpoint(state: dict, path: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    clock = time.monotonic()
     latents, weights, captions = load_examples(args.out / "examples.npz", args.examples, args.workers)
     scenes = [parse_caption(caption) for caption in captions]
     layouts = torch.from_numpy(np.stack([layout(scene) for scene in scenes]))
     tokens, empty = torch.stack([tokenize(caption) for caption in captions]), tokenize("")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    read_clock = time.process_time if device.type == "cpu" else time.monotonic
+    clock = read_clock()
     if device.type == "cpu":
         CrossAttention.attend = JointBlock.attend = staticmethod(attend_explicitly)
     torch.manual_seed(0)
@@ -238,7 +245,7 @@ def train(args: argparse.Namespace) -> None:
         if args.init:
             model.denoiser.load_state_dict(read_weights(args.model))
             model.text.load_state_dict(read_weights("text"))
-        if args.text and args.model == "unet":
+        if args.text and args.model != "mmdit":
             told = torch.from_numpy(np.stack([answers(scene) for scene in scenes]))
             teach_text(model.text, tokens, told, args.text * args.hours * 3600)
     masters = Masters(model, args.lr)
@@ -249,7 +256,7 @@ def train(args: argparse.Namespace) -> None:
         step, spent = saved["step"], saved["spent"]
         log.info("resumed at step %d, %.0f s spent", step, spent)
     predict = torch.compile(model, dynamic=False) if args.compile else model
-    corrupt = {"unet": corrupt_by_schedule, "mmdit": corrupt_by_flow}[args.model]
+    corrupt = corrupt_by_flow if args.model == "mmdit" else corrupt_by_schedule
     budget, saved_at, losses = args.hours * 3600, spent, []
     generator = torch.Generator().manual_seed(step + 1)
     while spent < budget:
@@ -271,7 +278,7 @@ def train(args: argparse.Namespace) -> None:
         (loss + LAYOUT_WEIGHT * (1 - share) * misplaced).backward()
         masters.step(learning_rate(share, args.lr), min(EMA, (1 + step) / (10 + step)))
         step += 1
-        now = time.monotonic()
+        now = read_clock()
         spent, clock = spent + now - clock, now
         losses.append((loss.item(), misplaced.item()))
         if step % 50 == 0:
@@ -286,7 +293,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("unet", "mmdit"), default="unet")
+    parser.add_argument("--model", choices=tuple(FRESH), default="unet")
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
     parser.add_argument("--hours", type=float, default=2.0, help="time budget, everything included")
     parser.add_argument("--batch", type=int, default=16)

@@ -1,5 +1,5 @@
-"""Put trained weights where the pack reads them: `python run.py train export --unet runs/unet/last.pt`, or --mmdit, --vae,
---control, --image."""
+"""Put trained weights where the pack reads them: `python run.py train export --unet runs/unet/last.pt`, or --mmdit, --second,
+--vae, --control, --image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ...demo.control import WEIGHTS as CONTROL
 from ...demo.image_prompt import ADAPTER, VISION
-from ...demo.load import WEIGHTS
+from ...demo.load import SECOND_TEXT, SECOND_UNET, WEIGHTS
 
 LIMIT = 24 * 2**20
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unet", type=Path)
     parser.add_argument("--mmdit", type=Path)
+    parser.add_argument("--second", type=Path)
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--control", type=Path)
     parser.add_argument("--image", type=Path)
@@ -41,6 +42,13 @@ def main() -> None:
         average = torch.load(args.unet, map_location="cpu")["average"]
         for part in ("unet", "text"):
             save(part, of(average, part))
+    if args.second:
+        average = torch.load(args.second, map_location="cpu")["average"]
+        unet, (encoder, decoder) = of(average, "second"), SECOND_UNET
+        late = {name for name in unet if name.startswith("output_blocks")}
+        save(encoder, {name: weight for name, weight in unet.items() if name not in late})
+        save(decoder, {name: weight for name, weight in unet.items() if name in late})
+        save(SECOND_TEXT, of(average, "text"))
     if args.mmdit:
         save("mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
     if args.control:

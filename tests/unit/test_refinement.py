@@ -1,0 +1,92 @@
+"""Heatmaps sharpened by the denoised latent, and where they are divided."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from highlight_diffusion.engine.region.refinement import guided_filter, highlighted, otsu
+from highlight_diffusion.engine.region.tracking import refined_by
+
+
+def picture(size: int, channels: int, *boxes: tuple[int, int, int, int]) -> torch.Tensor:
+    """A latent (1, C, size, size) of faint noise with objects of a colour of their own."""
+    made = 0.1 * torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    for y0, y1, x0, x1 in boxes:
+        made[..., y0:y1, x0:x1] += torch.linspace(-1, 1, channels)[:, None, None] + 1
+    return made
+
+
+def cells(size: int, *boxes: tuple[int, int, int, int]) -> torch.Tensor:
+    made = torch.zeros(size, size, dtype=torch.bool)
+    for y0, y1, x0, x1 in boxes:
+        made[y0:y1, x0:x1] = True
+    return made
+
+
+def blurred(mask: torch.Tensor, side: int) -> torch.Tensor:
+    """What attention on a coarser grid makes of a mask: (1, 1, h, w) of an eighth of its size or so."""
+    return F.interpolate(F.avg_pool2d(mask[None, None].float(), side, 1, side // 2), scale_factor=0.25, mode="area")
+
+
+@pytest.mark.parametrize(("size", "channels"), [(32, 4), (64, 16), (96, 4)])
+def test_a_coarse_heatmap_takes_the_edges_of_the_latent(size, channels):
+    box = (size // 4, size // 4 + size // 5, size // 2, size // 2 + size // 5)
+    coarse = blurred(cells(size, box), size // 8 + 1)
+    found = highlighted(guided_filter(coarse, picture(size, channels, box))[0, 0], 0.6)
+    truth = cells(size, box)
+    unrefined = F.interpolate(coarse, (size, size), mode="bilinear")[0, 0]
+    plain = unrefined >= otsu(unrefined.numpy())
+    union = lambda mask: int((mask & truth).sum()) / int((mask | truth).sum())  # noqa: E731
+    assert union(found) > 0.95 > 0.8 > union(plain)
+
+
+def test_an_object_that_no_word_looks_at_is_not_highlighted():
+    wanted, other = (4, 10, 4, 10), (20, 27, 18, 25)
+    latent = picture(32, 4, wanted)
+    latent[..., 20:27, 18:25] -= torch.tensor([1.0, -1.0, 0.5, 2.0])[:, None, None]
+    found = highlighted(guided_filter(blurred(cells(32, wanted), 5), latent)[0, 0], 0.6)
+    assert found[4:10, 4:10].float().mean() > 0.9 and not found[20:27, 18:25].any() and other
+
+
+def test_a_faint_object_is_outlined_beside_a_hot_one_and_the_hot_one_no_wider_for_it():
+    heat = torch.zeros(40, 40)
+    heat[4:12, 4:12], heat[6:10, 6:10] = 0.35, 1.0  # a hot object with a warm rim
+    heat[26:32, 26:32] = 0.45
+    found = highlighted(heat, 0.6)
+    assert found[26:32, 26:32].all() and found[6:10, 6:10].all() and not found[4, 4]
+
+
+def test_a_stricter_threshold_takes_less_and_zero_everything():
+    heat = guided_filter(torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)), picture(32, 4, (4, 12, 4, 12)))[
+        0, 0
+    ]
+    areas = [int(highlighted(heat, threshold).sum()) for threshold in (0.0, 0.3, 0.6, 0.8, 1.0)]
+    assert areas[0] == heat.numel() and areas == sorted(areas, reverse=True) and areas[-1] == 1
+
+
+def test_otsu_divides_two_groups_and_takes_any_values():
+    values = np.concatenate([np.full(90, 1.0) + np.linspace(0, 0.1, 90), np.full(10, 5.0)])
+    assert 1.1 < otsu(values) < 5
+    assert otsu(np.array([2.0])) == 2 and otsu(np.full((3, 3), 7.0)) == 7
+
+
+def test_pictures_of_a_batch_and_frames_of_a_video_are_refined_by_themselves():
+    first, second = (2, 8, 2, 8), (22, 28, 22, 28)
+    maps = torch.cat([blurred(cells(32, first), 5), blurred(cells(32, second), 5)])
+    latents = torch.cat([picture(32, 4, first), picture(32, 4, second)])
+    batch = refined_by(maps, latents)
+    assert batch.shape == (2, 1, 32, 32)
+    assert torch.allclose(batch[1:], refined_by(maps[1:], latents[1:]), atol=1e-5)
+    video = refined_by(maps, latents.transpose(0, 1)[None])
+    assert video.shape == (1, 1, 32, 32)
+    found = highlighted(video[0, 0], 0.6)
+    assert found[3:7, 3:7].all() and found[23:27, 23:27].all() and not found[12:18, 12:18].any()
+    one_of_four = latents[:1].transpose(0, 1)[None].repeat(1, 1, 4, 1, 1)  # four frames of the latent share a token
+    assert refined_by(maps[:1], one_of_four).shape == (1, 1, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (67, 1), (135, 240)])
+def test_frames_of_any_shape_are_refined(size):
+    refined = refined_by(torch.rand(1, 2, max(1, size[0] // 2), max(1, size[1] // 2)), torch.randn(1, 4, *size))
+    assert refined.shape == (1, 2, *size) and refined.isfinite().all()
+    assert highlighted(refined[0, 0], 0.6).shape == size
