@@ -12,7 +12,7 @@ from ..partial.cache import ActivationCache
 from ..trace import Box
 from ..tuning import NEWEST_HEATMAP
 from .heatmap import HeatmapAccumulator
-from .regions import Region, UserMasks, find_region
+from .regions import NOISE_MASK, Region, UserMasks, find_region
 
 # Boxes of each image of a batch -> the caches of what they lack.
 MakeCaches = Callable[[Sequence[tuple[Box, ...]]], Sequence[ActivationCache]]
@@ -40,9 +40,24 @@ class RegionTracker:
         """Whether everything is highlighted in every image."""
         return bool(self.regions) and all(region.everything for region in self.regions)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of heatmaps: half the latent's resolution."""
+        return max(1, self.frame[0] // 2), max(1, self.frame[1] // 2)
+
     def accumulator(self) -> HeatmapAccumulator:
-        """A new accumulator of cross-attention, on half the latent's resolution."""
-        return HeatmapAccumulator(max(1, self.frame[0] // 2), max(1, self.frame[1] // 2))
+        """A new accumulator of cross-attention."""
+        return HeatmapAccumulator(*self.grid)
+
+    def aim_by_noise_mask(self, images: int) -> Tensor | None:
+        """Before the first evaluation, take what the sampler lets change for the highlight of so many images. Returns it, bool
+        (images, h, w), or None where it is not the highlight of every image: then nothing is aimed at yet."""
+        unlit = torch.zeros(1, 1, *self.grid)
+        found = [find_region(unlit, self.frame, self.align, self.config, self.masks, image) for image in range(images)]
+        if any(region.reason != NOISE_MASK for _, region in found):
+            return None
+        self._move(tuple(region for _, region in found))
+        return torch.cat([highlight for highlight, _ in found])
 
     def mean(self, heatmap: Tensor) -> Tensor:
         """The running mean with one more heatmap (B, 1, h, w), on its device."""
