@@ -30,7 +30,7 @@ FLOW_LEAST_PACE = 2.0  # below it nothing would be saved; no pace that the user 
 FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the start, more of them in fewer steps than the third
 
 # -- placement beside a noise mask; python run.py inpainting ---------------------------------------------------------------
-INPAINT_PACE = 15.0  # a gap is pace / this of the schedule's steps: at pace 5 a third
+INPAINT_PACE = 25.0  # a gap is pace / this of the schedule's steps: at pace 5 a fifth
 INPAINT_LEAST_GAP = 2
 
 # -- placement by the shortest path; python run.py paths -----------------------------------------------------------------

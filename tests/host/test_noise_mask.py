@@ -61,7 +61,7 @@ def test_a_noise_mask_is_the_highlight_and_what_it_keeps_is_as_without(models, n
     model = models[name]
     latent, run = inpainted(model, box())
     assert boxes(run) == {CELLS} and run.highlight_reason == "the noise mask"
-    assert run.count("partial") > run.count("dense")
+    assert run.count("partial") and not run.count("skipped")
     vanilla, kept = sampled(model, model.patcher, box()), (box() == 0).expand_as(latent)
     assert torch.equal(latent[kept], vanilla[kept]) and not torch.equal(latent, vanilla)
 

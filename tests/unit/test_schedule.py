@@ -300,8 +300,8 @@ def test_bug_an_object_more_where_each_step_takes_over_the_guided_image_whole(pa
 
 
 @pytest.mark.parametrize(("steps", "pace", "kinds"), [
-    (20, 2.0, "ddppdppdppdppdppdppd"), (20, 5.0, "ddppppppdppppppdpppp"), (20, 8.0, "ddppppppppppdppppppp"),
-    (8, 5.0, "ddppdppd"), (4, 5.0, "ddpd"), (1, 5.0, "d"), (6, 1e308, "ddpppp"),
+    (20, 2.0, "ddpdpdpdpdpdpdpdpdpd"), (20, 5.0, "ddpppdpppdpppdpppdpp"), (20, 8.0, "ddpppppdpppppdpppppd"),
+    (8, 5.0, "ddpdpdpd"), (8, 8.0, "ddppdppd"), (4, 5.0, "ddpd"), (1, 5.0, "d"), (6, 1e308, "ddpppp"),
 ])  # fmt: skip
 def test_beside_a_noise_mask_the_highlight_is_computed_in_every_step(steps, pace, kinds):
     plan = plan_of(SIGMAS[steps], HighlightConfig(pace=pace), inpaints=True)
