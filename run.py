@@ -64,6 +64,7 @@ COMMANDS = {
     "highlights": Command("measures how well the highlight fits the objects that the prompt names", "bench.highlights"),
     "control": Command("measures a ControlNet beside Highlight Diffusion", "bench.control"),
     "stochastic": Command("measures what is saved under samplers that add noise, and what appears", "bench.stochastic"),
+    "inpainting": Command("measures masked work: speed, and fidelity inside a noise mask", "bench.inpainting"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),
     "live": Command("measures what the live preview takes of the sampler's thread", "bench.live"),
     "judge": Command("counts the prompts that the demo models draw right", "bench.judge"),

@@ -14,6 +14,7 @@ from .finite import number_or_none
 from .job import Compute, Job, Request, Task
 from .method import DenseContext
 from .partial.cache import ActivationCache
+from .placement.plan import step_of
 from .region.heatmap import HeatmapAccumulator
 from .region.tracking import Reading
 from .state import RunState
@@ -78,7 +79,11 @@ class Regional:
 
     def blocked(self, state: RunState, request: Request) -> Fallback | None:
         why = state.exhausted or request.no_parts_because or request.no_regions_because or state.region.blocked_because()
-        return FORECASTING.blocked(state, request) or (Fallback(FORECASTING, f"forecast only: {why}") if why else None)
+        if (stale := FORECASTING.blocked(state, request)) or not why:
+            return stale
+        if state.plan.is_dense_without_region(step_of(request.sigma, state.record.sigmas)):
+            return Fallback(DENSE, f"the highlight cannot be computed: {why}")
+        return Fallback(FORECASTING, f"forecast only: {why}")
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
         regions = state.region.regions

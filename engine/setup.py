@@ -20,7 +20,7 @@ from .placement.traits import SamplerTraits
 from .prediction.forecast import Forecasts, prediction_type
 from .prediction.response import ImpulseResponse
 from .profile import Profile
-from .region.regions import UserMasks
+from .region.regions import NOISE_MASK, UserMasks
 from .region.tracking import MakeCaches, RegionTracker
 from .run import SamplingRun
 from .state import RunState
@@ -58,22 +58,41 @@ def start_run(
         shallow.damping = 0.0  # what enters from within is noise above all, and a copy is better than its trend
     sigmas = record.sigmas[:-1]
     new_noise = renewed(traits.noisy, sigmas, fresh_noise() if config.active else None, axis)
-    known = config.predictor == DEFAULT_PREDICTOR  # whose errors can be told from a profile
+    region = RegionTracker(config, record.frame, align, make_caches, masks)
+    inpaints = config.active and _aim_by_noise_mask(region, record)
+    masked = masks.to_the_node or inpaints
     context = Context(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
-        _wants_regional(config, len(sigmas), traits, response, axis, bool(masks)),
-        _wants_shallow(config, len(sigmas), any(new_noise), bool(masks), shallow is not None), new_noise,
-        ErrorModel(sigmas, profile, prediction, response, config.revise) if profile and sigmas and known else None,
-        unknown,
+        _wants_regional(config, len(sigmas), traits, response, axis, masked),
+        _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
+        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected
     record.limits = (*record.limits, *said_of(context))
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
-        RegionTracker(config, record.frame, align, make_caches, masks), shallow, tuple(methods),
-        picture=picture,
+        region, shallow, tuple(methods), picture=picture,
     ))  # fmt: skip
+
+
+def _error_model(
+    config: HighlightConfig, sigmas: tuple[float, ...], profile: Profile | None, prediction: PredictionType,
+    response: ImpulseResponse | None,
+) -> ErrorModel | None:  # fmt: skip
+    """What plans are expected to cost; None without a profile, and of predictors whose errors cannot be told from one."""
+    if profile is None or not sigmas or config.predictor != DEFAULT_PREDICTOR:
+        return None
+    return ErrorModel(sigmas, profile, prediction, response, config.revise)
+
+
+def _aim_by_noise_mask(region: RegionTracker, record: RunRecord) -> bool:
+    """Whether a noise mask is the highlight, which then is known, and written down, from the start."""
+    highlight = region.aim_by_noise_mask(record.shape[0])
+    if highlight is None:
+        return False
+    record.highlight, record.highlight_reason = highlight, NOISE_MASK
+    return True
 
 
 def _steps_within(sigmas: Sequence[float], sigma_range: tuple[float, float]) -> tuple[int, int]:

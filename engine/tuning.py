@@ -29,6 +29,10 @@ FLOW_PACE_SHARE = 3
 FLOW_LEAST_PACE = 2.0  # below it nothing would be saved; no pace that the user set higher falls below it
 FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the start, more of them in fewer steps than the third
 
+# -- placement beside a noise mask; python run.py inpainting ---------------------------------------------------------------
+INPAINT_PACE = 25.0  # a gap is pace / this of the schedule's steps: at pace 5 a fifth
+INPAINT_LEAST_GAP = 2
+
 # -- placement by the shortest path; python run.py paths -----------------------------------------------------------------
 PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more
 LONGEST_GAP = 12  # steps; longer ones are not looked at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class ForecastRun(ModelRun):
     unknown = True
 
     def __init__(self, sampling: Sampling, why: str):
+        sampling = replace(sampling, masks=replace(sampling.masks, noise=None))  # for regions, which it has not
         record, limit = sampling.record, f"only time is saved: {why}"
         record.highlight_reason = limit
         methods = [not_merging(name, why) for name in sampling.methods]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from .dit import DiTRun
 from .families import FAMILIES, family_of
 from .live import latent_colours, watch
 from .methods import HIGHLIGHT, MERGING, TITLES
+from .noise_mask import changing
 from .run import JOB, KEY, ModelRun, Sampling
 from .unet import UNetRun, is_unet
 
@@ -128,6 +129,8 @@ class _OuterSample:
         highlight = self.requests.get(HIGHLIGHT)
         methods = {name: own.config for name, own in self.requests.items() if name != HIGHLIGHT}
         config, masks = (highlight.config, highlight.masks) if highlight else (HighlightConfig(enabled=False), UserMasks())
+        noise_mask = args[0] if args else kwargs.get("denoise_mask")
+        masks = replace(masks, noise=changing(guider, sampler, noise_mask, run.shape))
         state = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods, tuple(noise.shape)))
         for own in self.requests.values():
             own.trace.runs.append(run)

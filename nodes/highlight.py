@@ -48,7 +48,8 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Highlight this region instead of what the prompt looks at.",
+                    tooltip="Highlight this region instead of what the prompt looks at. Inpainting needs none: the latent's "
+                    "noise mask is the highlight by itself.",
                 ),
                 io.Mask.Input(
                     "protect", optional=True,

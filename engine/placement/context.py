@@ -36,7 +36,8 @@ class Context:
     dense evaluations is allowed. regional: whether longer gaps get a regional evaluation. shallow: whether gaps are filled with
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
     errors: what plans are expected to cost, None where nothing is known of the model. unknown: whether the model is of a class
-    that is not known.
+    that is not known. inpaints: whether the sampler puts back what is outside the highlight, so that nothing but the highlight
+    has to be right.
     """
 
     sigmas: tuple[float, ...]
@@ -50,19 +51,22 @@ class Context:
     renewed: tuple[float, ...] = ()
     errors: ErrorModel | None = None
     unknown: bool = False
+    inpaints: bool = False
 
     @classmethod
     def of(
         cls, sigmas: Sequence[float], config: HighlightConfig, sampler: str = "euler", axis: TimeAxis = DIFFUSION,
         first: int = 0, last: int | None = None, regional: bool | None = None, shallow: bool = False,
-        renewed: Sequence[float] = (), errors: ErrorModel | None = None,
+        renewed: Sequence[float] = (), errors: ErrorModel | None = None, inpaints: bool = False,
     ) -> Context:  # fmt: skip
         """The context of a schedule under a sampler, over all of its steps and with regional evaluations unless the config
         or the arguments say otherwise."""
         last = len(sigmas) - 1 if last is None else last
         regional = config.correct != "never" if regional is None else regional
         traits = SamplerTraits.of(sampler)
-        return cls(tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors)
+        return cls(
+            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints
+        )
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +26,7 @@ from ..tuning import (
 from .adaptive import AdaptiveGaps, AdaptivePlacement
 from .context import FORECAST, Context, Placement, PlannedStep
 from .flow import FlowGaps
+from .inpainting import InpaintingGaps
 from .interval import Intervals
 from .log_sigma import LogSigmaGaps
 from .noise import hold_to_noise
@@ -33,7 +35,7 @@ from .shallow import ShallowGaps
 
 # The first that suits is used.
 PLACEMENTS: tuple[Placement, ...] = (
-    AdaptivePlacement(), ShallowGaps(), Intervals(), ShortestPath(), FlowGaps(), LogSigmaGaps(),
+    AdaptivePlacement(), ShallowGaps(), Intervals(), ShortestPath(), InpaintingGaps(), FlowGaps(), LogSigmaGaps(),
 )  # fmt: skip
 STEP_TOLERANCE = 1e-4  # relative: samplers may nudge a sigma
 
@@ -44,7 +46,7 @@ def warm_up(context: Context) -> int:
     config = context.config
     if config.warmup:
         return config.warmup
-    if ShortestPath().suits(context):
+    if ShortestPath().suits(context) or InpaintingGaps().suits(context):
         return PATH_WARMUP
     if context.axis.is_flow:
         return FLOW_WARMUP_SHORT if context.steps < SHORT_FLOW else FLOW_WARMUP
@@ -98,6 +100,8 @@ class Plan:
 
     def __init__(self, context: Context):
         self.steps, self.regional = make_plan(context), context.regional
+        # What is done where no region can be computed: where all was left to the region, the plan of a run without one.
+        self.without_region = make_plan(replace(context, inpaints=False)) if context.inpaints else None
         self.tail = context.traits.dense_tail
         self.expected = expected_error(context, self.steps)
         self.adaptive = AdaptiveGaps(context.config.pace) if context.config.interval == ADAPTIVE else None
@@ -126,6 +130,10 @@ class Plan:
         if self.regional and self.adaptive.gap >= REGIONAL_GAP and since == -(-self.adaptive.gap // 2):
             return PlannedStep("partial", "highlight corrects the forecast and measures its error")
         return FORECAST
+
+    def is_dense_without_region(self, step: int) -> bool:
+        """Whether a step is to be dense where it was to compute the region and cannot; else it is forecast."""
+        return self.without_region is not None and self.without_region[step].kind == "dense"
 
     def records(self, step: int, kind: Kind) -> bool:
         """Whether a dense evaluation of this step is to record what later ones of a kind will lack."""

@@ -17,17 +17,26 @@ from ..trace import Box
 from ..tuning import MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
 from .refinement import highlighted
 
+NOISE_MASK = "the noise mask"  # why a region is where it is
+
 
 @dataclass(frozen=True)
 class UserMasks:
     """Masks a user gave, float (1 or B, h, w) in 0..1 of any size: `mask` is highlighted instead of what the prompt looks
-    at, `protect` besides it."""
+    at, `protect` besides it. `noise` is where the sampler lets the latent change at all; it is highlighted where there is no
+    `mask`, unless its windows cover too much of the frame."""
 
     mask: Tensor | None = None
     protect: Tensor | None = None
+    noise: Tensor | None = None
 
     def __bool__(self) -> bool:
-        """Whether any mask was given."""
+        """Whether there is any mask."""
+        return self.to_the_node or self.noise is not None
+
+    @property
+    def to_the_node(self) -> bool:
+        """Whether any mask was given to the node."""
         return self.mask is not None or self.protect is not None
 
     def highlight(self, name: str, image: int, size: tuple[int, int]) -> Tensor | None:
@@ -120,14 +129,17 @@ def find_region(
     """One image's heatmap (1, 1, h, w) -> its highlight (1, h, w) and windows of its latent frame (H, W).
 
     `align` is the UNet's downsampling. prominence: as of `HeatmapAccumulator`. Refused when no word stands out, or when the
-    windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area.
+    windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area, and a noise
+    mask that is too large gives way to the heatmap.
     """
     heatmap = heatmap.float().cpu()
     given, size = given or UserMasks(), (heatmap.shape[-2], heatmap.shape[-1])
-    mask, protect = (given.highlight(name, image, size) for name in ("mask", "protect"))
+    mask, protect, noise = (given.highlight(name, image, size) for name in ("mask", "protect", "noise"))
     if mask is not None:
         highlight = mask if protect is None else mask | protect
         return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
+    if (kept := _by_noise_mask(noise, protect, frame, align, config)) is not None:
+        return kept
     highlight = highlighted(heatmap[0, 0], config.threshold)[None]
     if why := _flat(heatmap, prominence) if config.threshold else None:
         highlight, region = torch.zeros_like(highlight), Region((), (), frame, f"no highlight: {why}")
@@ -144,6 +156,18 @@ def _flat(heatmap: Tensor, prominence: float) -> str | None:
     if prominence < MIN_PROMINENCE:
         return f"no word stands out (attention to it varies by {prominence:.2f} of its mean, needs {MIN_PROMINENCE})"
     return None if heatmap.max() > heatmap.min() else "the heatmap is flat"
+
+
+def _by_noise_mask(
+    noise: Tensor | None, protect: Tensor | None, frame: tuple[int, int], align: int, config: HighlightConfig
+) -> tuple[Tensor, Region] | None:
+    """The highlight and windows of a noise mask (1, h, w), together with what is protected; None where there is no such mask,
+    where nothing or too much is in it, or where everything is to be computed."""
+    if noise is None or config.threshold == 0:
+        return None
+    highlight = noise if protect is None else noise | protect
+    region = _region(highlight, frame, align, config, config.max_area, NOISE_MASK)
+    return (highlight, region) if region.reason == NOISE_MASK else None
 
 
 def _region(

@@ -15,7 +15,7 @@ from ..trace import Box
 from ..tuning import NEWEST_HEATMAP
 from .heatmap import HeatmapAccumulator, normalised
 from .refinement import guided_filter
-from .regions import Region, UserMasks, find_region
+from .regions import NOISE_MASK, Region, UserMasks, find_region
 
 # Boxes of each image of a batch -> the caches of what they lack.
 MakeCaches = Callable[[Sequence[tuple[Box, ...]]], Sequence[ActivationCache]]
@@ -69,6 +69,16 @@ class RegionTracker:
     def covers_frame(self) -> bool:
         """Whether everything is highlighted in every image."""
         return bool(self.regions) and all(region.everything for region in self.regions)
+
+    def aim_by_noise_mask(self, images: int) -> Tensor | None:
+        """Before the first evaluation, take what the sampler lets change for the highlight of so many images. Returns it, bool
+        (images, H, W), or None where it is not the highlight of every image: then nothing is aimed at yet."""
+        unlit = torch.zeros(1, 1, *self.frame)
+        found = [find_region(unlit, self.frame, self.align, self.config, self.masks, image) for image in range(images)]
+        if any(region.reason != NOISE_MASK for _, region in found):
+            return None
+        self._move(tuple(region for _, region in found))
+        return torch.cat([highlight for highlight, _ in found])
 
     def read(self, capture: HeatmapAccumulator, guide: Tensor) -> Reading:
         """What was captured in an evaluation, refined by the denoised latent (B, C, [F,] H, W) of the same. Nothing is kept of

@@ -213,3 +213,15 @@ def test_what_evaluations_were_and_why_is_all_in_the_record():
     sample(run, model)
     assert all(e.reason and e.planned and e.seconds >= 0 for e in run.state.record.evaluations)
     assert [e.index for e in run.state.record.evaluations] == list(range(len(SIGMAS) - 1))
+
+
+def test_where_a_noise_mask_cannot_be_computed_by_itself_no_less_is_dense_than_without_it():
+    """Left to forecasts alone, the long gaps of inpainting would lead to another picture."""
+    masks = UserMasks(noise=corner().mask)
+    free, blocked, without = (start(HighlightConfig(), masks=own) for own in (masks, masks, UserMasks()))
+    sample(free, Model())
+    sample(blocked, Model(), no_parts_because="someone patches attention")
+    sample(without, Model(), no_parts_because="someone patches attention")
+    assert kinds(free) == "ddpdpdpdpdpd"
+    assert all(own == "d" for own, other in zip(kinds(blocked)[4:], kinds(without)[4:], strict=True) if other == "d")
+    assert "s" in kinds(blocked) and any("someone patches attention" in reason for reason in reasons(blocked))

@@ -111,6 +111,19 @@ def test_an_empty_mask_highlights_nothing_and_a_full_one_everything():
     assert find_region(heat(16, 16), (32, 32), 8, HighlightConfig(), full)[1].everything
 
 
+def test_a_noise_mask_is_highlighted_unless_it_is_too_large_or_another_is_given():
+    noise, heatmap = mask_of((0, 8, 0, 8)), heat(16, 16, (10, 15, 10, 15))
+    found = lambda config=None, **masks: find_region(heatmap, (32, 32), 8, config or HighlightConfig(), UserMasks(**masks))  # noqa: E731
+    highlight, region = found(noise=noise)
+    assert highlight[0, 1, 1] and not highlight[0, 12, 12] and region.reason == "the noise mask"
+    protected, region = found(noise=noise, protect=mask_of((56, 64, 0, 8)))
+    assert protected[0, 1, 1] and protected[0, 15, 1] and region.reason == "the noise mask"
+    assert "given" in found(noise=noise, mask=mask_of((0, 60, 0, 40)))[1].reason
+    for large in (torch.ones(1, 64, 64), mask_of((0, 60, 0, 60)), torch.zeros(1, 64, 64)):
+        assert found(noise=large)[1].reason == "highlight"
+    assert found(HighlightConfig(threshold=0.0), noise=noise)[1].everything
+
+
 def test_token_maps_are_probabilities_over_the_text():
     maps = token_maps(torch.randn(2, 16, 32), torch.randn(2, 7, 32), heads=4)
     assert maps.shape == (2, 7, 16) and torch.allclose(maps.sum(1), torch.ones(2, 16), atol=1e-5)

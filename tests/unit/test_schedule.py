@@ -297,3 +297,19 @@ def test_bug_an_object_more_where_each_step_takes_over_the_guided_image_whole(pa
     kinds = {n: {step.kind for step in plan_of(SIGMAS[n], HighlightConfig(pace=pace), sampler="euler_ancestral_cfg_pp",
                                                renewed=fresh[n])} for n in fresh}  # fmt: skip
     assert kinds[12] == {"dense"} and "skipped" in kinds[20]
+
+
+@pytest.mark.parametrize(("steps", "pace", "kinds"), [
+    (20, 2.0, "ddpdpdpdpdpdpdpdpdpd"), (20, 5.0, "ddpppdpppdpppdpppdpp"), (20, 8.0, "ddpppppdpppppdpppppd"),
+    (8, 5.0, "ddpdpdpd"), (8, 8.0, "ddppdppd"), (4, 5.0, "ddpd"), (1, 5.0, "d"), (6, 1e308, "ddpppp"),
+])  # fmt: skip
+def test_beside_a_noise_mask_the_highlight_is_computed_in_every_step(steps, pace, kinds):
+    plan = plan_of(SIGMAS[steps], HighlightConfig(pace=pace), inpaints=True)
+    assert "".join(step.kind[0] for step in plan) == kinds
+    assert all("the noise mask" in step.reason for step in plan if step.kind == "partial")
+
+
+def test_beside_a_noise_mask_too_an_interval_or_a_speed_that_is_asked_for_counts():
+    for config in (HighlightConfig(interval=(3,)), HighlightConfig(correct="never"), HighlightConfig(interval="adaptive")):
+        plans = [plan_of(SIGMAS[20], config, inpaints=inpaints) for inpaints in (True, False)]
+        assert plans[0] == plans[1]
