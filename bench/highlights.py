@@ -108,9 +108,9 @@ class Ways:
         accumulator.weights = dict.fromkeys(accumulator.weights, self.words)
         reading = self.tracker.read(accumulator, guide)
         self.tracker.take(reading)
-        highlight, _ = self.tracker.aim(reading.heatmap, reading.prominence.tolist())
+        highlight, _ = self.tracker.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
         self.phrases = {name: highlighted(heat[0], HighlightConfig.threshold) for name, heat in reading.words.items()}
-        unrefined = self._resized(reading.mean)
+        unrefined = reading.unfiltered[0, 0]
         fine = self._mean(heard.cross, self.half)
         spread = (torch.stack(heard.affinities).mean(0) @ self._first_map(heard).flatten()).view(self.half)
         return {
@@ -121,9 +121,6 @@ class Ways:
             "AccelAes: the hotter half, blurred": self._accelaes(fine),
             "spread by self-attention (DiffSegmenter, OVAM), Otsu": self._above(spread, otsu(spread.numpy())),
         }
-
-    def _resized(self, heat: Tensor) -> Tensor:
-        return F.interpolate(heat.view(1, 1, *heat.shape[-2:]), self.frame, mode="bilinear")[0, 0]
 
     def _above(self, heat: Tensor, level: float) -> Tensor:
         """Cells of half the latent's grid above a level, on the latent's grid."""

@@ -5,6 +5,7 @@ A new kind is a class here, a row in `ACTIONS`, a name in `trace.Kind`, and a co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -213,7 +214,7 @@ class Dense:
     def _measure(self, state: RunState, evaluation: Evaluation, reading: Reading | None, errors: list[Tensor]) -> None:
         """Take up what was read from attention and the errors of the forecasts, with one transfer to the CPU for both, and for
         whether all was finite."""
-        maps = [] if reading is None else [reading.heatmap, *reading.words.values(), reading.prominence]
+        maps = [] if reading is None else [reading.heatmap, reading.unfiltered, *reading.words.values(), reading.prominence]
         received = state.finite.told([*maps, *([torch.stack(errors).mean()] if errors else [])])
         if received is None:
             return state.begin_anew()
@@ -225,24 +226,23 @@ class Dense:
             return
         sizes = [own.numel() for own in maps]
         parts = received[: sum(sizes)].split(sizes)
-        heatmap, *words, prominence = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
+        heatmap, unfiltered, *words, prominence = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
         if not all(own.isfinite().all() for own in (heatmap, *words)):
             state.record.highlight_reason = "no highlight: what the model attended to was not finite"
             return
         state.region.take(reading)
-        self._take_heatmap(state, evaluation, heatmap, prominence.tolist(), dict(zip(reading.words, words, strict=True)))
+        own = replace(reading, heatmap=heatmap, unfiltered=unfiltered, prominence=prominence)
+        self._take_reading(state, evaluation, own, words)
 
-    def _take_heatmap(
-        self, state: RunState, evaluation: Evaluation, heatmap: Tensor, prominence: list[float], words: dict[str, Tensor]
-    ) -> None:
-        """Show a heatmap (B, 1, H, W) and those of words (B, H, W), all on the CPU, and aim the regions by it."""
-        evaluation.heatmap = heatmap
+    def _take_reading(self, state: RunState, evaluation: Evaluation, reading: Reading, words: list[Tensor]) -> None:
+        """Show a reading's heatmap and those of its words (B, H, W), all on the CPU, and aim the regions by it."""
+        evaluation.heatmap = reading.heatmap
         if words:
-            evaluation.words = torch.stack(list(words.values()), dim=1)
-            state.record.words = tuple(words)
+            evaluation.words = torch.stack(words, dim=1)
+            state.record.words = tuple(reading.words)
         if not state.config.active:
             return
-        state.record.highlight, reasons = state.region.aim(heatmap, prominence)
+        state.record.highlight, reasons = state.region.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
         if not state.plan.regional:
             reasons.append(NEVER_WANTED if state.config.correct == "never" else NOT_WORTH_IT)
         state.record.highlight_reason = "; ".join(dict.fromkeys(reasons))

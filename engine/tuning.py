@@ -84,6 +84,7 @@ GUIDE_RADIUS = 0.25  # of the frame's shorter side, over which the heat is fitte
 GUIDE_EPSILON = 0.05  # of the guide's variance, at which a fit is given up for the mean
 AUTOMATIC_THRESHOLD = 0.6  # the knob's default, which stands for Otsu's threshold
 PATCH_LEVEL = 0.2  # of the way from a patch's own threshold to its hottest cell
+LOST_SHARE = 0.1  # of a patch of the unfiltered heat that is highlighted, under which the filter has lost it
 NEIGHBOURHOOD = 0.1  # of the frame's shorter side around a patch, against which its own threshold divides it
 MAX_WINDOWS = 4  # of one image
 MOVED_SHARE = 0.2  # share of the highlight outside its windows from which on they move

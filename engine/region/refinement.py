@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, NEIGHBOURHOOD, PATCH_LEVEL
+from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, LOST_SHARE, NEIGHBOURHOOD, PATCH_LEVEL
 
 COARSE = 32  # cells of the shorter side on which the filter's coefficients are found (He and Sun, "Fast Guided Filter", 2015)
 
@@ -27,7 +29,7 @@ def guided_filter(heat: Tensor, guide: Tensor) -> Tensor:
     factor = max(1, min(size) // COARSE)
     coarse = max(1, size[0] // factor), max(1, size[1] // factor)
     small = guide if factor == 1 else F.adaptive_avg_pool2d(guide, coarse)
-    heat = _resized(heat.float(), coarse)
+    heat = resized(heat.float(), coarse)
     radius = max(1, round(GUIDE_RADIUS * min(coarse)))
     mean, mean_heat = _box(small, radius), _box(heat, radius)
     channels = guide.shape[1]
@@ -40,11 +42,11 @@ def guided_filter(heat: Tensor, guide: Tensor) -> Tensor:
     slope = torch.cholesky_solve(covariance.permute(0, 3, 4, 1, 2), factor_of).permute(0, 3, 4, 1, 2)  # (B, C, K, h, w)
     offset = _box(mean_heat - (slope * mean[:, :, None]).sum(1), radius)
     slope = _box(slope.flatten(1, 2), radius)
-    slope, offset = _resized(slope, size).unflatten(1, (channels, -1)), _resized(offset, size)
+    slope, offset = resized(slope, size).unflatten(1, (channels, -1)), resized(offset, size)
     return (slope * guide[:, :, None]).sum(1) + offset
 
 
-def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
     if (values.shape[-2], values.shape[-1]) == size:
         return values
     return F.interpolate(values, size, mode="bilinear", antialias=size[0] < values.shape[-2])
@@ -70,13 +72,32 @@ def otsu(values: np.ndarray) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
-def highlighted(heat: Tensor, threshold: float) -> Tensor:
+def highlighted(heat: Tensor, threshold: float, unfiltered: Tensor | None = None) -> Tensor:
     """Heat (h, w) on the CPU -> highlight bool (h, w): first what is above the threshold of the whole frame, then, in each
     connected patch of that, what is above the threshold of the patch and its surroundings, so that no object is as wide as the
     faintest one asks for.
 
     threshold: strictness; `AUTOMATIC_THRESHOLD` takes Otsu's thresholds as they are, 0 everything, 1 the hottest cell alone.
+    unfiltered: the same heat (h, w) before it was filtered; what the filter lost of it, where an object has the colours of its
+    background, is highlighted as it was.
     """
+    found = _patches(heat, threshold)
+    if unfiltered is None or found.all():
+        return found
+    for patch in _connected(_patches(unfiltered, threshold)):
+        if found[patch].float().mean() < LOST_SHARE:
+            found |= patch
+    return found
+
+
+def _connected(mask: Tensor) -> Iterator[Tensor]:
+    """The connected patches of a mask (h, w), each as a mask."""
+    labels, count = ndimage.label(mask.numpy(), structure=np.ones((3, 3)))
+    return (torch.from_numpy(labels == patch) for patch in range(1, count + 1))
+
+
+def _patches(heat: Tensor, threshold: float) -> Tensor:
+    """What of a heat (h, w) is above the threshold of the frame and of its own patch, bool (h, w)."""
     values = heat.numpy()
     if threshold <= 0:
         return torch.ones(heat.shape, dtype=torch.bool)

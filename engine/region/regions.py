@@ -124,13 +124,13 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
 
 def find_region(
     heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: UserMasks | None = None,
-    image: int = 0, prominence: float = math.inf,
+    image: int = 0, prominence: float = math.inf, unfiltered: Tensor | None = None,
 ) -> tuple[Tensor, Region]:  # fmt: skip
     """One image's heatmap (1, 1, h, w) -> its highlight (1, h, w) and windows of its latent frame (H, W).
 
-    `align` is the UNet's downsampling. prominence: as of `HeatmapAccumulator`. Refused when no word stands out, or when the
-    windows cover more than `config.max_area` of the frame; what a user gave as masks is never refused for its area, and a noise
-    mask that is too large gives way to the heatmap.
+    `align` is the UNet's downsampling. prominence: as of `HeatmapAccumulator`. unfiltered: as of `highlighted`. Refused when no
+    word stands out, or when the windows cover more than `config.max_area` of the frame; what a user gave as masks is never
+    refused for its area, and a noise mask that is too large gives way to the heatmap.
     """
     heatmap = heatmap.float().cpu()
     given, size = given or UserMasks(), (heatmap.shape[-2], heatmap.shape[-1])
@@ -140,7 +140,7 @@ def find_region(
         return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
     if (kept := _by_noise_mask(noise, protect, frame, align, config)) is not None:
         return kept
-    highlight = highlighted(heatmap[0, 0], config.threshold)[None]
+    highlight = highlighted(heatmap[0, 0], config.threshold, unfiltered)[None]
     if why := _flat(heatmap, prominence) if config.threshold else None:
         highlight, region = torch.zeros_like(highlight), Region((), (), frame, f"no highlight: {why}")
     else:

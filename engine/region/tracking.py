@@ -14,7 +14,7 @@ from ..partial.cache import ActivationCache
 from ..trace import Box
 from ..tuning import NEWEST_HEATMAP
 from .heatmap import HeatmapAccumulator, normalised
-from .refinement import guided_filter
+from .refinement import guided_filter, resized
 from .regions import NOISE_MASK, Region, UserMasks, find_region
 
 # Boxes of each image of a batch -> the caches of what they lack.
@@ -25,12 +25,14 @@ MakeCaches = Callable[[Sequence[tuple[Box, ...]]], Sequence[ActivationCache]]
 class Reading:
     """What one evaluation's attention says, on the model's device.
 
-    mean: the running mean with it, float (B * frames, 1, h, w). heatmap: that refined, float (B, 1, H, W) in 0..1. prominence:
-    float (B,), as of `HeatmapAccumulator`. words: a refined heatmap (B, H, W) for each word that has one.
+    mean: the running mean with it, float (B * frames, 1, h, w). heatmap: that refined, float (B, 1, H, W) in 0..1. unfiltered:
+    the same only enlarged. prominence: float (B,), as of `HeatmapAccumulator`. words: a refined heatmap (B, H, W) for each word
+    that has one.
     """
 
     mean: Tensor
     heatmap: Tensor
+    unfiltered: Tensor
     prominence: Tensor
     words: dict[str, Tensor]
 
@@ -90,19 +92,21 @@ class RegionTracker:
         maps = torch.cat([mean, *(word[:, None] for word in words.values())], dim=1)
         refined = refined_by(maps, guide)
         prominence = capture.prominence().unflatten(0, (len(guide), -1)).amax(1)
-        return Reading(mean, refined[:, :1], prominence, {name: refined[:, i] for i, name in enumerate(words, 1)})
+        unfiltered = resized(mean.unflatten(0, (len(guide), -1)).amax(1), self.frame)
+        return Reading(mean, refined[:, :1], unfiltered, prominence, {name: refined[:, i] for i, name in enumerate(words, 1)})
 
     def take(self, reading: Reading) -> None:
         """Take up what was read."""
         self._mean, self.heatmap, self.captures = reading.mean, reading.heatmap, self.captures + 1
 
-    def aim(self, heatmap: Tensor, prominence: Sequence[float]) -> tuple[Tensor, list[str]]:
+    def aim(self, heatmap: Tensor, prominence: Sequence[float], unfiltered: Tensor | None = None) -> tuple[Tensor, list[str]]:
         """Find the highlight of each image in a refined heatmap (B, 1, H, W) on the CPU, and move the regions where they miss
-        it or are much too large. prominence: of each image's words. Returns the highlight, bool (B, H, W), and why there is
-        one or none in each image."""
+        it or are much too large. prominence, unfiltered: as of a `Reading`. Returns the highlight, bool (B, H, W), and why there
+        is one or none in each image."""
+        plain = [None] * len(heatmap) if unfiltered is None else unfiltered[:, 0]
         found = [
-            find_region(heat[None], self.frame, self.align, self.config, self.masks, image, prominence[image])
-            for image, heat in enumerate(heatmap)
+            find_region(heat[None], self.frame, self.align, self.config, self.masks, image, prominent, own)
+            for image, (heat, prominent, own) in enumerate(zip(heatmap, prominence, plain, strict=True))
         ]
         new = tuple(region for _, region in found)
         if self.regions:

@@ -73,7 +73,7 @@ def test_windows_that_move_are_computed_whole_once_and_then_forecast(model):
 def test_the_prompt_gives_a_heatmap_of_all_windows(model):
     tiny.sample(model, attach(windowed(model), HighlightConfig(), trace := Trace()), steps=8)
     heard = [e.heatmap for e in trace.last.evaluations if e.heatmap is not None]
-    assert heard and heard[-1].shape[-2:] == (8, 8) and heard[-1].std() > 0.01
+    assert heard and heard[-1].shape[-2:] == (16, 16) and heard[-1].std() > 0.01
 
 
 @pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])

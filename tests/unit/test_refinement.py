@@ -56,6 +56,16 @@ def test_a_faint_object_is_outlined_beside_a_hot_one_and_the_hot_one_no_wider_fo
     assert found[26:32, 26:32].all() and found[6:10, 6:10].all() and not found[4, 4]
 
 
+def test_an_object_that_the_filter_lost_is_highlighted_as_attention_saw_it():
+    """A red circle on a red background: the latent says nothing of it, the attention does."""
+    wanted, lost = (4, 10, 4, 10), (20, 27, 18, 25)
+    unfiltered = F.interpolate(blurred(cells(32, wanted, lost), 5), (32, 32), mode="bilinear")[0, 0]
+    filtered = torch.where(cells(32, wanted), 1.0, 0.05 * unfiltered)
+    assert not highlighted(filtered, 0.6)[20:27, 18:25].any()
+    found = highlighted(filtered, 0.6, unfiltered)
+    assert found[20:27, 18:25].float().mean() > 0.8 and torch.equal(found[:15], highlighted(filtered, 0.6)[:15])
+
+
 def test_a_stricter_threshold_takes_less_and_zero_everything():
     heat = guided_filter(torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)), picture(32, 4, (4, 12, 4, 12)))[
         0, 0
