@@ -101,8 +101,8 @@ class RegionTracker:
 
     def aim(self, heatmap: Tensor, prominence: Sequence[float], unfiltered: Tensor | None = None) -> tuple[Tensor, list[str]]:
         """Find the highlight of each image in a refined heatmap (B, 1, H, W) on the CPU, and move the regions where they miss
-        it or are much too large. prominence, unfiltered: as of a `Reading`. Returns the highlight, bool (B, H, W), and why there
-        is one or none in each image."""
+        it or are much too large. prominence, unfiltered: as of a `Reading`. Returns the highlight, bool (B, H, W), and why
+        there is one or none in each image."""
         plain = [None] * len(heatmap) if unfiltered is None else unfiltered[:, 0]
         found = [
             find_region(heat[None], self.frame, self.align, self.config, self.masks, image, prominent, own)
