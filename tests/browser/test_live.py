@@ -68,9 +68,10 @@ def test_nothing_of_it_is_saved_or_queued(ui: Ui):
     assert json.loads(after)["nodes"] == json.loads(before)["nodes"]
     assert "highlight_view" not in after
     node = next(n for n in json.loads(after)["nodes"] if n["type"] == "HighlightMaskPreview")
-    assert node["widgets_values"] == [0, 1, "overlay", "", 0]
+    assert node["widgets_values"] == [0, 1, "overlay", "", 0, "picture"]
     prompt = ui.run("async () => (await app.graphToPrompt()).output")
-    assert set(prompt[str(PREVIEW)]["inputs"]) == {"trace", "samples", "images", "image_index", "every", "show", "word", "run"}
+    sockets, widgets = {"trace", "samples", "images"}, {"image_index", "every", "show", "word", "run", "mask_size"}
+    assert set(prompt[str(PREVIEW)]["inputs"]) == sockets | widgets
 
 
 def test_without_a_preview_node_the_patch_node_shows_it_and_hands_it_back(ui: Ui):
