@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ STEPS, CFG, CELL = 20, 3.0, 8  # pixels of a latent's cell
 JUDGED, TUNED = 9001, 7001  # seeds of the scenes: those that are judged, and those that constants were found on
 SHOWN = (3, 6, 10, 20)  # evaluations in the table, counted from 1
 FIRST_COUNTED = 3  # evaluations from here on make the means
+COMPARED = 10  # of the backgrounds, on which the other ways are tried too
 NO_HIGHLIGHT = 0.05  # share of the frame under which a highlight of a mere background is none
 HALF = 0.5
 
@@ -104,12 +105,15 @@ class Ways:
         self.sums: dict[str, Tensor] = {}
 
     def draw(self, heard: Heard, accumulator: Any, guide: Tensor) -> dict[str, Tensor]:
-        """The highlights of one evaluation. accumulator: what the pack captured. guide: the denoised latent."""
+        """The highlights of one evaluation. accumulator: what the pack captured. guide: the denoised latent. Where nothing else
+        was heard, there is the pack's alone."""
         accumulator.weights = dict.fromkeys(accumulator.weights, self.words)
         reading = self.tracker.read(accumulator, guide)
         self.tracker.take(reading)
         highlight, _ = self.tracker.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
         self.phrases = {name: highlighted(heat[0], HighlightConfig.threshold) for name, heat in reading.words.items()}
+        if not heard.cross:
+            return {"this pack": highlight[0]}
         unrefined = reading.unfiltered[0, 0]
         fine = self._mean(heard.cross, self.half)
         spread = (torch.stack(heard.affinities).mean(0) @ self._first_map(heard).flatten()).view(self.half)
@@ -239,6 +243,8 @@ def run(kind: str, frame: tuple[int, int], scenes: Sequence[Scene], seed: int) -
     network, text, vae = load_plain(kind)
     negative, scores, words = encode_prompt(text, ""), defaultdict(Score), []
     plain: Callable[..., Any] = PlainFlow if kind == "mmdit" else PlainModel
+    backgrounds = [number for number, scene in enumerate(scenes) if not scene.things]
+    compared = {number for number, scene in enumerate(scenes) if scene.things} | set(backgrounds[:COMPARED])
     for number, scene in enumerate(scenes):
         model, ways = plain(network, encode_prompt(text, scene.caption), negative), Ways(kind, frame, scene.caption)
         sigmas, drawn, phrases = model.sigmas(STEPS), defaultdict(list), []
@@ -246,7 +252,7 @@ def run(kind: str, frame: tuple[int, int], scenes: Sequence[Scene], seed: int) -
         with torch.inference_mode():
             for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
                 accumulator = HeatmapAccumulator() if step else None
-                with hearing(kind, frame) as heard:
+                with hearing(kind, frame) if number in compared else nullcontext(Heard()) as heard:
                     outputs = model.do(Job(Evaluation(step, step, sigma, "dense", "", 1.0), capture=accumulator), x)
                 if step:
                     for name, mask in ways.draw(heard, accumulator, outputs[0]).items():

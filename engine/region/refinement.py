@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, LOST_SHARE, NEIGHBOURHOOD, PATCH_LEVEL
 
+MOST_PATCHES = 100
 COARSE = 32  # cells of the shorter side on which the filter's coefficients are found (He and Sun, "Fast Guided Filter", 2015)
 
 
@@ -84,16 +83,11 @@ def highlighted(heat: Tensor, threshold: float, unfiltered: Tensor | None = None
     found = _patches(heat, threshold)
     if unfiltered is None or found.all():
         return found
-    for patch in _connected(_patches(unfiltered, threshold)):
-        if found[patch].float().mean() < LOST_SHARE:
-            found |= patch
-    return found
-
-
-def _connected(mask: Tensor) -> Iterator[Tensor]:
-    """The connected patches of a mask (h, w), each as a mask."""
-    labels, count = ndimage.label(mask.numpy(), structure=np.ones((3, 3)))
-    return (torch.from_numpy(labels == patch) for patch in range(1, count + 1))
+    labels, count = ndimage.label(_patches(unfiltered, threshold).numpy(), structure=np.ones((3, 3)))
+    shares = ndimage.mean(found.numpy(), labels, range(count + 1))
+    lost = np.asarray(shares) < LOST_SHARE
+    lost[0] = False  # what is in no patch
+    return found | torch.from_numpy(lost[labels])
 
 
 def _patches(heat: Tensor, threshold: float) -> Tensor:
@@ -102,8 +96,10 @@ def _patches(heat: Tensor, threshold: float) -> Tensor:
     if threshold <= 0:
         return torch.ones(heat.shape, dtype=torch.bool)
     least = _level(values, threshold, 0.0)
-    labels, _ = ndimage.label(values >= least, structure=np.ones((3, 3)))
+    labels, count = ndimage.label(values >= least, structure=np.ones((3, 3)))
     found, reach = np.zeros(values.shape, dtype=bool), max(1, round(NEIGHBOURHOOD * min(values.shape)))
+    if count > MOST_PATCHES:  # specks, as in noise, which are no objects with surroundings of their own
+        return torch.from_numpy(labels > 0)
     for patch, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
         around = (
             slice(max(0, rows.start - reach), rows.stop + reach),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import HighlightConfig
 from ..trace import Box
-from ..tuning import MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
+from ..tuning import MAX_BOXES, MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
 from .refinement import highlighted
 
 NOISE_MASK = "the noise mask"  # why a region is where it is
@@ -113,10 +113,17 @@ def _merge(boxes: list[Box], grown: Callable[[Box], Box]) -> list[Box]:
 
 
 def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
-    """Boxes around the connected patches of a mask (h, w), in cells of a frame (H, W)."""
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    """Boxes around the patches of a mask (h, w), in cells of a frame (H, W). Patches that are near each other share one, the
+    farther apart the more patches there are, so that there are never more than `MAX_BOXES` to be joined to windows."""
+    reach = 0
+    while True:
+        near = ndimage.maximum_filter(mask, 2 * reach + 1) if reach else mask
+        labels, count = ndimage.label(near, structure=np.ones((3, 3)))
+        if count <= MAX_BOXES:
+            break
+        reach = 2 * reach + 1
     boxes = []
-    for slices in ndimage.find_objects(labels):
+    for slices in ndimage.find_objects(labels * mask):
         scaled = [(s.start * full // n, -(-s.stop * full // n)) for s, n, full in zip(slices, mask.shape, frame, strict=True)]
         boxes.append((*scaled[0], *scaled[1]))
     return boxes

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.region import regions
 from highlight_diffusion.engine.region.refinement import guided_filter, highlighted, otsu
 from highlight_diffusion.engine.region.tracking import refined_by
 
@@ -100,3 +102,22 @@ def test_frames_of_any_shape_are_refined(size):
     refined = refined_by(torch.rand(1, 2, max(1, size[0] // 2), max(1, size[1] // 2)), torch.randn(1, 4, *size))
     assert refined.shape == (1, 2, *size) and refined.isfinite().all()
     assert highlighted(refined[0, 0], 0.6).shape == size
+
+
+def test_bug_windows_around_noise_took_minutes():
+    """A heatmap of specks has hundreds of patches, and joining their boxes took the third power of that."""
+    heat = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    compared = 0
+
+    def counted(a, b):
+        nonlocal compared
+        compared += 1
+        return hull(a, b)
+
+    hull = regions._hull
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regions, "_hull", counted)
+        highlight, region = regions.find_region(heat, (128, 128), 8, HighlightConfig(max_area=1.0), unfiltered=heat[0, 0])
+    assert compared < 2000 and highlight.any() and region.outer
+    boxes = regions.boxes_mask(region.inner, (128, 128))
+    assert boxes[highlight[0]].all(), "no speck is left out"
