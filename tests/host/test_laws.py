@@ -22,7 +22,7 @@ from . import tiny
 
 AT_ONE = Evaluation(0, 0, 1.0, "dense", "", 1.0)  # what is recorded and computed below is at one sigma
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-PARTIAL = HighlightConfig(interval=(4,), warmup=3, threshold=0.6, halo=0, max_area=1.0, correct="always")
+PARTIAL = HighlightConfig(interval=(4,), warmup=3, threshold=0.9, halo=0, max_area=1.0, correct="always")
 FAMILIES = {
     "sd15": tiny.sd15, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "demo": lambda: tiny.Tiny(demo.load_unet(), context=128),
     "sd15 bf16": lambda: tiny.built_in("bf16", tiny.sd15),
