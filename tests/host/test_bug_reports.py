@@ -36,7 +36,7 @@ from .sampling import reasons, run_thrice
 pytestmark = pytest.mark.beside
 WRAPPERS = comfy.patcher_extension.WrappersMP
 UNETS = {"sd15": tiny.sd15, "sdxl": tiny.sdxl}
-PARTS = HighlightConfig(interval=(4,), warmup=3, halo=0, max_area=1.0, correct="always")
+PARTS = HighlightConfig(interval=(4,), warmup=3, threshold=0.9, halo=0, max_area=1.0, correct="always")
 SHALLOW = HighlightConfig(shallow="always", correct="never", pace=8.0)
 OFF = HighlightConfig(enabled=False)
 BOTH = ["sd15", "sd3"]

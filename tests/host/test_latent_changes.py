@@ -16,7 +16,7 @@ from . import tiny
 from .sampling import sampled_by
 
 pytestmark = pytest.mark.beside
-PACED = HighlightConfig(threshold=0.5, max_area=1.0, correct="always", interval=(3,), warmup=3)
+PACED = HighlightConfig(threshold=0.9, max_area=1.0, correct="always", interval=(3,), warmup=3)
 MERGED = SDTMConfig(r=0.5, protect_steps=3)
 SETUPS = {
     "UNet": (tiny.sd15, PACED, None), "transformer": (tiny.flux, PACED, None), "merging": (tiny.flux, None, MERGED),

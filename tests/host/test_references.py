@@ -29,7 +29,7 @@ from . import tiny
 from .sampling import run_thrice
 
 STEPS, OVERRIDE = 8, "optimized_attention_override"
-CONFIG = HighlightConfig(correct="always", interval=(3,), warmup=3)
+CONFIG = HighlightConfig(threshold=0.9, correct="always", interval=(3,), warmup=3)
 MERGING = SDTMConfig(r=0.5, protect_steps=3)
 Span = tuple[int, int]
 
@@ -212,6 +212,7 @@ def conditioning(model: tiny.Tiny, case: Case, positive: bool = True, negative: 
 def unrefined(monkeypatch):
     """Heatmaps as they were heard, without what the denoised latent makes of them."""
     monkeypatch.setattr(tracking, "refined_by", lambda maps, guide: maps.unflatten(0, (len(guide), -1)).amax(1))
+    monkeypatch.setattr(tracking, "resized", lambda maps, size: maps)
 
 
 def heard(
