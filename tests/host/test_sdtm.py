@@ -137,7 +137,7 @@ def test_after_an_error_the_next_run_is_vanilla(model, vanilla):
 @pytest.mark.compatibility("Nodes that change the model", "Highlight Diffusion, in either order", on="SDTM")
 def test_with_the_highlight_in_either_order(observe, model):
     """One run, told in both traces, and the same latent whichever node comes first."""
-    config, merging = HighlightConfig(interval=(2,), warmup=2), SDTMConfig(r=0.5, mcw=1, protect_steps=0)
+    config, merging = HighlightConfig(interval=(2,), warmup=2, threshold=0.9), SDTMConfig(r=0.5, mcw=1, protect_steps=0)
     first, second, latents = Trace(), Trace(), []
     for order in ("highlight first", "merging first"):
         highlight, tokens = Trace(), Trace()
