@@ -11,6 +11,7 @@ from torch import Tensor
 from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, LOST_SHARE, NEIGHBOURHOOD, PATCH_LEVEL
 
 MOST_PATCHES = 100
+MOST_CHANNELS = 16  # of the guide, those that vary most; every cell takes the inverse of a matrix of that many
 COARSE = 32  # cells of the shorter side on which the filter's coefficients are found (He and Sun, "Fast Guided Filter", 2015)
 
 
@@ -24,6 +25,9 @@ def guided_filter(heat: Tensor, guide: Tensor) -> Tensor:
     """
     size = (guide.shape[-2], guide.shape[-1])
     guide = guide.float() - guide.float().mean(dim=(-2, -1), keepdim=True)
+    if guide.shape[1] > MOST_CHANNELS:
+        most = guide.square().mean(dim=(-2, -1)).topk(MOST_CHANNELS).indices
+        guide = guide.take_along_dim(most[:, :, None, None], dim=1)
     guide = guide / guide.std(dim=(1, 2, 3), keepdim=True, unbiased=False).clamp(min=1e-6)
     factor = max(1, min(size) // COARSE)
     coarse = max(1, size[0] // factor), max(1, size[1] // factor)

@@ -30,7 +30,7 @@ def blurred(mask: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(F.avg_pool2d(mask[None, None].float(), side, 1, side // 2), scale_factor=0.25, mode="area")
 
 
-@pytest.mark.parametrize(("size", "channels"), [(32, 4), (64, 16), (96, 4)])
+@pytest.mark.parametrize(("size", "channels"), [(32, 4), (64, 16), (96, 4), (32, 128)])
 def test_a_coarse_heatmap_takes_the_edges_of_the_latent(size, channels):
     box = (size // 4, size // 4 + size // 5, size // 2, size // 2 + size // 5)
     coarse = blurred(cells(size, box), size // 8 + 1)
