@@ -7,6 +7,7 @@ from highlight_diffusion.bench.stochastic import Stochastic
 from highlight_diffusion.demo.scenes import unseen_scenes
 from highlight_diffusion.tools.comfy import Sampling
 
+pytestmark = pytest.mark.beside
 SEED = 4242
 SCENES = unseen_scenes(8, SEED, (1, 2, 3, 0))
 
