@@ -33,7 +33,7 @@ from ..demo.unet import CrossAttention
 from ..demo.vae import SCALE
 from ..engine.config import HighlightConfig
 from ..engine.job import Job
-from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine
+from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of, normalised
 from ..engine.region.refinement import highlighted, otsu
 from ..engine.region.regions import UserMasks
 from ..engine.region.tracking import RegionTracker
@@ -72,7 +72,8 @@ def hearing(kind: str, frame: tuple[int, int]) -> Iterator[Heard]:
         else:
             texts = pictures = keys
         scale = q.shape[-1] ** -0.5
-        grid = next(size for n in (1, 2, 4, 8, 16) if (size := (frame[0] // n, frame[1] // n))[0] * size[1] <= queries.shape[1])
+        grid = grid_of(queries.shape[1], *frame)
+        assert grid is not None, f"{queries.shape[1]} tokens are no level of a frame {frame}"
         if kind == "mmdit" or keys.shape[1] == LENGTH:
             heard.cross.append((queries @ texts.transpose(-1, -2) * scale).softmax(-1).mean(0).T.unflatten(-1, grid))
         if grid == half and (kind == "mmdit" or keys.shape[1] != LENGTH):
@@ -133,7 +134,7 @@ class Ways:
     def _mean(self, layers: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """The content words' mean over layers (h, w), stretched to 0..1."""
         maps = [F.interpolate(m[None, self.content], size, mode="bicubic")[0].mean(0) for m in layers]
-        return _stretched(torch.stack(maps).mean(0))
+        return normalised(torch.stack(maps).mean(0))
 
     def _first_map(self, heard: Heard) -> Tensor:
         """The heatmap of the first edition: middle resolutions of a UNet, middle blocks of a transformer."""
@@ -167,10 +168,6 @@ class Ways:
             return torch.zeros(self.frame, dtype=torch.bool)
         blurred = torch.from_numpy(ndimage.gaussian_filter(heat.numpy(), 1.0))
         return self._above(blurred, float(blurred.quantile(HALF)))
-
-
-def _stretched(heat: Tensor) -> Tensor:
-    return (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-8)
 
 
 def objects_of(picture: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -6,8 +6,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .refinement import resized
 
 MAX_SKEWNESS = 3.0  # beyond it a map is a speck, not a place
 
@@ -72,7 +73,7 @@ class HeatmapAccumulator:
         maps = maps.unflatten(-1, grid)
         if (others := self.maps.get(prompt)) is not None:
             finest = max(grid, (others.shape[-2], others.shape[-1]))
-            maps = _enlarged(maps, finest) + _enlarged(others, finest)
+            maps = resized(maps, finest) + resized(others, finest)
         self.maps[prompt], self.weights[prompt] = maps, weights
 
     def heatmap(self) -> Tensor:
@@ -107,10 +108,6 @@ class HeatmapAccumulator:
                     weight = weight.where(weight.amax(1, keepdim=True) > 0, 1.0)  # where none stands out all count
                     heard[word] = normalised((weight * normalised(maps)).sum(1))
         return heard
-
-
-def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return maps if (maps.shape[-2], maps.shape[-1]) == size else F.interpolate(maps, size, mode="bilinear")
 
 
 def normalised(heat: Tensor) -> Tensor:
