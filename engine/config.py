@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from .tuning import AUTOMATIC_THRESHOLD
+
 # The options of each knob are written here and nowhere else.
 ForecastOf = Literal["auto", "noise", "denoised"]
 When = Literal["auto", "always", "never"]
@@ -102,7 +104,7 @@ class HighlightConfig:
     warmup: int = 0
     correct: When = "auto"
     shallow: When = "auto"
-    threshold: float = 0.6
+    threshold: float = AUTOMATIC_THRESHOLD
     halo: int = 2
     levels: int = 2
     max_area: float = 0.6
