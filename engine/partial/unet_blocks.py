@@ -173,9 +173,11 @@ def _conv_with_ring(conv: nn.Conv2d, window: Window, keys: Keys, sigma: float) -
 
     def ringed(x: Tensor) -> Tensor:
         padded = window.conv(conv, x, keys, sigma)
+        narrow = padded.shape[-1] < conv.kernel_size[1] + conv.stride[1]  # one column of output
         conv.padding = (0, 0)
         try:
-            return forward(padded)
+            # on CPUs with AMX a strided convolution to one column reads memory that is not its own, in bf16 (oneDNN of torch 2.11)
+            return forward(F.pad(padded, (0, conv.stride[1])))[..., :1] if narrow else forward(padded)
         finally:
             conv.padding = (1, 1)
 

@@ -26,8 +26,9 @@ class Reading:
     """What one evaluation's attention says, on the model's device.
 
     mean: the running mean with it, float (B * frames, 1, h, w). heatmap: that refined, float (B, 1, H, W) in 0..1. unfiltered:
-    the same only enlarged. prominence: float (B,), as of `HeatmapAccumulator`. words: a refined heatmap (B, H, W) for each word
-    that has one.
+    the same only enlarged. prominence: float (B,), as of `HeatmapAccumulator`, the greatest so far: what stood out once is in
+    the picture, though in some models attention to it levels out as the noise goes. words: a refined heatmap (B, H, W) for each
+    word that has one.
     """
 
     mean: Tensor
@@ -62,6 +63,7 @@ class RegionTracker:
         self.config, self.frame, self.align, self.make_caches, self.masks = config, frame, align, make_caches, masks
         self.heatmap: Tensor | None = None  # float (B, 1, H, W) on the model's device: the newest refined one
         self._mean: Tensor | None = None  # float (B * frames, 1, h, w) there: a running mean of what was captured
+        self._prominence: Tensor | None = None  # float (B,) there: the greatest of what was captured
         self.captures = 0  # heatmaps in it
         self.regions: tuple[Region, ...] = ()  # none before the first heatmap
         self.coming: tuple[Region, ...] = ()  # those to take up at the next dense evaluation
@@ -92,12 +94,15 @@ class RegionTracker:
         maps = torch.cat([mean, *(word[:, None] for word in words.values())], dim=1)
         refined = refined_by(maps, guide)
         prominence = capture.prominence().unflatten(0, (len(guide), -1)).amax(1)
+        if self._prominence is not None:
+            prominence = prominence.maximum(self._prominence.to(prominence))
         unfiltered = resized(mean.unflatten(0, (len(guide), -1)).amax(1), self.frame)
         return Reading(mean, refined[:, :1], unfiltered, prominence, {name: refined[:, i] for i, name in enumerate(words, 1)})
 
     def take(self, reading: Reading) -> None:
         """Take up what was read."""
-        self._mean, self.heatmap, self.captures = reading.mean, reading.heatmap, self.captures + 1
+        self._mean, self.heatmap, self._prominence = reading.mean, reading.heatmap, reading.prominence
+        self.captures += 1
 
     def aim(self, heatmap: Tensor, prominence: Sequence[float], unfiltered: Tensor | None = None) -> tuple[Tensor, list[str]]:
         """Find the highlight of each image in a refined heatmap (B, 1, H, W) on the CPU, and move the regions where they miss
