@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import Key, Keys
@@ -176,7 +177,7 @@ def _conv_with_ring(conv: nn.Conv2d, window: Window, keys: Keys, sigma: float) -
         narrow = padded.shape[-1] < conv.kernel_size[1] + conv.stride[1]  # one column of output
         conv.padding = (0, 0)
         try:
-            # on CPUs with AMX a strided convolution to one column reads memory that is not its own, in bf16 (oneDNN of torch 2.11)
+            # on CPUs with AMX, in bf16, a strided convolution to one column reads foreign memory (oneDNN of torch 2.11)
             return forward(F.pad(padded, (0, conv.stride[1])))[..., :1] if narrow else forward(padded)
         finally:
             conv.padding = (1, 1)

@@ -10,6 +10,7 @@ from highlight_diffusion.engine.region import regions
 from highlight_diffusion.engine.trace import RunRecord
 
 cli_args.args.cpu = True  # before anything imports comfy.model_management
+cli_args.args.use_pytorch_cross_attention = True  # as on a GPU; what else ComfyUI takes on a CPU is three times slower
 logging.getLogger().setLevel(logging.ERROR)
 
 
