@@ -71,7 +71,7 @@ def planned(preset: str, steps: int, pace: str | None) -> list[tuple[str, int, f
     if pace:
         config = HighlightConfig(pace=PACES[pace], correct="never")
     record = RunRecord((1, 16, *grid.frame), "euler", sigmas)
-    run = start_run(config, record, 2, subsets_of(grid, FLOW), axis=FLOW, methods=[merged] if merged else [])
+    run = start_run(config, record, 2, subsets_of(grid, FLOW), axis=FLOW, methods=[merged] if merged else [], exact=True)
     done: list[tuple[str, int, frozenset[str]]] = []
 
     def dense(job: Job) -> list[torch.Tensor]:

@@ -68,13 +68,15 @@ class Parts:
     """How parts of a frame are computed.
 
     align: latent cells that regions are snapped to. make_caches: makes the caches of what regions lack. depth: of the UNet's
-    blocks, None for all of them. shallow: the cache of what shallow evaluations lack, None where there are none.
+    blocks, None for all of them. shallow: the cache of what shallow evaluations lack, None where there are none. exact: whether
+    any cells can be computed by themselves, not windows alone.
     """
 
     align: int
     make_caches: MakeCaches
     depth: int | None = None
     shallow: ActivationCache | None = None
+    exact: bool = False
 
 
 class PlainModel:
@@ -168,7 +170,7 @@ def sample(
     run = start_run(
         config, record, parts.align, parts.make_caches, axis=model.axis, respond=respond, shallow=parts.shallow,
         methods=[] if merging is None else [model.merging(merging, noise.shape, sigmas)],
-        profile=bundled(model.axis),
+        profile=bundled(model.axis), exact=parts.exact,
     )  # fmt: skip
 
     def denoise(x: Tensor, sigma: float) -> Tensor:

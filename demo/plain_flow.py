@@ -109,7 +109,7 @@ class PlainFlow:
     def parts(self, frame: tuple[int, int], levels: int) -> Parts:
         """How parts of a frame are computed; a transformer has no levels and no shallow evaluations."""
         patch = self.mmdit.config.patch_size
-        return Parts(patch, subsets_of(TokenGrid(frame, patch), self.axis))
+        return Parts(patch, subsets_of(TokenGrid(frame, patch), self.axis), exact=True)
 
     def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
         """The state of merging for latents of a shape."""

@@ -38,6 +38,7 @@ def start_run(
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
     picture: Callable[[Tensor], Tensor] = lambda latent: latent, unknown: bool = False,
+    exact: bool = False,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -47,7 +48,8 @@ def start_run(
     fresh_noise: gives how much of the noise the sampler makes anew in each step, None where that cannot be measured.
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
-    unknown: whether the model is of a class that is not known.
+    unknown: whether the model is of a class that is not known. exact: whether any cells can be computed by themselves, as a
+    transformer's tokens can, and not windows alone.
     """
     masks = masks or UserMasks()
     traits = SamplerTraits.of(record.sampler)
@@ -58,7 +60,7 @@ def start_run(
         shallow.damping = 0.0  # what enters from within is noise above all, and a copy is better than its trend
     sigmas = record.sigmas[:-1]
     new_noise = renewed(traits.noisy, sigmas, fresh_noise() if config.active else None, axis)
-    region = RegionTracker(config, record.frame, align, make_caches, masks)
+    region = RegionTracker(config, record.frame, align, make_caches, masks, exact)
     inpaints = config.active and _aim_by_noise_mask(region, record)
     masked = masks.to_the_node or inpaints
     context = Context(

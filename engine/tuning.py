@@ -88,6 +88,7 @@ PATCH_LEVEL = 0.2  # of the way from a patch's own threshold to its hottest cell
 LOST_SHARE = 0.4  # of a patch of the unfiltered heat that is highlighted, under which the filter has lost it
 NEIGHBOURHOOD = 0.1  # of the frame's shorter side around a patch, against which its own threshold divides it
 MAX_WINDOWS = 4  # of one image
+MAX_TILES = 128  # of one image's tokens; each is pasted by itself
 MAX_BOXES = 16  # that are joined to windows; joining takes as many comparisons as their third power
 MOVED_SHARE = 0.2  # share of the highlight outside its windows from which on they move
 SHRUNK_SHARE = 0.7  # new windows are taken up when their area is at most this share of the old

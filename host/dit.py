@@ -97,6 +97,8 @@ def transformer_of(family: Family, network) -> Transformer:
 class DiTRun(ModelRun):
     """One sampling run on a transformer."""
 
+    exact = True
+
     def __init__(self, sampling: Sampling):
         model, record = sampling.model, sampling.record
         check_latent(record.shape, model)

@@ -85,6 +85,7 @@ class ModelRun:
     """
 
     unknown = False  # whether nothing but a model's predictions is known
+    exact = False  # whether any cells of the frame can be computed by themselves, not windows alone
 
     def __init__(
         self, sampling: Sampling, align: int, make_caches: MakeCaches, axis: TimeAxis = DIFFUSION,
@@ -99,7 +100,7 @@ class ModelRun:
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
             profile=profile_of(sampling.model, axis) if sampling.config.active else None,
-            unknown=self.unknown,
+            unknown=self.unknown, exact=self.exact,
             picture=partial(first_latent, shapes=shapes),  # no method of its own: the MODEL is to go with its last user
         )  # fmt: skip
         self.words: dict[Any, TokenWeights | None] = {}

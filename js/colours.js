@@ -51,6 +51,13 @@ export function edges({ width, height, data }) {
   return lines
 }
 
+/** The mask of a frame that is inside its boxes [y0, y1, x0, x1]. */
+export function filled(boxes, height, width) {
+  const data = new Uint8Array(height * width)
+  for (const [y0, y1, x0, x1] of boxes) for (let y = y0; y < y1; y++) data.fill(255, y * width + x0, y * width + x1)
+  return { width, height, data }
+}
+
 /** Where a picture of this size lies in a box, whole and centred: {x, y, width, height}. */
 export function contained(width, height, boxWidth, boxHeight) {
   const scale = Math.min(boxWidth / width, boxHeight / height)

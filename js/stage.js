@@ -1,6 +1,6 @@
 // The picture of the preview's widget, with heatmap and outlines, and its timeline.
 
-import { contained, differencePixels, edges, heatPixels, KIND_COLOURS } from "./colours.js"
+import { contained, differencePixels, edges, filled, heatPixels, KIND_COLOURS } from "./colours.js"
 import { bars, fileOf, imageOf, latest, mapOf, pictureCount } from "./run.js"
 
 const COMPARED = 384 // pixels on the longer side of a difference
@@ -112,22 +112,19 @@ function drawMap(context, run, { index, picture, word, shown }, box, overlay) {
 function drawOutlines(context, run, { index, picture }, box) {
   const image = imageOf(run, picture)
   const mask = latest(run.heatmaps, index) ? mapOf(run.highlight, image) : null
-  if (mask) {
-    context.beginPath()
-    for (const [x0, y0, x1, y1] of edges(mask)) {
-      context.moveTo(box.x + (x0 / mask.width) * box.width, box.y + (y0 / mask.height) * box.height)
-      context.lineTo(box.x + (x1 / mask.width) * box.width, box.y + (y1 / mask.height) * box.height)
-    }
-    stroke(context, "#fff")
-  }
-  const [frameHeight, frameWidth] = run.shape.slice(-2)
+  if (mask) outline(context, mask, box, "#fff")
   const { boxes } = run.cells[index]
+  const own = boxes?.[Math.min(image, boxes.length - 1)]
+  if (own) outline(context, filled(own, ...run.shape.slice(-2)), box, KIND_COLOURS.partial)
+}
+
+function outline(context, mask, box, colour) {
   context.beginPath()
-  for (const [y0, y1, x0, x1] of boxes?.[Math.min(image, boxes.length - 1)] ?? []) {
-    const [left, top] = [box.x + (x0 / frameWidth) * box.width, box.y + (y0 / frameHeight) * box.height]
-    context.rect(left, top, ((x1 - x0) / frameWidth) * box.width, ((y1 - y0) / frameHeight) * box.height)
+  for (const [x0, y0, x1, y1] of edges(mask)) {
+    context.moveTo(box.x + (x0 / mask.width) * box.width, box.y + (y0 / mask.height) * box.height)
+    context.lineTo(box.x + (x1 / mask.width) * box.width, box.y + (y1 / mask.height) * box.height)
   }
-  stroke(context, KIND_COLOURS.partial)
+  stroke(context, colour)
 }
 
 function pixelCanvas(pixels, width, height) {

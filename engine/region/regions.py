@@ -1,10 +1,11 @@
-"""Heatmap -> highlight -> windows, or a refusal with its reason."""
+"""Heatmap -> highlight -> what is computed of the frame, or a refusal with its reason."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..config import HighlightConfig
 from ..trace import Box
-from ..tuning import MAX_BOXES, MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
+from ..tuning import MAX_BOXES, MAX_TILES, MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
 from .refinement import highlighted
 
 NOISE_MASK = "the noise mask"  # why a region is where it is
@@ -50,10 +51,10 @@ class UserMasks:
 
 @dataclass(frozen=True)
 class Region:
-    """Windows of one image's latent to compute.
+    """What of one image's latent is computed, in boxes (y0, y1, x0, x1).
 
-    inner: the boxes (y0, y1, x0, x1) around the highlight, whose values count; outer: the same with their halo, snapped
-    outwards to the UNet's downsampling, which is what is computed. A refused region has no windows and says why.
+    inner: those whose values count: windows around the highlight, or boxes that tile it; outer: the same with their halo,
+    snapped outwards to what the model can compute by itself. A refused region has no boxes and says why.
     """
 
     inner: tuple[Box, ...]
@@ -87,9 +88,10 @@ def _area(box: Box) -> int:
     return (box[1] - box[0]) * (box[3] - box[2])
 
 
-def _grow(box: Box, by: int, align: int, height: int, width: int) -> Box:
+def _grow(box: Box, by: int, align: int, frame: tuple[int, int]) -> Box:
     """Widen a box and snap it outwards to the alignment, within the frame."""
     y0, y1, x0, x1 = box
+    height, width = frame
     down = lambda v: max(0, v - by) // align * align  # noqa: E731
     up = lambda v, end: min(end, -(-(v + by) // align) * align)  # noqa: E731
     return down(y0), up(y1, height), down(x0), up(x1, width)
@@ -112,6 +114,21 @@ def _merge(boxes: list[Box], grown: Callable[[Box], Box]) -> list[Box]:
     return sorted(boxes)
 
 
+def _tiles(cells: Tensor, align: int) -> tuple[Box, ...]:
+    """Boxes that cover a mask (1, H, W) of 0 and 1, snapped outwards to the alignment, and overlap nowhere: the runs of every
+    row, those between the same columns of consecutive rows in one."""
+    height, width = cells.shape[-2:]
+    rows = F.max_pool2d(cells, align, ceil_mode=True)[0].numpy()
+    tiles: list[Box] = []
+    growing: dict[tuple[int, int], int] = {}  # runs of the last row, and the row where each began
+    for row, own in enumerate([*rows, np.zeros(rows.shape[1])]):
+        steps = np.diff(own, prepend=0, append=0)
+        runs = set(zip(np.flatnonzero(steps > 0).tolist(), np.flatnonzero(steps < 0).tolist(), strict=True))
+        tiles += [(growing.pop(run), row, *run) for run in growing.keys() - runs]
+        growing |= dict.fromkeys(runs - growing.keys(), row)
+    return tuple((y0 * align, min(y1 * align, height), x0 * align, min(x1 * align, width)) for y0, y1, x0, x1 in sorted(tiles))
+
+
 def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
     """Boxes around the patches of a mask (h, w), in cells of a frame (H, W). Patches that are near each other share one, the
     farther apart the more patches there are, so that there are never more than `MAX_BOXES` to be joined to windows."""
@@ -131,30 +148,32 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
 
 def find_region(
     heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: UserMasks | None = None,
-    image: int = 0, prominence: float = math.inf, unfiltered: Tensor | None = None,
+    image: int = 0, prominence: float = math.inf, unfiltered: Tensor | None = None, exact: bool = False,
 ) -> tuple[Tensor, Region]:  # fmt: skip
-    """One image's heatmap (1, 1, h, w) -> its highlight (1, h, w) and windows of its latent frame (H, W).
+    """One image's heatmap (1, 1, h, w) -> its highlight (1, h, w) and the region of its latent frame (H, W).
 
-    `align` is the UNet's downsampling. prominence: as of `HeatmapAccumulator`. unfiltered: as of `highlighted`. Refused when no
-    word stands out, or when the windows cover more than `config.max_area` of the frame; what a user gave as masks is never
-    refused for its area, and a noise mask that is too large gives way to the heatmap.
+    align: a UNet's downsampling, or the side of a token. exact: whether any cells can be computed by themselves, as tokens can,
+    and not windows alone. prominence: as of `HeatmapAccumulator`. unfiltered: as of `highlighted`. Refused when no word stands
+    out, or when the region covers more than `config.max_area` of the frame; what a user gave as masks is never refused for its
+    area, and a noise mask that is too large gives way to the heatmap.
     """
     heatmap = heatmap.float().cpu()
     given, size = given or UserMasks(), (heatmap.shape[-2], heatmap.shape[-1])
+    place = partial(_region, frame=frame, align=align, config=config, exact=exact)
     mask, protect, noise = (given.highlight(name, image, size) for name in ("mask", "protect", "noise"))
     if mask is not None:
         highlight = mask if protect is None else mask | protect
-        return highlight, _region(highlight, frame, align, config, 1.0, "the mask that was given")
-    if (kept := _by_noise_mask(noise, protect, frame, align, config)) is not None:
+        return highlight, place(highlight, max_area=1.0, reason="the mask that was given")
+    if (kept := _by_noise_mask(noise, protect, config, place)) is not None:
         return kept
     highlight = highlighted(heatmap[0, 0], config.threshold, unfiltered)[None]
     if why := _flat(heatmap, prominence) if config.threshold else None:
         highlight, region = torch.zeros_like(highlight), Region((), (), frame, f"no highlight: {why}")
     else:
-        region = _region(highlight, frame, align, config, config.max_area, "highlight")
+        region = place(highlight, max_area=config.max_area, reason="highlight")
     if protect is not None:
         highlight = (highlight if region.outer else torch.zeros_like(highlight)) | protect
-        return highlight, _region(highlight, frame, align, config, 1.0, f"{region.reason}, and what is protected")
+        return highlight, place(highlight, max_area=1.0, reason=f"{region.reason}, and what is protected")
     return highlight, region
 
 
@@ -166,37 +185,41 @@ def _flat(heatmap: Tensor, prominence: float) -> str | None:
 
 
 def _by_noise_mask(
-    noise: Tensor | None, protect: Tensor | None, frame: tuple[int, int], align: int, config: HighlightConfig
+    noise: Tensor | None, protect: Tensor | None, config: HighlightConfig, place: Callable[..., Region]
 ) -> tuple[Tensor, Region] | None:
-    """The highlight and windows of a noise mask (1, h, w), together with what is protected; None where there is no such mask,
+    """The highlight and region of a noise mask (1, h, w), together with what is protected; None where there is no such mask,
     where nothing or too much is in it, or where everything is to be computed."""
     if noise is None or config.threshold == 0:
         return None
     highlight = noise if protect is None else noise | protect
-    region = _region(highlight, frame, align, config, config.max_area, NOISE_MASK)
+    region = place(highlight, max_area=config.max_area, reason=NOISE_MASK)
     return (highlight, region) if region.reason == NOISE_MASK else None
 
 
 def _region(
-    highlight: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, max_area: float, reason: str
+    highlight: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, exact: bool, max_area: float, reason: str
 ) -> Region:
-    """Windows around a highlight (1, h, w), or a refusal."""
-    height, width = frame
+    """The region of a highlight (1, h, w), or a refusal."""
     if bool(highlight.all()):
-        whole = (0, height, 0, width)
+        whole = (0, frame[0], 0, frame[1])
         return Region((whole,), (whole,), frame, "the highlight is the whole frame")
-    boxes = _bounding_boxes(highlight[0].numpy(), frame)
-    if not boxes:
+    if not highlight.any():
         return Region((), (), frame, "no highlight: the mask that was given is empty")
-
-    def grown(box: Box) -> Box:
-        return _grow(box, config.halo, align, height, width)
-
-    inner = _merge(boxes, grown)
-    region = Region(tuple(inner), tuple(grown(box) for box in inner), frame, reason)
+    region = _tiled(highlight, frame, align, config.halo, reason) if exact else None
+    if region is None:
+        boxes, grown = _bounding_boxes(highlight[0].numpy(), frame), partial(_grow, by=config.halo, align=align, frame=frame)
+        inner = _merge(boxes, grown)
+        region = Region(tuple(inner), tuple(grown(box) for box in inner), frame, reason)
     if region.area > max_area and max_area < 1:
         return Region((), (), frame, f"no highlight: it covers {region.area:.0%} of the frame, more than {max_area:.0%}")
     return region
+
+
+def _tiled(highlight: Tensor, frame: tuple[int, int], align: int, halo: int, reason: str) -> Region | None:
+    """The cells of a highlight (1, h, w) and no others, and the same with a halo; None where that takes too many boxes."""
+    cells = F.adaptive_max_pool2d(highlight.float(), frame)
+    inner, outer = (_tiles(F.max_pool2d(cells, 2 * by + 1, stride=1, padding=by), align) for by in (0, halo))
+    return Region(inner, outer, frame, reason) if max(len(inner), len(outer)) <= MAX_TILES else None
 
 
 def boxes_mask(boxes: tuple[Box, ...], frame: tuple[int, int]) -> Tensor:

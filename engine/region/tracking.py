@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +55,15 @@ class RegionTracker:
     """The regions of a run, one for each image, and the caches of what they lack.
 
     frame: the latent's (H, W). align: the cells that boxes are snapped to. make_caches: makes the caches for boxes, as the
-    model's executor needs them. masks: those that the user gave.
+    model's executor needs them. masks: those that the user gave. exact: whether it computes any cells, not windows alone.
     """
 
     def __init__(
-        self, config: HighlightConfig, frame: tuple[int, int], align: int, make_caches: MakeCaches, masks: UserMasks
+        self, config: HighlightConfig, frame: tuple[int, int], align: int, make_caches: MakeCaches, masks: UserMasks,
+        exact: bool = False,
     ):  # fmt: skip
-        self.config, self.frame, self.align, self.make_caches, self.masks = config, frame, align, make_caches, masks
+        self.config, self.frame, self.make_caches = config, frame, make_caches
+        self._find = partial(find_region, frame=frame, align=align, config=config, given=masks, exact=exact)
         self.heatmap: Tensor | None = None  # float (B, 1, H, W) on the model's device: the newest refined one
         self._mean: Tensor | None = None  # float (B * frames, 1, h, w) there: a running mean of what was captured
         self._prominence: Tensor | None = None  # float (B,) there: the greatest of what was captured
@@ -78,7 +81,7 @@ class RegionTracker:
         """Before the first evaluation, take what the sampler lets change for the highlight of so many images. Returns it, bool
         (images, H, W), or None where it is not the highlight of every image: then nothing is aimed at yet."""
         unlit = torch.zeros(1, 1, *self.frame)
-        found = [find_region(unlit, self.frame, self.align, self.config, self.masks, image) for image in range(images)]
+        found = [self._find(unlit, image=image) for image in range(images)]
         if any(region.reason != NOISE_MASK for _, region in found):
             return None
         self._move(tuple(region for _, region in found))
@@ -110,7 +113,7 @@ class RegionTracker:
         there is one or none in each image."""
         plain = [None] * len(heatmap) if unfiltered is None else unfiltered[:, 0]
         found = [
-            find_region(heat[None], self.frame, self.align, self.config, self.masks, image, prominent, own)
+            self._find(heat[None], image=image, prominence=prominent, unfiltered=own)
             for image, (heat, prominent, own) in enumerate(zip(heatmap, prominence, plain, strict=True))
         ]
         new = tuple(region for _, region in found)

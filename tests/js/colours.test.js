@@ -1,6 +1,6 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
-import { contained, differencePixels, edges, heatPixels, inferno } from "../../js/colours.js"
+import { contained, differencePixels, edges, filled, heatPixels, inferno } from "../../js/colours.js"
 
 const luminance = ([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b
 
@@ -21,6 +21,12 @@ test("a mask's outline lies between cells, not along the frame", () => {
   const mask = { width: 3, height: 2, data: Uint8Array.of(0, 255, 0, 0, 255, 0) }
   assert.deepEqual(edges(mask), [[1, 0, 1, 1], [2, 0, 2, 1], [1, 1, 1, 2], [2, 1, 2, 2]])
   assert.deepEqual(edges({ width: 2, height: 2, data: new Uint8Array(4).fill(255) }), [])
+})
+
+test("boxes that touch have one outline", () => {
+  const mask = filled([[0, 2, 1, 2], [1, 2, 2, 3]], 2, 4)
+  assert.deepEqual([...mask.data], [0, 255, 0, 0, 0, 255, 255, 0])
+  assert.ok(!edges(mask).some(([x0, y0, x1, y1]) => x0 === 2 && x1 === 2 && y0 === 1 && y1 === 2))
 })
 
 test("equal pictures differ nowhere, others by as much as they do", () => {

@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, combine, grid_of, token_maps
 from highlight_diffusion.engine.region.regions import UserMasks, boxes_mask, find_region
+from highlight_diffusion.engine.tuning import MAX_WINDOWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +34,32 @@ def test_windows_hold_the_highlight_and_its_halo_and_are_aligned(spots, halo, al
         assert not any(v % align for v in (y0, y1, x0, x1))
         assert y0 <= max(0, inner[0] - halo) and x0 <= max(0, inner[2] - halo)
         assert y1 >= min(frame[0], inner[1] + halo) and x1 >= min(frame[1], inner[3] + halo)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(SPOT, min_size=1, max_size=5), st.integers(0, 4), st.sampled_from([1, 2]), st.sampled_from([40, 39]))
+def test_tokens_are_those_of_the_highlight_and_its_halo_and_no_others(spots, halo, patch, height):
+    heatmap, frame = heat(height, 56, *((y, min(20, y + h), x, min(28, x + w)) for y, x, h, w in spots)), (height, 56)
+    highlight, region = find_region(heatmap, frame, patch, HighlightConfig(max_area=1.0, halo=halo), exact=True)
+    for boxes, reach in ((region.inner, 0), (region.outer, halo)):
+        wanted = F.max_pool2d(highlight.float(), 2 * reach + 1, stride=1, padding=reach)
+        tokens = F.max_pool2d(wanted, patch, ceil_mode=True).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+        assert torch.equal(boxes_mask(boxes, frame), tokens[0, :height, :56] > 0)
+        assert sum((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in boxes) == boxes_mask(boxes, frame).sum(), "some overlap"
+
+
+def test_a_round_highlight_takes_fewer_tokens_than_windows():
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    disc = (((y - 30) ** 2 + (x - 34) ** 2).sqrt() < 14).float()[None, None]
+    areas = [find_region(disc, (64, 64), 2, HighlightConfig(), exact=exact)[1].area for exact in (False, True)]
+    assert areas[1] < 0.9 * areas[0]
+
+
+def test_specks_are_computed_in_windows():
+    """A region of more boxes than are worth pasting one by one falls back to windows."""
+    specks = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    _, region = find_region(specks, (64, 64), 2, HighlightConfig(max_area=1.0), exact=True)
+    assert region.outer and len(region.outer) <= MAX_WINDOWS
 
 
 def test_far_objects_get_windows_of_their_own():
