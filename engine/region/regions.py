@@ -166,10 +166,10 @@ def find_region(
         return highlight, place(highlight, max_area=1.0, reason="the mask that was given")
     if (kept := _by_noise_mask(noise, protect, config, place)) is not None:
         return kept
-    highlight = highlighted(heatmap[0, 0], config.threshold, unfiltered)[None]
     if why := _flat(heatmap, prominence) if config.threshold else None:
-        highlight, region = torch.zeros_like(highlight), Region((), (), frame, f"no highlight: {why}")
+        highlight, region = torch.zeros(1, *size, dtype=torch.bool), Region((), (), frame, f"no highlight: {why}")
     else:
+        highlight = highlighted(heatmap[0, 0], config.threshold, unfiltered)[None]
         region = place(highlight, max_area=config.max_area, reason="highlight")
     if protect is not None:
         highlight = (highlight if region.outer else torch.zeros_like(highlight)) | protect
