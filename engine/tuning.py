@@ -37,8 +37,8 @@ INPAINT_LEAST_GAP = 2
 PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more
 LONGEST_GAP = 12  # steps; longer ones are not looked at
 # Where the profile is another model's: below FEW_STEPS, as distilled models are sampled in, one step at most is forecast at a
-# time and never the last one; models of an unknown class have gaps of at most CAREFUL_GAP steps; and the expected error has to
-# be better than what was asked for by as much as expectations were off by (docs/paths.md).
+# time; models of an unknown class have gaps of at most CAREFUL_GAP steps (python run.py care); and the expected error has to be
+# better than what was asked for by as much as expectations were off by (docs/paths.md).
 FEW_STEPS, GAP_IN_FEW_STEPS, CAREFUL_GAP, CAREFUL_DB = 12, 2, 4, 6.0
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
 # Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of

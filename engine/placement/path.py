@@ -75,14 +75,6 @@ def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     return tuple(range(start + 1, context.last + 1))
 
 
-def careful(costs: np.ndarray, longest: int, end: int) -> np.ndarray:
-    """The costs of gaps up to a length, none of which has the last step before `end`."""
-    kept = costs[:, :longest, :longest].copy()
-    for inner in range(1, kept.shape[2]):
-        kept[max(0, end - inner - 1) : end, :, inner] = np.inf
-    return kept
-
-
 def said_of(context: Context) -> tuple[str, ...]:
     """What is to be said of a path, for people: nothing, or that it is a careful one, and what would make it a better one."""
     if context.careful_gap is None or not (context.config.active and ShortestPath().suits(context)):
@@ -104,8 +96,8 @@ class ShortestPath:
         if context.errors is None or start >= context.last:
             return [PlannedStep("dense", "last steps")] * (context.last - start)
         costs, end = context.errors.costs, context.last + 1
-        if context.careful_gap is not None:
-            costs = careful(costs, context.careful_gap, end)
+        if (longest := context.careful_gap) is not None:
+            costs = costs[:, :longest, :longest]
         dense = chosen(cheapest(costs, start, end), context, start)
         ends = [start, *dense, context.last + 1]
         gaps = [b - a for a, b in pairwise(ends)]

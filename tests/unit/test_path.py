@@ -92,8 +92,8 @@ def test_the_corrector_leaves_nothing_of_a_parabola():
     values = 1e-3 * np.stack([time**2, time, np.ones_like(time)], -1)[None] + np.array([1.0, 1.0, 1.0])
     found = gaps(values, SIGMAS[:-1], euler_moves(SIGMAS[:-1], "eps"), "eps", DIFFUSION, 6, True)
     assert found.kept[3, 1, 2] < 1e-3 * found.drift[3, 1, 2]
-    assert found.kept[3, 0, 5] == found.drift[3, 0, 5]  # too far beyond two points to be trusted
-    assert found.kept[-3, 0, 2] == found.drift[-3, 0, 2]  # nothing comes after it
+    assert np.isclose(found.kept[3, 0, 5], found.drift[3, 0, 5])  # too far beyond two points to be trusted
+    assert np.isclose(found.kept[-3, 0, 2], found.drift[-3, 0, 2])  # nothing comes after it
 
 
 @given(st.integers(0, 99), st.integers(2, 7))
@@ -197,9 +197,9 @@ def test_the_expected_error_is_told_of_every_plan_of_forecasts():
 @pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
 @pytest.mark.parametrize("steps", [4, 6, 8, 11])
 @pytest.mark.parametrize("asked", [{"speed": 3.0}, {"fidelity": 5.0}])
-def test_in_few_steps_another_models_profile_forecasts_one_step_at_a_time_and_not_the_last(axis, steps, asked):
+def test_in_few_steps_another_models_profile_forecasts_one_step_at_a_time(axis, steps, asked):
     plan, context = careful_plan(steps, axis=axis, **asked)
-    assert "ss" not in kinds(plan) and kinds(plan).endswith("d") and kinds(plan).count("s")
+    assert "ss" not in kinds(plan) and kinds(plan).count("s")
     assert len(kinds(plan_of(steps, axis, **asked)).replace("s", "")) < len(kinds(plan).replace("s", "")), "its own saves more"
     assert "no gap is longer than 2 steps" in said_of(context)[0]
 
