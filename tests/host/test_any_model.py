@@ -23,6 +23,8 @@ from . import models_page as page
 from . import tiny
 from .classes import CLASSES, FORECAST_ALONE, MAKERS, NO_SAMPLERS
 
+pytestmark = pytest.mark.beside
+
 STEPS = 20
 HIGHLIGHT, MERGING = HighlightConfig(), SDTMConfig()
 OFF = (HighlightConfig(enabled=False), SDTMConfig(enabled=False))

@@ -16,7 +16,7 @@ from highlight_diffusion.host.dit import MOVED, NOT_REMEMBERED, OTHER_FRAMES
 from . import tiny
 from .classes import CLASSES
 from .sampling import reasons
-from .test_families import PARTIAL, errors_of_a_subset, given_mask
+from .test_families import PARTIAL, ROUNDING, errors_of_a_subset, given_mask
 
 MERGING = SDTMConfig(r=0.5, protect_steps=3, switch=0.6)
 
@@ -44,7 +44,7 @@ def masked(model: tiny.Tiny, patcher, config=PARTIAL, **kwargs):
 def test_a_subset_of_each_window_equals_dense_where_it_was_recorded(model):
     exact, wiped = errors_of_a_subset(replace(model, patcher=windowed(model)), 1)
     assert len(exact) == 2 * 3, "two windows in each of three steps"
-    assert max(exact) == 0.0 and max(wiped) > 1e-4 and min(wiped) > 0
+    assert max(exact) <= ROUNDING and max(wiped) > 1e-4 and min(wiped) > 0
 
 
 def test_each_window_finds_its_own_recordings(model):

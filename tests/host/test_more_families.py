@@ -16,7 +16,7 @@ from highlight_diffusion.host.families import FAMILIES, family_of
 
 from . import tiny
 from .classes import CLASSES
-from .test_families import PARTIAL, errors_of_a_subset, given_mask
+from .test_families import PARTIAL, ROUNDING, errors_of_a_subset, given_mask
 
 MERGED_ALONE = ("LTXAV",)  # no part of which can be computed by itself
 NAMES = (
@@ -65,7 +65,7 @@ def test_a_subset_equals_dense_where_it_was_recorded(model, name):
     if name in MERGED_ALONE:
         return  # the next test but one says what is done instead
     exact, wiped = errors_of_a_subset(model, 1)
-    assert len(exact) >= 3 and max(exact) == 0.0
+    assert len(exact) >= 3 and max(exact) <= ROUNDING
     assert max(wiped) > 1e-4 and min(wiped) > 0
 
 
@@ -148,7 +148,7 @@ def test_parts_and_merged_tokens_beside_text_that_is_filled_up(name):
         return  # a newer ComfyUI's
     model = replace(MODELS[name](), extra=filled_up)
     exact, wiped = errors_of_a_subset(model, 1)
-    assert max(exact) == 0.0 and min(wiped) > 1e-4
+    assert max(exact) <= ROUNDING and min(wiped) > 1e-4
     latent, run = merged(model)
     assert torch.isfinite(latent).all() and any(e.merged is not None for e in run.evaluations)
 
@@ -180,7 +180,7 @@ def test_tokens_that_have_timesteps_of_their_own(name):
     mask = torch.ones(1, 1, 2, *model.size)
     mask[:, :, 0] = 0
     exact, wiped = errors_of_a_subset(model, 1, noise_mask=mask)
-    assert max(exact) == 0.0 and min(wiped) > 1e-4
+    assert max(exact) <= ROUNDING and min(wiped) > 1e-4
     patched = attach_merging(attach(model.patcher, HighlightConfig(), trace := Trace()), MERGING, trace)
     first = sampled(model, patched, steps=9, noise_mask=mask)
     assert torch.isfinite(first).all() and torch.equal(first, sampled(model, patched, steps=9, noise_mask=mask))

@@ -14,6 +14,8 @@ from highlight_diffusion.host.attach import attach
 
 from . import tiny
 
+pytestmark = pytest.mark.beside
+
 CONFIG = HighlightConfig(interval=(4,), warmup=3, threshold=0.9, halo=0, max_area=1.0, correct="always")
 SIZE = (24, 32)
 

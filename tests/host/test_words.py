@@ -13,6 +13,8 @@ from highlight_diffusion.nodes.words import HighlightWords
 
 from . import tiny
 
+pytestmark = pytest.mark.beside
+
 PROMPT = "a large red circle at the top left and a large blue star at the bottom right on a plain beige background"
 
 
