@@ -16,9 +16,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..engine.placement.errors import ErrorModel
-from ..engine.placement.path import cheapest
+from ..engine.placement.path import cheapest, dense_steps
 from ..engine.prediction.forecast import prediction_type
 from ..engine.profile import Profile, Recorder, write_profile
+from ..engine.tuning import PATH_WARMUP
 from .attach import detached
 from .profiles import kept_profile, path_of
 from .run import time_axis_of
@@ -92,10 +93,11 @@ def expectations(model: ModelPatcher, profile: Profile, sampler: Any, sigmas: Te
     prediction = prediction_type(False, axis=profile.axis)
     response = sampler_response(sampler, model, sigmas, prediction)
     errors = ErrorModel(tuple(float(s) for s in sigmas[:-1]), profile, prediction, response)
-    paths = cheapest(errors.costs, 1, errors.steps)
+    paths = cheapest(errors.costs, PATH_WARMUP - 1, errors.steps)
     lines = []
     for speed in SPEEDS:
-        fitting = [e for dense, e in zip(paths.dense, paths.errors, strict=True) if len(dense) + 2 >= errors.steps / speed]
+        least = dense_steps(errors.steps, speed) - PATH_WARMUP
+        fitting = [e for dense, e in zip(paths.dense, paths.errors, strict=True) if len(dense) >= least]
         if fitting:
             lines.append(f"  {speed:g} times fewer evaluations: {errors.decibels(fitting[0]):.1f} dB")
     return lines

@@ -61,12 +61,17 @@ def _followed(came: np.ndarray, start: int, end: int, count: int, gap: int) -> t
     return tuple(sorted(set(steps) - {start}))
 
 
+def dense_steps(steps: int, speed: float) -> int:
+    """How many of so many steps are dense where a run is to be `speed` times cheaper."""
+    return round(steps / speed)
+
+
 def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     """The plan that the config asks for: with as many dense steps as its speed leaves, and with as many more as its limit of
     the error takes; the densest where none is good enough."""
     config, errors = context.config, context.errors
     dense_anyway = context.steps - (context.last - start)
-    allowed = round(context.steps / config.speed) - dense_anyway if config.speed else 0
+    allowed = dense_steps(context.steps, config.speed) - dense_anyway if config.speed else 0
     wanted = config.fidelity + (CAREFUL_DB if context.careful_gap else 0)
     for dense, error in zip(paths.dense, paths.errors, strict=True):
         good = errors is None or not config.fidelity or errors.decibels(error) >= wanted
