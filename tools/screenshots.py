@@ -16,7 +16,6 @@ from .ui import FLAGS, PATCH, PREVIEW, SAMPLER, Ui
 HELP = PACK / "js" / "docs" / "images"
 MARGIN = 12  # pixels around a node
 QUALITY = 88
-THUMBNAIL = 480  # pixels wide, of the template
 GRAPH = f"""() => {{
     const widget = (node, name) => node.widgets.find((other) => other.name === name)
     nodeOf({PREVIEW}).pos = [1120, 40]
@@ -60,7 +59,6 @@ def take(browser: Browser, server: Server, renderer: str) -> None:
     save(whole, PACK / "docs" / f"preview-{renderer}.jpg")
     if renderer == "classic":
         save(node_picture(ui, f"nodeOf({PREVIEW})"), HELP / "preview.jpg")
-        save(whole.resize((THUMBNAIL, whole.height * THUMBNAIL // whole.width)), PACK / "workflows" / "highlight_demo.jpg")
         files = ui.run("() => app.nodeOutputs[String(drawn.id)].images")
         save(Image.open(server.path_of(files[0])).convert("RGB"), HELP / "report.jpg")
     ui.close()
