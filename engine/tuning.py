@@ -77,7 +77,7 @@ CORRECTED_WITHIN = 8  # evaluations after which a multistep sampler still owes l
 FLOW_CEILING = 1.02  # stands for sigma 1, where a flow starts and its signal-to-noise ratio is zero
 
 # -- region; python run.py highlights ------------------------------------------------------------------------------------
-# The standard deviation of a word's attention over the frame, as a share of its mean, at or under which no word stands out.
+# The standard deviation of a word's attention over the frame, as a share of its mean, under which no word stands out.
 # The greatest of a run is at least 1.9, 1.4 and 1.1 for prompts with objects, in the demo UNet, the demo transformer and the
 # second model, and at most 0.96, 0.95 and 0.62 for others.
 MIN_PROMINENCE = 1.0
