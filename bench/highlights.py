@@ -238,7 +238,7 @@ def scenes_of(count: int, backgrounds: int, seed: int) -> list[Scene]:
 def run(
     kind: str, frame: tuple[int, int], scenes: Sequence[Scene], seed: int, alone: bool
 ) -> tuple[dict[str, Score], list[float]]:  # fmt: skip
-    """The scores of every way, or of the pack's alone, and how well the masks of phrases such as "red circle" fit their own object."""
+    """The scores of every way, or of the pack's alone, and how well the masks of phrases such as "red circle" fit."""
     network, text, vae = load_plain(kind)
     negative, scores, words = encode_prompt(text, ""), defaultdict(Score), []
     plain: Callable[..., Any] = PlainFlow if kind == "mmdit" else PlainModel
