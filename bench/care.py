@@ -13,33 +13,21 @@ from unittest.mock import PropertyMock, patch
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..demo.load import DENOISERS, encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.plain_flow import PlainFlow
 from ..demo.scenes import unseen_scenes
-from ..demo.vae import SCALE, VAE
+from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
 from ..engine.placement.context import Context
-from ..engine.trace import RunRecord
 from ..tools.console import say
 from ..tools.server import PACK
 from .fidelity import psnr
+from .stochastic import letters
 
 CFG, SEED = 3.0, 9101
 LIMITS = (2, 4, None)  # steps of the longest gap
-LETTERS = {"skipped": ".", "dense": "D", "partial": "p", "shallow": "s"}
-
-
-def picture(vae: VAE, latent: Tensor) -> np.ndarray:
-    """The RGB picture (H, W, 3) in 0..1 of a latent (1, 4, h, w)."""
-    return (vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def plan_of(run: RunRecord) -> str:
-    """One letter for each evaluation."""
-    return "".join(LETTERS[evaluation.kind] for evaluation in run.evaluations)
 
 
 def rows(kind: str, steps: int, speeds: list[float], scenes: int) -> Iterator[str]:
@@ -51,12 +39,12 @@ def rows(kind: str, steps: int, speeds: list[float], scenes: int) -> Iterator[st
         model = make(network, encode_prompt(text, scene.caption), encode_prompt(text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(SEED * 1000 + number))
         with torch.inference_mode():
-            dense = picture(vae, sample(model, noise, steps, CFG, HighlightConfig(enabled=False))[0])
+            dense = picture_of(vae, sample(model, noise, steps, CFG, HighlightConfig(enabled=False))[0]).numpy()
             for (speed, limit), (_, near) in drawn.items():
                 with patch.object(Context, "careful_gap", PropertyMock(return_value=limit)):
                     latent, run = sample(model, noise, steps, CFG, HighlightConfig(speed=speed))
-                near.append(psnr(dense, picture(vae, latent)))
-                drawn[speed, limit] = plan_of(run), near
+                near.append(psnr(dense, picture_of(vae, latent).numpy()))
+                drawn[speed, limit] = letters(run), near
     for speed in speeds:
         cells = (f"`{plan}` {np.mean(near):.1f} / {min(near):.1f}" for plan, near in (drawn[speed, own] for own in LIMITS))
         yield f"| {kind} | {steps} | {speed:g} | " + " | ".join(cells) + " |"

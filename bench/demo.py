@@ -28,7 +28,7 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.plain_flow import PlainFlow
 from ..demo.scenes import Scene, parse_caption
-from ..demo.vae import SCALE
+from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
 from ..engine.report.overlay import frames
 from ..engine.trace import KINDS
@@ -82,7 +82,7 @@ class PlainBackend:
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
         latent, run = sample(model, noise, STEPS, CFG, HighlightConfig(**VARIANTS[variant]))
         with torch.inference_mode():
-            image = (self.vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+            image = picture_of(self.vae, latent)
         shown = frames(run, image, every=STRIP).numpy() if strip else None
         return Sample(image.numpy(), run.as_dict(), shown)
 

@@ -30,7 +30,7 @@ from ..demo.plain_flow import CAPTURED_BLOCKS, PlainFlow
 from ..demo.scenes import COLOURS, POSITIONS, SHAPES, Scene, sample_scene, unseen_scenes
 from ..demo.text import END, LENGTH, START, TOKENS, tokenize
 from ..demo.unet import CrossAttention
-from ..demo.vae import SCALE
+from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
 from ..engine.job import Job
 from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of, normalised
@@ -243,8 +243,8 @@ def run(
     negative, scores, words = encode_prompt(text, ""), defaultdict(Score), []
     plain: Callable[..., Any] = PlainFlow if kind == "mmdit" else PlainModel
     backgrounds = [number for number, scene in enumerate(scenes) if not scene.things]
-    compared = {number for number, scene in enumerate(scenes) if scene.things} | set(backgrounds[:COMPARED])
-    compared = set() if alone else compared
+    things = {number for number, scene in enumerate(scenes) if scene.things}
+    compared = set() if alone else things | set(backgrounds[:COMPARED])
     for number, scene in enumerate(scenes):
         model, ways = plain(network, encode_prompt(text, scene.caption), negative), Ways(kind, frame, scene.caption)
         sigmas, drawn, phrases = model.sigmas(STEPS), defaultdict(list), []
@@ -260,7 +260,7 @@ def run(
                     phrases.append(ways.phrases)
                 denoised = outputs[1] + CFG * (outputs[0] - outputs[1])
                 x = x + (x - denoised) / sigma * (following - sigma)
-            picture = (vae.decode(x / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
+            picture = picture_of(vae, x).numpy()
         objects = objects_of(picture)
         for name, masks in drawn.items():
             scores[name].add(masks, [mask for _, mask in objects])

@@ -29,7 +29,7 @@ from ..tools.server import PACK
 from .compare import Table
 from .cost import CostModel
 from .fidelity import psnr
-from .stochastic import OBJECTS, Stochastic
+from .stochastic import OBJECTS, Stochastic, letters
 
 SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
 WORST_SHARE = 10  # percent of the pictures
@@ -94,7 +94,7 @@ class Paths:
         trace = Trace()
         images = self.bench.pictures(attach(self.bench.subject.model, config, trace), sampling)
         run = trace.last
-        kinds = "".join({"skipped": ".", "dense": "D"}.get(e.kind, e.kind[0]) for e in run.evaluations)
+        kinds = letters(run)
         cost, near = self.costs.of(run), [psnr(a, b) for a, b in zip(reference, images, strict=True)]
         for index, own in enumerate(near):
             self.results.add(Result(*key, method, index, own, cost, run.expected_error, kinds))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
-from ..demo.vae import SCALE
+from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
 
 matplotlib.use("Agg")
@@ -63,7 +63,7 @@ def changes(
     for handle in handles:
         handle.remove()
     with torch.inference_mode():
-        picture = (vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
+        picture = picture_of(vae, latent).numpy()
     return np.array(list(by_step.values())), (space / count).numpy(), picture, list(by_step)
 
 

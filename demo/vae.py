@@ -94,3 +94,8 @@ class VAE(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.taesd_decoder((latent - self.vae_shift) * self.vae_scale) * 2 - 1
+
+
+def picture_of(vae: VAE, latent: Tensor) -> Tensor:
+    """The RGB picture (H, W, 3) in 0..1 of the first of the latents (B, 4, H/8, W/8) that a denoiser gives."""
+    return (vae.decode(latent / SCALE)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
