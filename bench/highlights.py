@@ -34,7 +34,7 @@ from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
 from ..engine.job import Job
 from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of, normalised
-from ..engine.region.refinement import highlighted, otsu
+from ..engine.region.refinement import otsu, word_highlighted
 from ..engine.region.regions import UserMasks
 from ..engine.region.tracking import RegionTracker
 from ..engine.trace import Evaluation
@@ -112,7 +112,7 @@ class Ways:
         reading = self.tracker.read(accumulator, guide)
         self.tracker.take(reading)
         highlight, _ = self.tracker.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
-        self.phrases = {name: highlighted(heat[0], HighlightConfig.threshold) for name, heat in reading.words.items()}
+        self.phrases = {name: word_highlighted(heat[0], HighlightConfig.threshold) for name, heat in reading.words.items()}
         if not heard.cross:
             return {"this pack": highlight[0]}
         unrefined = reading.unfiltered[0, 0]

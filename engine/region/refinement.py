@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, LOST_SHARE, NEIGHBOURHOOD, PATCH_LEVEL
+from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, LOST_SHARE, NEIGHBOURHOOD, PATCH_LEVEL, WORD_SHARE
 
 MOST_PATCHES = 100
 MOST_CHANNELS = 16  # of the guide, those that vary most; every cell takes the inverse of a matrix of that many
@@ -82,16 +82,42 @@ def highlighted(heat: Tensor, threshold: float, unfiltered: Tensor | None = None
 
     threshold: strictness; `AUTOMATIC_THRESHOLD` takes Otsu's thresholds as they are, 0 everything, 1 the hottest cell alone.
     unfiltered: the same heat (h, w) before it was filtered; what the filter lost of it, where an object has the colours of its
-    background, is highlighted as it was.
+    background, is highlighted as it was, peak by peak, since the heats of neighbouring objects join.
     """
     found = _patches(heat, threshold)
     if unfiltered is None or found.all():
         return found
-    labels, count = ndimage.label(_patches(unfiltered, threshold).numpy(), structure=np.ones((3, 3)))
-    shares = ndimage.mean(found.numpy(), labels, range(count + 1))
-    lost = np.asarray(shares) < LOST_SHARE
+    peaks, count = _peaks(unfiltered.numpy(), _patches(unfiltered, threshold).numpy())
+    sizes, kept = (np.bincount(peaks.ravel(), weights, count + 1) for weights in (None, found.numpy().ravel()))
+    lost = kept < LOST_SHARE * sizes
     lost[0] = False  # what is in no patch
-    return found | torch.from_numpy(lost[labels])
+    return found | torch.from_numpy(lost[peaks])
+
+
+def word_highlighted(heat: Tensor, threshold: float) -> Tensor:
+    """The same for the heat (h, w) of a single word: of the patches only those that are nearly as hot as the hottest, since a
+    phrase such as "red circle" is heard a little at everything red and at every circle."""
+    found = _patches(heat, threshold).numpy()
+    labels, count = ndimage.label(found, structure=np.ones((3, 3)))
+    hottest = np.asarray(ndimage.maximum(heat.numpy(), labels, range(1, count + 1))) - float(heat.min())
+    return torch.from_numpy(np.isin(labels, 1 + np.flatnonzero(hottest >= WORD_SHARE * hottest.max(initial=0))))
+
+
+def _peaks(heat: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, int]:
+    """Patches, bool (h, w), divided among the peaks of a heat (h, w) in them, every cell to the nearest: labels (h, w) from 1
+    on, 0 outside the patches, and how many. Specks are not divided."""
+    near, labels, count = 2 * max(1, round(NEIGHBOURHOOD * min(heat.shape))) + 1, np.zeros(heat.shape, dtype=int), 0
+    numbered, found = ndimage.label(patches, structure=np.ones((3, 3)))
+    if found > MOST_PATCHES:
+        return numbered, found
+    for patch, box in enumerate(ndimage.find_objects(numbered), 1):
+        inside = numbered[box] == patch
+        own = np.where(inside, heat[box], -np.inf)
+        tops, more = ndimage.label(inside & (own == ndimage.maximum_filter(own, near)), structure=np.ones((3, 3)))
+        nearest = ndimage.distance_transform_edt(tops == 0, return_distances=False, return_indices=True)
+        labels[box][inside] = count + tops[tuple(nearest)][inside]
+        count += more
+    return labels, count
 
 
 def _patches(heat: Tensor, threshold: float) -> Tensor:

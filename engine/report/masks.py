@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import HighlightConfig
-from ..region.refinement import highlighted
+from ..region.refinement import word_highlighted
 from ..trace import RunRecord
 
 MaskSize = Literal["picture", "picture, soft edges", "latent"]
@@ -29,7 +29,7 @@ def word_masks(run: RunRecord, image: int, picture: tuple[int, int], size: MaskS
     if heard is None:
         return _sized(torch.zeros(1, *run.frame), picture, size)
     heats = heard[min(image, len(heard) - 1)]
-    return _sized(torch.stack([highlighted(heat, HighlightConfig.threshold) for heat in heats]).float(), picture, size)
+    return _sized(torch.stack([word_highlighted(heat, HighlightConfig.threshold) for heat in heats]).float(), picture, size)
 
 
 def _sized(masks: Tensor, picture: tuple[int, int], size: MaskSize) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.region import regions
-from highlight_diffusion.engine.region.refinement import guided_filter, highlighted, otsu
+from highlight_diffusion.engine.region.refinement import guided_filter, highlighted, otsu, word_highlighted
 from highlight_diffusion.engine.region.tracking import refined_by
+from scipy import ndimage
 
 
 def picture(size: int, channels: int, *boxes: tuple[int, int, int, int]) -> torch.Tensor:
@@ -66,6 +67,27 @@ def test_an_object_that_the_filter_lost_is_highlighted_as_attention_saw_it():
     assert not highlighted(filtered, 0.6)[20:27, 18:25].any()
     found = highlighted(filtered, 0.6, unfiltered)
     assert found[20:27, 18:25].float().mean() > 0.8 and torch.equal(found[:15], highlighted(filtered, 0.6)[:15])
+
+
+def test_an_object_that_the_filter_lost_beside_another_is_put_back():
+    """Attention joins the two to one patch, of which most is highlighted."""
+    hot, lost = (4, 14, 3, 13), (4, 12, 15, 23)
+    unfiltered = F.interpolate(blurred(cells(32, hot, lost), 5), (32, 32), mode="bilinear")[0, 0]
+    assert ndimage.label(highlighted(unfiltered, 0.6), np.ones((3, 3)))[1] == 1, "two patches, which are put back without this"
+    filtered = torch.where(cells(32, hot), 1.0, 0.05 * unfiltered)
+    found = highlighted(filtered, 0.6, unfiltered)
+    assert found[5:11, 16:21].all() and not found[:, 27:].any() and not found[20:].any()
+
+
+def test_a_word_is_what_it_is_heard_most_at():
+    """A red circle is heard a little at a red square too; two red circles are both meant."""
+    heat = torch.zeros(32, 32)
+    heat[4:10, 4:10], heat[20:26, 4:10], heat[4:10, 20:26] = 1.0, 0.9, 0.5
+    assert highlighted(heat, 0.6)[4:10, 20:26].any()
+    found = word_highlighted(heat, 0.6)
+    assert found[4:10, 4:10].all() and found[20:26, 4:10].all() and not found[:, 20:].any()
+    assert torch.equal(word_highlighted(heat - 0.3, 0.6), found), "how hot the coolest is says nothing"
+    assert word_highlighted(torch.zeros(8, 8), 0.6).shape == (8, 8)
 
 
 def test_a_stricter_threshold_takes_less_and_zero_everything():
