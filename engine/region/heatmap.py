@@ -88,9 +88,9 @@ class HeatmapAccumulator:
         return normalised(sum(others, first))
 
     def prominence(self) -> Tensor:
-        """How far the attention to the words that the heatmap is made of varies over the frame, float (B,): its standard
-        deviation over its mean, of the most varying one; infinite where a user named words, which count whatever their
-        maps look like. Attention to the words of a background alone is even, whatever the scale of its small differences.
+        """How far the words that the heatmap is made of stand out, float (B,), as of the function; infinite where a user named
+        words, which count whatever their maps look like. Attention to the words of a background alone is even, whatever the
+        scale of its small differences.
         """
         if any(weights and weights.named for weights in self.weights.values()):
             maps = next(iter(self.maps.values()))
@@ -140,9 +140,9 @@ def importance(maps: Tensor) -> Tensor:
 
 
 def prominence(maps: Tensor, weights: TokenWeights | None = None) -> Tensor:
-    """The greatest coefficient of variation over the frame, float (B,), of the tokens' maps (B, m, h, w) that count at least
-    half as much as the one that counts most."""
+    """How far the tokens stand out of which the heatmap is made, float (B,), for maps (B, m, h, w): the coefficient of
+    variation of each one's map over the frame, which knows no scale; a mean over the tokens by how much they count."""
     maps, given = _without_start(maps, weights)
     counts = importance(maps) * given
     varies = maps.std(dim=(-2, -1), keepdim=True, unbiased=False) / maps.mean(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
-    return varies.where(counts >= counts.amax(1, keepdim=True) / 2, 0.0).amax((1, 2, 3))
+    return (counts * varies).sum((1, 2, 3)) / counts.sum((1, 2, 3)).clamp(min=1e-12)

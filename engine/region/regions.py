@@ -180,7 +180,7 @@ def find_region(
 def _flat(heatmap: Tensor, prominence: float) -> str | None:
     """Why a heatmap points nowhere, or None."""
     if prominence < MIN_PROMINENCE:
-        return f"no word stands out (attention to it varies by {prominence:.2f} of its mean, needs {MIN_PROMINENCE})"
+        return f"no word stands out (their prominence is {prominence:.2f}, needs {MIN_PROMINENCE})"
     return None if heatmap.max() > heatmap.min() else "the heatmap is flat"
 
 
