@@ -80,7 +80,7 @@ FLOW_CEILING = 1.02  # stands for sigma 1, where a flow starts and its signal-to
 # The coefficient of variation of the words' attention over the frame under which no word stands out. The greatest of a run is
 # at least 1.6, 1.5 and 0.93 for prompts with objects, in the demo UNet, the demo transformer and the second model, and at most
 # 0.68, 0.64 and 0.50 for others (seed 7003).
-MIN_PROMINENCE = 0.8
+MIN_PROMINENCE = 0.75
 GUIDE_RADIUS = 0.25  # of the frame's shorter side, over which the heat is fitted by the denoised latent
 GUIDE_EPSILON = 0.05  # of the guide's variance, at which a fit is given up for the mean
 AUTOMATIC_THRESHOLD = 0.6  # the knob's default, which stands for Otsu's threshold
