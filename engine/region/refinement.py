@@ -81,17 +81,20 @@ def highlighted(heat: Tensor, threshold: float, unfiltered: Tensor | None = None
     faintest one asks for.
 
     threshold: strictness; `AUTOMATIC_THRESHOLD` takes Otsu's thresholds as they are, 0 everything, 1 the hottest cell alone.
-    unfiltered: the same heat (h, w) before it was filtered; what the filter lost of it, where an object has the colours of its
-    background, is highlighted as it was, peak by peak, since the heats of neighbouring objects join.
+    unfiltered: the same heat (h, w) before it was filtered. What the filter lost of it, where an object has the colours of its
+    background, is highlighted as it was, peak by peak, since the heats of neighbouring objects join; and so are the holes of
+    a highlight, where the filter took an object for its outline.
     """
     found = _patches(heat, threshold)
     if unfiltered is None or found.all():
         return found
-    peaks, count = _peaks(unfiltered.numpy(), _patches(unfiltered, threshold).numpy())
+    seen = _patches(unfiltered, threshold).numpy()
+    peaks, count = _peaks(unfiltered.numpy(), seen)
     sizes, kept = (np.bincount(peaks.ravel(), weights, count + 1) for weights in (None, found.numpy().ravel()))
     lost = kept < LOST_SHARE * sizes
     lost[0] = False  # what is in no patch
-    return found | torch.from_numpy(lost[peaks])
+    found |= torch.from_numpy(lost[peaks])
+    return found | torch.from_numpy(ndimage.binary_fill_holes(found.numpy()) & seen)
 
 
 def word_highlighted(heat: Tensor, threshold: float) -> Tensor:

@@ -79,6 +79,14 @@ def test_an_object_that_the_filter_lost_beside_another_is_put_back():
     assert found[5:11, 16:21].all() and not found[:, 27:].any() and not found[20:].any()
 
 
+def test_an_object_that_the_filter_took_for_its_outline_is_filled_and_a_ring_is_not():
+    box, core = (8, 20, 8, 20), (11, 17, 11, 17)
+    outline = cells(32, box) & ~cells(32, core)
+    filtered, solid = outline.float(), F.interpolate(blurred(cells(32, box), 5), (32, 32), mode="bilinear")[0, 0]
+    assert highlighted(filtered, 0.6, solid)[11:17, 11:17].all() and not highlighted(filtered, 0.6)[11:17, 11:17].any()
+    assert not highlighted(filtered, 0.6, filtered)[11:17, 11:17].any(), "nobody looks into it"
+
+
 def test_a_word_is_what_it_is_heard_most_at():
     """A red circle is heard a little at a red square too; two red circles are both meant."""
     heat = torch.zeros(32, 32)
