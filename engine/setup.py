@@ -38,7 +38,7 @@ def start_run(
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
     picture: Callable[[Tensor], Tensor] = lambda latent: latent, unknown: bool = False,
-    exact: bool = False,
+    exact: bool = False, unguided: bool = False,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -49,7 +49,7 @@ def start_run(
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
     unknown: whether the model is of a class that is not known. exact: whether any cells can be computed by themselves, as a
-    transformer's tokens can, and not windows alone.
+    transformer's tokens can, and not windows alone. unguided: as of `Context`.
     """
     masks = masks or UserMasks()
     traits = SamplerTraits.of(record.sampler)
@@ -67,7 +67,7 @@ def start_run(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
-        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
+        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints, unguided,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected

@@ -15,6 +15,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
+import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -78,6 +79,12 @@ class Sampling:
         return sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
 
 
+def is_unguided(guider: Any) -> bool:
+    """Whether a guider hands the model's prediction for the prompt on as it is: ComfyUI's own at CFG 1. Of others that is not
+    known."""
+    return type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise and guider.cfg == 1
+
+
 class ModelRun:
     """Base of the executors, whose own part is `apply_model`.
 
@@ -100,7 +107,7 @@ class ModelRun:
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
             profile=profile_of(sampling.model, axis) if sampling.config.active else None,
-            unknown=self.unknown, exact=self.exact,
+            unknown=self.unknown, exact=self.exact, unguided=is_unguided(sampling.guider),
             picture=partial(first_latent, shapes=shapes),  # no method of its own: the MODEL is to go with its last user
         )  # fmt: skip
         self.words: dict[Any, TokenWeights | None] = {}

@@ -37,7 +37,8 @@ class Context:
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
     errors: what plans are expected to cost, None where nothing is known of the model. unknown: whether the model is of a class
     that is not known. inpaints: whether the sampler puts back what is outside the highlight, so that nothing but the highlight
-    has to be right.
+    has to be right. unguided: whether the sampler gets the model's prediction for the prompt as it is (CFG 1), and not how far
+    that is from another one, several times over.
     """
 
     sigmas: tuple[float, ...]
@@ -52,12 +53,14 @@ class Context:
     errors: ErrorModel | None = None
     unknown: bool = False
     inpaints: bool = False
+    unguided: bool = False
 
     @classmethod
     def of(
         cls, sigmas: Sequence[float], config: HighlightConfig, sampler: str = "euler", axis: TimeAxis = DIFFUSION,
         first: int = 0, last: int | None = None, regional: bool | None = None, shallow: bool = False,
         renewed: Sequence[float] = (), errors: ErrorModel | None = None, inpaints: bool = False,
+        unguided: bool = False,
     ) -> Context:  # fmt: skip
         """The context of a schedule under a sampler, over all of its steps and with regional evaluations unless the config
         or the arguments say otherwise."""
@@ -65,8 +68,9 @@ class Context:
         regional = config.correct != "never" if regional is None else regional
         traits = SamplerTraits.of(sampler)
         return cls(
-            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints
-        )
+            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints,
+            unguided=unguided,
+        )  # fmt: skip
 
     @property
     def steps(self) -> int:
@@ -75,10 +79,12 @@ class Context:
     @property
     def careful_gap(self) -> int | None:
         """The longest gap of a path that is found by another model's profile, where that may be wrong enough to spoil a
-        picture: in few steps, as distilled models are sampled in, and on models of an unknown class. None for any gap."""
+        picture: in few guided steps, and on models of an unknown class. None for any gap."""
         if self.errors is None or not self.errors.profile.bundled:
             return None
-        return GAP_IN_FEW_STEPS if self.steps < FEW_STEPS else CAREFUL_GAP if self.unknown else None
+        if self.steps < FEW_STEPS and not (self.axis.is_flow and self.unguided):
+            return GAP_IN_FEW_STEPS
+        return CAREFUL_GAP if self.unknown else None
 
     @property
     def ends_gaps_by_noise(self) -> bool:

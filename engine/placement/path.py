@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..tuning import CAREFUL_DB, REGIONAL_GAP
+from ..tuning import CAREFUL_DB, FEW_STEPS, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
 from .context import FORECAST, Context, PlannedStep, filled
 
 
@@ -66,12 +66,21 @@ def dense_steps(steps: int, speed: float) -> int:
     return round(steps / speed)
 
 
+def forecast_in_few(context: Context) -> int | None:
+    """How many steps a preset forecasts in few steps of a flow at CFG 1, as turbo models are sampled in; None elsewhere."""
+    few = context.axis.is_flow and context.unguided and context.steps < FEW_STEPS
+    if not few or context.inpaints or context.config.by_path or context.config.interval is not None:
+        return None
+    return math.floor((context.pace + UNGUIDED_PACE) / UNGUIDED_SCALE * (context.steps - 1))
+
+
 def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
-    """The plan that the config asks for: with as many dense steps as its speed leaves, and with as many more as its limit of
-    the error takes; the densest where none is good enough."""
+    """The plan that the config asks for: with as many dense steps as its speed or its preset leaves, and with as many more as
+    its limit of the error takes; the densest where none is good enough."""
     config, errors = context.config, context.errors
-    dense_anyway = context.steps - (context.last - start)
-    allowed = dense_steps(context.steps, config.speed) - dense_anyway if config.speed else 0
+    forecast, dense_anyway = forecast_in_few(context), context.steps - (context.last - start)
+    wanted_dense = dense_steps(context.steps, config.speed) if config.speed else 0
+    allowed = (wanted_dense if forecast is None else context.steps - forecast) - dense_anyway
     wanted = config.fidelity + (CAREFUL_DB if context.careful_gap else 0)
     for dense, error in zip(paths.dense, paths.errors, strict=True):
         good = errors is None or not config.fidelity or errors.decibels(error) >= wanted
@@ -82,7 +91,7 @@ def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
 
 def said_of(context: Context) -> tuple[str, ...]:
     """What is to be said of a path, for people: nothing, or that it is a careful one, and what would make it a better one."""
-    if context.careful_gap is None or not (context.config.active and ShortestPath().suits(context)):
+    if context.careful_gap is None or not (context.config.active and context.config.by_path):
         return ()
     said = (
         f"planned with care: no gap is longer than {context.careful_gap} steps, whatever speed or fidelity ask for, since this "
@@ -95,7 +104,7 @@ class ShortestPath:
     """Gaps by the expected error of the result."""
 
     def suits(self, context: Context) -> bool:
-        return context.config.by_path and context.errors is not None
+        return context.errors is not None and (context.config.by_path or forecast_in_few(context) is not None)
 
     def place(self, context: Context, start: int) -> list[PlannedStep]:
         if context.errors is None or start >= context.last:

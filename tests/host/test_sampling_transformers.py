@@ -3,6 +3,7 @@
 import threading
 
 import comfy.model_patcher
+import comfy.samplers
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -12,9 +13,12 @@ from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
-from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.region.regions import UserMasks
+from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.families import family_of
+from highlight_diffusion.host.run import is_unguided
 
 from . import tiny
 from .sampling import SIZE, guided, on_two_devices, reasons, two_prompts, with_lora
@@ -83,6 +87,26 @@ def test_a_video(check_masked):
 @pytest.mark.compatibility("Guidance", "CFG {cfg:g}", on=ON)
 def test_without_guidance(check_masked, sd3, cfg):
     check_masked(sd3, cfg=cfg)
+
+
+def test_in_few_steps_at_cfg_1_presets_forecast_more_than_with_guidance(sd3):
+    """As turbo models are sampled; each preset by itself."""
+    forecast: dict[float, list[int]] = {1.0: [], 3.0: []}
+    for cfg, counts in forecast.items():
+        for pace in PACES.values():
+            trace = Trace()
+            tiny.sample(sd3, attach(sd3.patcher, HighlightConfig(pace=pace), trace), steps=8, cfg=cfg, size=SIZE)
+            counts.append(trace.last.count("skipped"))
+    assert forecast[1.0] == [2, 3, 4] and max(forecast[3.0]) == 2, forecast
+
+
+def test_only_comfyuis_own_guidance_is_known_to_be_none(sd3):
+    """Others keep the CFG of 1 that they inherit, and guide by numbers of their own."""
+    assert is_unguided(nodes_custom_sampler.Guider_Basic(sd3.patcher))
+    assert not is_unguided(nodes_custom_sampler.Guider_DualCFG(sd3.patcher))
+    guider = comfy.samplers.CFGGuider(sd3.patcher)
+    guider.set_cfg(1.5)
+    assert not is_unguided(guider)
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])

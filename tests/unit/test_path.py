@@ -6,7 +6,7 @@ import pytest
 import torch
 from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
 from highlight_diffusion.demo.plain import euler
-from highlight_diffusion.engine.config import HighlightConfig
+from highlight_diffusion.engine.config import PACES, HighlightConfig
 from highlight_diffusion.engine.placement.context import Context
 from highlight_diffusion.engine.placement.errors import ErrorModel
 from highlight_diffusion.engine.placement.path import cheapest, said_of
@@ -15,7 +15,7 @@ from highlight_diffusion.engine.prediction.drift import euler_moves, gaps
 from highlight_diffusion.engine.prediction.forecast import Forecast
 from highlight_diffusion.engine.prediction.response import impulse_response
 from highlight_diffusion.engine.profile import Profile, ProfiledRun, bundled
-from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW
+from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW, TimeAxis
 from highlight_diffusion.engine.tuning import CAREFUL_DB
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,6 +135,35 @@ def test_every_schedule_gets_a_plan(steps, axis, speed, fidelity, first, last, w
     assert all(step.kind == "dense" for step in [*plan.steps[: context.first], *plan.steps[context.last + 1 :]])
     if config.by_path and "skipped" in kinds(plan) and not regional:
         assert 0 < plan.expected <= 100
+
+
+def in_few(steps: int, pace: float, axis: TimeAxis = FLOW, unguided: bool = True, **config) -> str:
+    errors = errors_of(steps, axis)
+    wanted = HighlightConfig(pace=pace, correct="never", **config)
+    context = Context.of(errors.sigmas, wanted, axis=axis, errors=errors, unguided=unguided)
+    return kinds(Plan(context))
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7, 8, 9, 11])
+def test_presets_differ_in_few_unguided_steps_of_a_flow_and_compute_at_least_the_first_two(steps):
+    forecast = [in_few(steps, pace).count("s") for pace in PACES.values()]
+    assert forecast == sorted(forecast) and (steps < 6 or len(set(forecast)) == 3) and forecast[1] > 0
+    assert all(in_few(steps, pace).startswith("dd") for pace in (*PACES.values(), 100.0))
+
+
+def test_what_changes_in_few_unguided_steps_is_nothing_else():
+    """With guidance, in ordinary models, with an interval and in longer schedules plans are what they are without knowing."""
+    for steps, pace, own in [
+        (8, 5.0, {"unguided": False}), (8, 5.0, {"axis": DIFFUSION}), (8, 5.0, {"interval": (2,)}), (12, 5.0, {}),
+        (8, 5.0, {"speed": 1.6}),
+    ]:  # fmt: skip
+        assert in_few(steps, pace, **own) == in_few(steps, pace, **{**own, "unguided": False}), own
+    assert in_few(8, 5.0) != in_few(8, 5.0, unguided=False)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_in_one_or_two_steps_nothing_is_saved(steps):
+    assert all(in_few(steps, pace) == "d" * steps for pace in (*PACES.values(), 100.0))
 
 
 @pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
