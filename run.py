@@ -66,6 +66,8 @@ COMMANDS = {
     "stochastic": Command("measures what is saved under samplers that add noise, and what appears", "bench.stochastic"),
     "inpainting": Command("measures masked work: speed, and fidelity inside a noise mask", "bench.inpainting"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),
+    "few": Command("measures presets in few steps beside dense runs of even fewer", "bench.few"),
+    "evaluations": Command("measures how far each kind of evaluation is off, step by step", "bench.evaluations"),
     "care": Command("measures what careful plans by another model's profile cost and spare", "bench.care"),
     "live": Command("measures what the live preview takes of the sampler's thread", "bench.live"),
     "judge": Command("counts the prompts that the demo models draw right", "bench.judge"),

@@ -42,7 +42,8 @@ from .probe import compare
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
-SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
+FEW = {"mmdit turbo 8": (8, 1.0), "mmdit turbo 4": (4, 1.0)}  # steps and CFG of distilled models
+SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *FEW), "simple")
 PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
 COMPARED_EVERY = 4  # prompts between those that are also sampled in the variants below
 PROBED = 6  # prompts whose partial evaluations are compared with dense ones
@@ -74,13 +75,14 @@ class PlainBackend:
     """The engine on a bundled model in plain torch."""
 
     def __init__(self, kind: str) -> None:
-        self.plain = {"unet": PlainModel, "mmdit": PlainFlow}[kind]
+        self.plain = PlainModel if kind == "unet" else PlainFlow
+        self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
         self.denoiser, self.text, self.vae = load_plain(kind)
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         model = self.plain(self.denoiser, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
-        latent, run = sample(model, noise, STEPS, CFG, HighlightConfig(**VARIANTS[variant]))
+        latent, run = sample(model, noise, self.steps, self.cfg, HighlightConfig(**VARIANTS[variant]))
         with torch.inference_mode():
             image = picture_of(self.vae, latent)
         shown = frames(run, image, every=STRIP).numpy() if strip else None
@@ -92,17 +94,18 @@ class ServerBackend:
 
     def __init__(self, server: Server, kind: str):
         self.server, self.kind = server, kind
+        self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
         self.prompt = to_prompt(json.loads(WORKFLOW.read_text()), server.get("/object_info"))
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         graph = copy.deepcopy(self.prompt)
         sampler = of_type(graph, "KSampler")
-        sampler.update(seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler=SCHEDULERS[self.kind])
+        sampler.update(seed=seed, steps=self.steps, cfg=self.cfg, sampler_name="euler", scheduler=SCHEDULERS[self.kind])
         of_type(graph, "HighlightDemoModel")["kind"] = self.kind
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
         of_type(graph, "HighlightDiffusion").update(VARIANTS[variant])
         preview = next(key for key, node in graph.items() if node["class_type"] == "HighlightMaskPreview")
-        graph[preview]["inputs"]["every"] = STRIP if strip else STEPS
+        graph[preview]["inputs"]["every"] = STRIP if strip else self.steps
         graph["frames"] = {"class_type": "PreviewImage", "inputs": {"images": [preview, 0]}}
         outputs = self.server.run(graph)
         saved = next(o for name, o in outputs.items() if name not in (preview, "frames") and "images" in o)

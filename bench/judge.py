@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from ..demo.detector import all_right
-from ..demo.load import DENOISERS
+from ..demo.load import DENOISERS, TURBO
 from ..demo.scenes import unseen_scenes
 from ..tools.console import say
 from .demo import backend
@@ -20,7 +20,7 @@ SEED = 555  # of the prompts; the committed ones of the demo have another
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py judge", description="Objects right on prompts never trained on.")
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--model", choices=tuple(DENOISERS), default="unet")
+    parser.add_argument("--model", choices=(*DENOISERS, *TURBO), default="unet")
     args = parser.parse_args()
     scenes = unseen_scenes(args.prompts, SEED, objects=(1, 2, 1, 3))
     right: dict[int, list[bool]] = {}

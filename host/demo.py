@@ -23,7 +23,7 @@ from ..demo.control import WEIGHTS as CONTROL
 from ..demo.diffusion import FLOW_SHIFT
 from ..demo.image_prompt import ADAPTER, IMAGE_SIZE, PATCH, VISION
 from ..demo.image_prompt import CONFIG as VISION_CONFIG
-from ..demo.load import WEIGHTS, read_weights
+from ..demo.load import TURBO, WEIGHTS, read_weights
 from ..demo.mmdit import MMDiTConfig
 from ..demo.text import TextConfig, full_embedding
 from ..demo.unet import UNetConfig
@@ -150,16 +150,20 @@ def load_vision() -> comfy.clip_vision.ClipVisionModel:
 
 
 def load_demo(kind: str = "unet") -> tuple:
-    """MODEL of a kind ("unet" or "mmdit"), CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
-    return {"unet": load_unet, "mmdit": load_mmdit}[kind](), load_clip(), load_vae()
+    """MODEL of a kind ("unet", "mmdit" or one of `TURBO`), CLIP and VAE. Raises FileNotFoundError when the pack's weights are
+    missing."""
+    model = load_unet() if kind == "unet" else load_mmdit()
+    if lora := TURBO.get(kind):
+        model, _ = comfy.sd.load_lora_for_models(model, None, read_weights(lora), 1.0, 0.0)
+    return model, load_clip(), load_vae()
 
 
 def show_adapters() -> None:
-    """Let ComfyUI's own Load ControlNet Model, and IPAdapter_plus' loader, find the demo's."""
+    """Let ComfyUI's own loaders of ControlNets and LoRAs, and IPAdapter_plus' loader, find the demo's."""
     known = folder_paths.folder_names_and_paths
     if "ipadapter" not in known:  # the pack adds its own folder only where it is the first
         folder_paths.add_model_folder_path("ipadapter", str(Path(folder_paths.models_dir) / "ipadapter"))
-    for kind, weights in (("controlnet", CONTROL), ("ipadapter", ADAPTER)):
+    for kind, weights in (("controlnet", CONTROL), ("ipadapter", ADAPTER), ("loras", next(iter(TURBO.values())))):
         folder = str((WEIGHTS / weights).parent)
         if folder not in folder_paths.get_folder_paths(kind):
             folder_paths.add_model_folder_path(kind, folder)

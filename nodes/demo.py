@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..demo.load import TURBO
 from ..host.demo import load_demo, load_vision
 from .types import CATEGORY, aliases
 
@@ -18,8 +19,9 @@ class HighlightDemoModel(io.ComfyNode):
             **aliases("demo", "tiny model", "example model"),
             inputs=[
                 io.Combo.Input(
-                    "kind", options=["unet", "mmdit"], default="unet", optional=True,
-                    tooltip="unet: SD1.5's layout, v-prediction. mmdit: SD3's layout, a rectified flow. Both 32x32 latents.",
+                    "kind", options=["unet", "mmdit", *TURBO], default="unet", optional=True,
+                    tooltip="unet: SD1.5's layout, v-prediction. mmdit: SD3's layout, a rectified flow. mmdit turbo: the same "
+                    "with a LoRA for 8 or 4 steps at CFG 1, scheduler simple. All for 32x32 latents.",
                 ),
             ],
             outputs=[

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,25 @@ def comparison() -> Graph:
         0, "Left the picture as it is without **Highlight Diffusion**, right the accelerated one, of the same seed. Nothing to "
         "download: the model is bundled.\n\nWith your own checkpoint, replace the loader, the prompts and the latent's size.",
     )  # fmt: skip
+    return g
+
+
+def demo_turbo(steps: int) -> Graph:
+    """The bundled transformer with a LoRA that distils it, at CFG 1."""
+    g = Graph(f"highlight_demo_turbo_{steps}")
+    model, clip, vae, _ = g.add("HighlightDemoModel", 0, kind="mmdit")
+    lora = f"highlight_demo_turbo_{steps}_steps"
+    (turbo,) = g.add("LoraLoaderModelOnly", 0, model=model, lora_name=f"{lora}.safetensors", strength_model=1.0)
+    prompt = "a large purple star at the top left and a small white circle at the right on a checked teal background"
+    (positive,) = g.add("CLIPTextEncode", 1, "Prompt", clip=clip, text=prompt)
+    (nothing,) = g.add("ConditioningZeroOut", 1, conditioning=positive)
+    (latent,) = g.add("EmptyLatentImage", 1, width=256, height=256, batch_size=1)
+    fast, trace = g.add("HighlightDiffusion", 2, model=turbo)
+    _sample(
+        g, 3, fast, trace, positive, nothing, latent, vae, g.name, seed=7, steps=steps, cfg=1.0, sampler_name="euler",
+        scheduler="simple",
+    )  # fmt: skip
+    g.note(0, f"Nothing to download: the model and the LoRA **{lora}** are bundled." + WATCH)
     return g
 
 
@@ -239,7 +259,8 @@ def flux() -> Graph:
 
 
 GRAPHS: list[Callable[[], Graph]] = [
-    comparison, demo_image_prompt, sd15_controlnet, sdxl_ip_adapter, sd15_controlnet_ip_adapter, sd35_sdtm, flux,
+    comparison, partial(demo_turbo, 8), partial(demo_turbo, 4), demo_image_prompt, sd15_controlnet, sdxl_ip_adapter,
+    sd15_controlnet_ip_adapter, sd35_sdtm, flux,
 ]  # fmt: skip
 
 

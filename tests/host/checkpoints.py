@@ -249,7 +249,10 @@ FILES: dict[str, tuple[str, Callable[[], Weights]]] = {
 }
 
 
-BUNDLED = {"highlight_demo_outline.safetensors", "highlight_demo_image_prompt.safetensors"}  # which the pack brings itself
+BUNDLED = {  # which the pack brings itself
+    "highlight_demo_outline.safetensors", "highlight_demo_image_prompt.safetensors",
+    "highlight_demo_turbo_8_steps.safetensors", "highlight_demo_turbo_4_steps.safetensors",
+}  # fmt: skip
 
 
 def files_of(workflow: dict) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-TRAINERS = ("denoiser", "vae", "control", "image_prompt", "export")
+TRAINERS = ("denoiser", "turbo", "vae", "control", "image_prompt", "export")
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-"""Put trained weights where the pack reads them: `python run.py train export --unet runs/unet/last.pt`, or --mmdit, --second,
---vae, --control, --image."""
+"""Put trained weights where the pack reads them: `python run.py train export --unet runs/unet/last.pt`, or --mmdit, --turbo8,
+--turbo4, --second, --vae, --control, --image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ...demo.control import WEIGHTS as CONTROL
 from ...demo.image_prompt import ADAPTER, VISION
-from ...demo.load import SECOND_TEXT, SECOND_UNET, WEIGHTS
+from ...demo.load import SECOND_TEXT, SECOND_UNET, TURBO, WEIGHTS
 
 LIMIT = 24 * 2**20
 
@@ -33,6 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unet", type=Path)
     parser.add_argument("--mmdit", type=Path)
+    parser.add_argument("--turbo8", type=Path)
+    parser.add_argument("--turbo4", type=Path)
     parser.add_argument("--second", type=Path)
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--control", type=Path)
@@ -51,6 +53,9 @@ def main() -> None:
         save(SECOND_TEXT, of(average, "text"))
     if args.mmdit:
         save("mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
+    for trained, lora in zip((args.turbo8, args.turbo4), TURBO.values(), strict=True):
+        if trained:
+            save(lora, torch.load(trained, map_location="cpu")["average"])
     if args.control:
         save(CONTROL, torch.load(args.control, map_location="cpu")["average"])
     if args.image:
