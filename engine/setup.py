@@ -49,10 +49,10 @@ def start_run(
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
     unknown: whether the model is of a class that is not known. exact: whether any cells can be computed by themselves, as a
-    transformer's tokens can, and not windows alone. unguided: as of `Context`.
+    transformer's tokens can, and not windows alone. unguided: as of `SamplerTraits`.
     """
     masks = masks or UserMasks()
-    traits = SamplerTraits.of(record.sampler)
+    traits = SamplerTraits.of(record.sampler, unguided)
     prediction = prediction_type(traits.noisy, config.forecast, axis)
     response = respond(prediction) if config.active and config.revise else None
     record.revises = response is not None
@@ -67,7 +67,7 @@ def start_run(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
-        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints, unguided,
+        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected

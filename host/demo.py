@@ -29,6 +29,7 @@ from ..demo.text import TextConfig, full_embedding
 from ..demo.unet import UNetConfig
 from ..demo.vae import rgb_factors
 
+KINDS = ("unet", "mmdit", *TURBO)  # of demo models
 ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)  # the former is newer
 
 
@@ -150,8 +151,7 @@ def load_vision() -> comfy.clip_vision.ClipVisionModel:
 
 
 def load_demo(kind: str = "unet") -> tuple:
-    """MODEL of a kind ("unet", "mmdit" or one of `TURBO`), CLIP and VAE. Raises FileNotFoundError when the pack's weights are
-    missing."""
+    """MODEL of one of the `KINDS`, CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
     model = load_unet() if kind == "unet" else load_mmdit()
     if lora := TURBO.get(kind):
         model, _ = comfy.sd.load_lora_for_models(model, None, read_weights(lora), 1.0, 0.0)

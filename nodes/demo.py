@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..demo.load import TURBO
-from ..host.demo import load_demo, load_vision
+from ..host.demo import KINDS, load_demo, load_vision
 from .types import CATEGORY, aliases
 
 
@@ -19,7 +18,7 @@ class HighlightDemoModel(io.ComfyNode):
             **aliases("demo", "tiny model", "example model"),
             inputs=[
                 io.Combo.Input(
-                    "kind", options=["unet", "mmdit", *TURBO], default="unet", optional=True,
+                    "kind", options=list(KINDS), default="unet", optional=True,
                     tooltip="unet: SD1.5's layout, v-prediction. mmdit: SD3's layout, a rectified flow. mmdit turbo: the same "
                     "with a LoRA for 8 or 4 steps at CFG 1, scheduler simple. All for 32x32 latents.",
                 ),

@@ -37,8 +37,7 @@ class Context:
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
     errors: what plans are expected to cost, None where nothing is known of the model. unknown: whether the model is of a class
     that is not known. inpaints: whether the sampler puts back what is outside the highlight, so that nothing but the highlight
-    has to be right. unguided: whether the sampler gets the model's prediction for the prompt as it is (CFG 1), and not how far
-    that is from another one, several times over.
+    has to be right.
     """
 
     sigmas: tuple[float, ...]
@@ -53,7 +52,6 @@ class Context:
     errors: ErrorModel | None = None
     unknown: bool = False
     inpaints: bool = False
-    unguided: bool = False
 
     @classmethod
     def of(
@@ -66,11 +64,10 @@ class Context:
         or the arguments say otherwise."""
         last = len(sigmas) - 1 if last is None else last
         regional = config.correct != "never" if regional is None else regional
-        traits = SamplerTraits.of(sampler)
+        traits = SamplerTraits.of(sampler, unguided)
         return cls(
-            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints,
-            unguided=unguided,
-        )  # fmt: skip
+            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints
+        )
 
     @property
     def steps(self) -> int:
@@ -82,7 +79,7 @@ class Context:
         picture: in few guided steps, and on models of an unknown class. None for any gap."""
         if self.errors is None or not self.errors.profile.bundled:
             return None
-        if self.steps < FEW_STEPS and not (self.axis.is_flow and self.unguided):
+        if self.steps < FEW_STEPS and not (self.axis.is_flow and self.traits.unguided):
             return GAP_IN_FEW_STEPS
         return CAREFUL_GAP if self.unknown else None
 

@@ -20,21 +20,23 @@ WHOLE_STEP = ("euler_ancestral_cfg_pp",)
 
 @dataclass(frozen=True)
 class SamplerTraits:
-    """What the name of a sampler tells.
+    """What the name of a sampler tells, and its guidance.
 
     noisy: it adds fresh noise. sde: as much of it as a stochastic differential equation has. multistep: a step leans on
-    predictions of earlier steps. whole_step: a step takes over the guided image whole.
+    predictions of earlier steps. whole_step: a step takes over the guided image whole. unguided: it gets the model's prediction
+    for the prompt as it is (CFG 1), and not how far that is from another one, several times over.
     """
 
     noisy: bool = False
     sde: bool = False
     multistep: bool = False
     whole_step: bool = False
+    unguided: bool = False
 
     @classmethod
-    def of(cls, name: str) -> SamplerTraits:
+    def of(cls, name: str, unguided: bool = False) -> SamplerTraits:
         """The traits of a sampler by its k-diffusion name, with or without the prefix "sample_"."""
-        return cls(*(any(part in name for part in parts) for parts in (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP)))
+        return cls(*(any(part in name for part in parts) for parts in (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP)), unguided)
 
     @property
     def keeps_errors(self) -> bool:
