@@ -41,9 +41,9 @@ LONGEST_GAP = 12  # steps; longer ones are not looked at
 # better than what was asked for by as much as expectations were off by (docs/paths.md).
 FEW_STEPS, GAP_IN_FEW_STEPS, CAREFUL_GAP, CAREFUL_DB = 12, 2, 4, 6.0
 # In fewer than FEW_STEPS of a flow at CFG 1, as turbo models are sampled in, presets go by the path: (pace + the former) / the
-# latter of all steps but the first are forecast, which makes the presets differ from 6 steps on. Of 4 steps it is one at most:
-# with two, fewer steps are better (python run.py few).
-UNGUIDED_PACE, UNGUIDED_SCALE = 3, 17
+# latter of all steps but the first are forecast, which makes the presets differ from 6 steps on. Of 4 steps it is one at most,
+# and in less than LEAST_UNGUIDED none: with more, fewer steps are better (python run.py few).
+UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
 # Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of
 # four 0.16 to 0.28.

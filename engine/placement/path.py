@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..tuning import CAREFUL_DB, FEW_STEPS, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
+from ..tuning import CAREFUL_DB, FEW_STEPS, LEAST_UNGUIDED, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
 from .context import FORECAST, Context, PlannedStep, filled
 
 
@@ -68,7 +68,7 @@ def dense_steps(steps: int, speed: float) -> int:
 
 def forecast_in_few(context: Context) -> int | None:
     """How many steps a preset forecasts in few steps of a flow at CFG 1, as turbo models are sampled in; None elsewhere."""
-    few = context.axis.is_flow and context.traits.unguided and context.steps < FEW_STEPS
+    few = context.axis.is_flow and context.traits.unguided and LEAST_UNGUIDED <= context.steps < FEW_STEPS
     if not few or context.inpaints or context.config.by_path or context.config.interval is not None:
         return None
     return math.floor((context.pace + UNGUIDED_PACE) / UNGUIDED_SCALE * (context.steps - 1))

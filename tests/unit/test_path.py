@@ -161,8 +161,8 @@ def test_what_changes_in_few_unguided_steps_is_nothing_else():
     assert in_few(8, 5.0) != in_few(8, 5.0, unguided=False)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_in_one_or_two_steps_nothing_is_saved(steps):
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_in_up_to_three_steps_nothing_is_saved(steps):
     assert all(in_few(steps, pace) == "d" * steps for pace in (*PACES.values(), 100.0))
 
 
