@@ -46,7 +46,7 @@ from .demo import CFG, FEW
 AGES = (1, 2, 3)  # steps since the surroundings of a region were recorded
 RATIOS = (0.3, 0.5, 0.7)  # of the tokens that are merged away
 SEED = 7500
-HALO = HighlightConfig.halo
+ATTENDED = "attended exact, others merged"
 
 
 @dataclass
@@ -150,7 +150,7 @@ class DensePath:
         else:
             for ratio in RATIOS:
                 yield f"merged, r {ratio}", lambda ratio=ratio: self.merged(index, ratio, attended=False)
-            yield "attended exact, others merged", lambda: self.merged(index, RATIOS[-1], attended=True)
+            yield ATTENDED, lambda: self.merged(index, RATIOS[-1], attended=True)
             yield (
                 "attended exact, others by the forecast's detail",
                 lambda: self.merged(index, RATIOS[-1], attended=True, detail=True),
@@ -206,8 +206,10 @@ class DensePath:
         masks = (self.inside, ~self.inside)
         return tuple(float((square[mask].mean() / scale).sqrt()) if mask.any() else 0.0 for mask in masks)
 
-
-Found = dict[str, dict[int, list[tuple[float, float]]]]
+    def cost(self, name: str, make: Callable[[], list[Tensor]]) -> float:
+        """What a kind of evaluation takes of a dense one's multiply-accumulates."""
+        own = macs(make) / macs(lambda: self._do(0, self.run[0].x))
+        return own - (1 if "merged, r" in name or name == ATTENDED else 0)  # those compute the step before once more
 
 
 def study(kind: str, side: int, steps: int, scenes: int) -> str:
@@ -215,8 +217,9 @@ def study(kind: str, side: int, steps: int, scenes: int) -> str:
     network, text, _ = load_plain(kind)
     cfg = FEW[kind][1] if kind in FEW else CFG
     plain = PlainModel if kind == "unet" else PlainFlow
-    negative, found, costs = encode_prompt(text, ""), defaultdict(lambda: defaultdict(list)), {}
-    areas = []
+    negative, found = encode_prompt(text, ""), defaultdict(lambda: defaultdict(list))
+    costs: dict[str, float] = {}
+    areas: list[float] = []
     for number, scene in enumerate(unseen_scenes(scenes, SEED)):
         model = plain(network, encode_prompt(text, scene.caption), negative)
         noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(SEED + number))
@@ -226,8 +229,8 @@ def study(kind: str, side: int, steps: int, scenes: int) -> str:
             for index in range(2, steps):
                 for name, make in path.kinds(index):
                     found[name][index].append(path.off(index, make()))
-                    if index == 2 and number == 0:
-                        costs[name] = _cost(path, name, make)
+                    if name not in costs:
+                        costs[name] = path.cost(name, make)
     heads = " | ".join(f"step {index + 1}" for index in range(2, steps))
     lines = [f"### {kind}, {side}x{side} cells, {steps} steps, CFG {cfg:g}, {scenes} scenes", "",
              f"The highlight has {statistics.fmean(areas):.0%} of the frame.", "",
@@ -237,15 +240,8 @@ def study(kind: str, side: int, steps: int, scenes: int) -> str:
             " / ".join(f"{100 * statistics.fmean(own):.1f}" for own in zip(*by_step[i], strict=True)) if by_step[i] else "-"
             for i in range(2, steps)
         )
-        lines.append(f"| {name} | {costs.get(name, 0):.2f} | {cells} |")
+        lines.append(f"| {name} | {costs[name]:.2f} | {cells} |")
     return "\n".join([*lines, ""])
-
-
-def _cost(path: DensePath, name: str, make: Callable[[], list[Tensor]]) -> float:
-    """What a kind of evaluation takes of a dense one's multiply-accumulates."""
-    dense = macs(lambda: path._do(2, path.run[2].x))
-    own = macs(make)
-    return own / dense - (1 if "merged" in name else 0)  # those compute the step before once more
 
 
 def main() -> int:
