@@ -41,7 +41,10 @@ def allowed(kind: Kind, pace: float, keeps_errors: bool) -> float:
 
 
 def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:
-    """The plan, dense at those steps at which more of the noise is new than is `allowed`."""
+    """The plan, dense at those steps at which more of the noise is new than is `allowed`. In flows it is dense throughout under
+    CFG++, which multiplies there what a forecast is off by until other things are drawn."""
+    if context.axis.is_flow and context.traits.cfg_pp:
+        return [step if step.kind == "dense" else PlannedStep("dense", "CFG++ with new noise in a flow") for step in plan]
     held, kept = list(plan), 1.0
     for i, step in enumerate(plan):
         kept *= 1 - context.renewed[i - 1] if i else 1.0

@@ -16,6 +16,8 @@ MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradi
 # prediction (CFG++, Chung et al. 2024, arXiv 2406.08070), so that a forecast's error enters the state whole, however short the
 # step. Its relative of two evaluations, dpmpp_2s_ancestral_cfg_pp, was measured to mend most of it in the second.
 WHOLE_STEP = ("euler_ancestral_cfg_pp",)
+# Samplers that renew the noise by the negative prediction (CFG++), of which the one above is the most delicate.
+CFG_PP = ("cfg_pp",)
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,22 @@ class SamplerTraits:
     """What the name of a sampler tells, and its guidance.
 
     noisy: it adds fresh noise. sde: as much of it as a stochastic differential equation has. multistep: a step leans on
-    predictions of earlier steps. whole_step: a step takes over the guided image whole. unguided: it gets the model's prediction
-    for the prompt as it is (CFG 1), and not how far that is from another one, several times over.
+    predictions of earlier steps. whole_step: a step takes over the guided image whole. cfg_pp: it is one of CFG++. unguided: it
+    gets the model's prediction for the prompt as it is (CFG 1), and not how far that is from another one, several times over.
     """
 
     noisy: bool = False
     sde: bool = False
     multistep: bool = False
     whole_step: bool = False
+    cfg_pp: bool = False
     unguided: bool = False
 
     @classmethod
     def of(cls, name: str, unguided: bool = False) -> SamplerTraits:
         """The traits of a sampler by its k-diffusion name, with or without the prefix "sample_"."""
-        return cls(*(any(part in name for part in parts) for parts in (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP)), unguided)
+        kinds = (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP, CFG_PP)
+        return cls(*(any(part in name for part in parts) for parts in kinds), unguided)
 
     @property
     def keeps_errors(self) -> bool:

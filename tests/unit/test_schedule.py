@@ -299,6 +299,18 @@ def test_bug_an_object_more_where_each_step_takes_over_the_guided_image_whole(pa
     assert kinds[12] == {"dense"} and "skipped" in kinds[20]
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "res_multistep_ancestral_cfg_pp"])
+def test_bug_other_objects_in_flows_under_cfg_pp(sampler):
+    """On the demo transformer in 30 steps up to ten objects were drawn that the dense run has not."""
+    sigmas = flow_sigmas(30).tolist()[:-1]
+    own = {"axis": FLOW, "renewed": [0.02] * 29}
+    for pace in PACES.values():
+        plan = plan_of(sigmas, HighlightConfig(pace=pace), sampler=sampler, **own)
+        assert {step.kind for step in plan} == {"dense"} and any("CFG++" in step.reason for step in plan)
+        other = plan_of(sigmas, HighlightConfig(pace=pace), sampler=sampler.replace("_cfg_pp", ""), **own)
+        assert {step.kind for step in other} != {"dense"}
+
+
 @pytest.mark.parametrize(("steps", "pace", "kinds"), [
     (20, 2.0, "ddpdpdpdpdpdpdpdpdpd"), (20, 5.0, "ddpppdpppdpppdpppdpp"), (20, 8.0, "ddpppppdpppppdpppppd"),
     (8, 5.0, "ddpdpdpd"), (8, 8.0, "ddppdppd"), (4, 5.0, "ddpd"), (1, 5.0, "d"), (6, 1e308, "ddpppp"),
