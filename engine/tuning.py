@@ -59,7 +59,7 @@ SHALLOW_PACE_PER_GAP = 2.75  # a gap is at most pace / this many steps
 # How much of the noise in the state may be new since the last dense evaluation, at pace 0 and more of it with each unit of
 # pace; beyond that objects appear. This is for shallow evaluations under samplers that keep errors; forecasts may reach over
 # less, other samplers over more.
-RENEWED, RENEWED_PER_PACE, RENEWED_OF_FORECASTS, RENEWED_OF_ONE_STEP = 0.35, 0.01, 3 / 4, 4 / 3
+RENEWED, RENEWED_PER_PACE, RENEWED_OF_FORECASTS, RENEWED_OF_ONE_STEP, RENEWED_OF_THIRD_ORDER = 0.35, 0.01, 3 / 4, 4 / 3, 1 / 2
 NOISY_SHALLOW_WARMUP = 2  # dense steps at the start where shallow evaluations fill the gaps
 
 # -- adaptive gaps; bench, methods with `interval: adaptive` -------------------------------------------------------------

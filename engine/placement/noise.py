@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
-from ..tuning import RENEWED, RENEWED_OF_FORECASTS, RENEWED_OF_ONE_STEP, RENEWED_PER_PACE
+from ..tuning import RENEWED, RENEWED_OF_FORECASTS, RENEWED_PER_PACE
 from .context import Context, PlannedStep
 
 NEGLIGIBLE = 1e-3  # share of new noise under which a sampler counts as one that adds none
@@ -33,11 +33,12 @@ def renewed(
     return tuple(1 - math.sqrt((1 - new) * share) for new, share in zip(fresh, kept, strict=True))
 
 
-def allowed(kind: Kind, pace: float, keeps_errors: bool) -> float:
-    """How much of the noise may be new since the last dense evaluation in a step of this kind."""
+def allowed(kind: Kind, pace: float, by_sampler: float) -> float:
+    """How much of the noise may be new since the last dense evaluation in a step of this kind, `by_sampler` times as much as
+    under a multistep sampler."""
     share = RENEWED + RENEWED_PER_PACE * pace
     by_kind = 1 if kind == "shallow" else RENEWED_OF_FORECASTS
-    return min(1.0, share * by_kind * (1 if keeps_errors else RENEWED_OF_ONE_STEP))
+    return min(1.0, share * by_kind * by_sampler)
 
 
 def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:
@@ -48,7 +49,7 @@ def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[Planned
     held, kept = list(plan), 1.0
     for i, step in enumerate(plan):
         kept *= 1 - context.renewed[i - 1] if i else 1.0
-        if step.kind != "dense" and 1 - kept > allowed(step.kind, context.config.pace, context.traits.keeps_errors):
+        if step.kind != "dense" and 1 - kept > allowed(step.kind, context.config.pace, context.traits.may_be_renewed):
             held[i] = PlannedStep("dense", f"{1 - kept:.0%} of the noise is new since the last dense one")
         if held[i].kind == "dense":
             kept = 1.0

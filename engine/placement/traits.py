@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tuning import DENSE_TAIL, DENSE_TAIL_MULTISTEP
+from ..tuning import DENSE_TAIL, DENSE_TAIL_MULTISTEP, RENEWED_OF_ONE_STEP, RENEWED_OF_THIRD_ORDER
 
 # Parts of the names of samplers that add fresh noise: only the denoised image is smooth along their path.
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a")
@@ -18,6 +18,8 @@ MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradi
 WHOLE_STEP = ("euler_ancestral_cfg_pp",)
 # Samplers that renew the noise by the negative prediction (CFG++), of which the one above is the most delicate.
 CFG_PP = ("cfg_pp",)
+# Multistep samplers that lean on three predictions.
+THIRD_ORDER = ("_3m",)
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class SamplerTraits:
     """What the name of a sampler tells, and its guidance.
 
     noisy: it adds fresh noise. sde: as much of it as a stochastic differential equation has. multistep: a step leans on
-    predictions of earlier steps. whole_step: a step takes over the guided image whole. cfg_pp: it is one of CFG++. unguided: it
-    gets the model's prediction for the prompt as it is (CFG 1), and not how far that is from another one, several times over.
+    predictions of earlier steps, of two of them where it is of third_order. whole_step: a step takes over the guided image
+    whole. cfg_pp: it is one of CFG++. unguided: it gets the model's prediction for the prompt as it is (CFG 1), and not how far
+    that is from another one, several times over.
     """
 
     noisy: bool = False
@@ -34,18 +37,22 @@ class SamplerTraits:
     multistep: bool = False
     whole_step: bool = False
     cfg_pp: bool = False
+    third_order: bool = False
     unguided: bool = False
 
     @classmethod
     def of(cls, name: str, unguided: bool = False) -> SamplerTraits:
         """The traits of a sampler by its k-diffusion name, with or without the prefix "sample_"."""
-        kinds = (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP, CFG_PP)
+        kinds = (STOCHASTIC, SDE, MULTISTEP, WHOLE_STEP, CFG_PP, THIRD_ORDER)
         return cls(*(any(part in name for part in parts) for parts in kinds), unguided)
 
     @property
-    def keeps_errors(self) -> bool:
-        """Whether more of a forecast's error stays in the state than a short step of its own brings there."""
-        return self.multistep or self.whole_step
+    def may_be_renewed(self) -> float:
+        """How much of the noise may be new before a gap ends, in that of multistep samplers: more where a short step brings no
+        more of a forecast's error into the state than its own, less where differences of three steps multiply it."""
+        if self.third_order:
+            return RENEWED_OF_THIRD_ORDER
+        return 1.0 if self.multistep or self.whole_step else RENEWED_OF_ONE_STEP
 
     @property
     def dense_tail(self) -> int:
