@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..demo.load import DENOISERS, encode_prompt, load_plain
-from ..demo.plain import PlainModel, sample
-from ..demo.plain_flow import PlainFlow
+from ..demo.plain import sample
+from ..demo.plain_flow import plain_class
 from ..demo.scenes import unseen_scenes
 from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
@@ -33,10 +33,9 @@ LIMITS = (2, 4, None)  # steps of the longest gap
 def rows(kind: str, steps: int, speeds: list[float], scenes: int) -> Iterator[str]:
     """A row of the table for each speed: of each limit the plan, and mean and worst PSNR to the dense pictures."""
     network, text, vae = load_plain(kind)
-    make = PlainFlow if kind == "mmdit" else PlainModel
     drawn = {(speed, limit): ("", []) for speed in speeds for limit in LIMITS}
     for number, scene in enumerate(unseen_scenes(scenes, SEED, (1, 2, 3))):
-        model = make(network, encode_prompt(text, scene.caption), encode_prompt(text, ""))
+        model = plain_class(kind)(network, encode_prompt(text, scene.caption), encode_prompt(text, ""))
         noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(SEED * 1000 + number))
         with torch.inference_mode():
             dense = picture_of(vae, sample(model, noise, steps, CFG, HighlightConfig(enabled=False))[0]).numpy()

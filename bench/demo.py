@@ -24,9 +24,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..demo.detector import colour_map, objects_right
-from ..demo.load import encode_prompt, load_plain
+from ..demo.load import TURBO_STEPS, encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
-from ..demo.plain_flow import PlainFlow
+from ..demo.plain_flow import plain_class
 from ..demo.scenes import Scene, parse_caption
 from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
@@ -42,7 +42,7 @@ from .probe import compare
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
-FEW = {"mmdit turbo 8": (8, 1.0), "mmdit turbo 4": (4, 1.0)}  # steps and CFG of distilled models
+FEW = {kind: (steps, 1.0) for kind, steps in TURBO_STEPS.items()}  # steps and CFG of distilled models
 SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *FEW), "simple")
 PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
 COMPARED_EVERY = 4  # prompts between those that are also sampled in the variants below
@@ -75,7 +75,7 @@ class PlainBackend:
     """The engine on a bundled model in plain torch."""
 
     def __init__(self, kind: str) -> None:
-        self.plain = PlainModel if kind == "unet" else PlainFlow
+        self.plain = plain_class(kind)
         self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
         self.denoiser, self.text, self.vae = load_plain(kind)
 

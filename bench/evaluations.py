@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..demo.load import DENOISERS, TURBO, encode_prompt, load_plain
-from ..demo.plain import PlainModel
-from ..demo.plain_flow import PlainFlow
+from ..demo.plain_flow import plain_class
 from ..demo.scenes import unseen_scenes
 from ..engine.config import HighlightConfig
 from ..engine.job import Job
@@ -32,8 +31,7 @@ from ..engine.merging.matcher import patches
 from ..engine.method import DenseContext
 from ..engine.partial.cache import ActivationCache
 from ..engine.partial.token_subset import TokenGrid
-from ..engine.prediction.forecast import prediction_type
-from ..engine.prediction.predictor import DampedLinear
+from ..engine.prediction.forecast import Forecasts, prediction_type
 from ..engine.region.heatmap import HeatmapAccumulator
 from ..engine.region.regions import UserMasks, boxes_mask
 from ..engine.region.tracking import RegionTracker
@@ -46,7 +44,6 @@ from .demo import CFG, FEW
 AGES = (1, 2, 3)  # steps since the surroundings of a region were recorded
 RATIOS = (0.3, 0.5, 0.7)  # of the tokens that are merged away
 SEED = 7500
-ATTENDED = "attended exact, others merged"
 
 
 @dataclass
@@ -109,16 +106,10 @@ class DensePath:
 
     def forecast(self, index: int) -> list[Tensor]:
         """As the pack forecasts it, from the two steps before."""
-        kind = prediction_type(False, axis=self.model.axis)
-        now, found = self.run[index], []
-        for branch in range(2):
-            predictor = DampedLinear(kind, self.model.axis)
-            for step in self.run[index - 2 : index]:
-                own = step.outputs[branch]
-                predictor.add(step.sigma, (step.x - own) / step.sigma if kind == "eps" else own)
-            value = predictor.predict(now.sigma)
-            found.append(now.x - now.sigma * value if kind == "eps" else value)
-        return found
+        forecasts = Forecasts(prediction_type(False, axis=self.model.axis), None, self.model.axis)
+        for at, step in enumerate(self.run[index - 2 : index], index - 2):
+            forecasts.add_dense(at, step.x, step.outputs, step.sigma, torch.tensor(True))
+        return forecasts.predict(index, self.run[index].x, self.run[index].sigma)
 
     def recorded(self, index: int, caches: Callable[[Step], Sequence[ActivationCache]], age: int, slope: bool) -> list:
         """New caches that know what was recorded `age` steps ago, and if `slope` one step earlier."""
@@ -149,12 +140,9 @@ class DensePath:
             yield "shallow", lambda: self._do(index, now.x, compute=tuple(caches))
         else:
             for ratio in RATIOS:
-                yield f"merged, r {ratio}", lambda ratio=ratio: self.merged(index, ratio, attended=False)
-            yield ATTENDED, lambda: self.merged(index, RATIOS[-1], attended=True)
-            yield (
-                "attended exact, others by the forecast's detail",
-                lambda: self.merged(index, RATIOS[-1], attended=True, detail=True),
-            )
+                yield f"merged, r {ratio}", self.merged(index, ratio, attended=False)
+            yield "attended exact, others merged", self.merged(index, RATIOS[-1], attended=True)
+            yield "attended exact, others by the forecast's detail", self.merged(index, RATIOS[-1], attended=True, detail=True)
         yield "coarse", lambda: self.coarse(index)
 
     def regional(self, index: int, age: int, slope: bool) -> list[Tensor]:
@@ -164,18 +152,26 @@ class DensePath:
         pairs = zip(computed, self.forecast(index), strict=True)
         return [torch.where(self.inside, own, other) for own, other in pairs]
 
-    def merged(self, index: int, ratio: float, attended: bool, detail: bool = False) -> list[Tensor]:
-        """Merged tokens, of which what sets them apart is remembered from the step before. attended: those that the prompt
-        looks at stay as they are. detail: what sets them apart is taken from the forecast picture instead."""
+    def merged(self, index: int, ratio: float, attended: bool, detail: bool = False) -> Callable[[], list[Tensor]]:
+        """What computes merged tokens, of which what sets them apart is remembered from the step before. attended: those that
+        the prompt looks at stay as they are. detail: what sets them apart is taken from the forecast picture instead."""
         config = SDTMConfig(r=ratio, delta=0.0, **({"mcw": 1.0, "protect_steps": 0} if detail else {}))
         state = self.model.merging(config, self.run[0].x.shape, self.sigmas)
         context = DenseContext(highlight=self.highlight, heatmap=self.heatmap) if attended else DenseContext()
-        for at in range(index if detail else index - 1, index + 1):
+
+        def task_at(at: int) -> MergeJob | None:
             state.after_dense(self.run[at - 1].outputs)
-            step = self.run[at]
-            task = state.before_dense(Evaluation(at, at, step.sigma, "dense", "", 1.0), context)
-            outputs = self._do(at, step.x, tasks=(task,) if task is not None else ())
-        return [self._detailed(*pair, task) for pair in zip(outputs, self.forecast(index), strict=True)] if detail else outputs
+            return state.before_dense(Evaluation(at, at, self.run[at].sigma, "dense", "", 1.0), context)
+
+        def do(at: int, task: MergeJob | None) -> list[Tensor]:
+            return self._do(at, self.run[at].x, tasks=() if task is None else (task,))
+
+        if not detail:
+            do(index - 1, task_at(index - 1))  # which is exact, and recorded
+        task = task_at(index)
+        if not detail:
+            return lambda: do(index, task)
+        return lambda: [self._detailed(*pair, task) for pair in zip(do(index, task), self.forecast(index), strict=True)]
 
     def _detailed(self, computed: Tensor, forecast: Tensor, task: MergeJob | None) -> Tensor:
         """The mean of merged tokens as computed, and how they differ from it as forecast."""
@@ -206,22 +202,20 @@ class DensePath:
         masks = (self.inside, ~self.inside)
         return tuple(float((square[mask].mean() / scale).sqrt()) if mask.any() else 0.0 for mask in masks)
 
-    def cost(self, name: str, make: Callable[[], list[Tensor]]) -> float:
+    def cost(self, make: Callable[[], list[Tensor]]) -> float:
         """What a kind of evaluation takes of a dense one's multiply-accumulates."""
-        own = macs(make) / macs(lambda: self._do(0, self.run[0].x))
-        return own - (1 if "merged, r" in name or name == ATTENDED else 0)  # those compute the step before once more
+        return macs(make) / macs(lambda: self._do(0, self.run[0].x))
 
 
 def study(kind: str, side: int, steps: int, scenes: int) -> str:
     """The table of one model, size and number of steps, as markdown."""
     network, text, _ = load_plain(kind)
     cfg = FEW[kind][1] if kind in FEW else CFG
-    plain = PlainModel if kind == "unet" else PlainFlow
     negative, found = encode_prompt(text, ""), defaultdict(lambda: defaultdict(list))
     costs: dict[str, float] = {}
     areas: list[float] = []
     for number, scene in enumerate(unseen_scenes(scenes, SEED)):
-        model = plain(network, encode_prompt(text, scene.caption), negative)
+        model = plain_class(kind)(network, encode_prompt(text, scene.caption), negative)
         noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(SEED + number))
         with torch.inference_mode():
             path = DensePath(model, noise, steps, cfg)
@@ -230,7 +224,7 @@ def study(kind: str, side: int, steps: int, scenes: int) -> str:
                 for name, make in path.kinds(index):
                     found[name][index].append(path.off(index, make()))
                     if name not in costs:
-                        costs[name] = path.cost(name, make)
+                        costs[name] = path.cost(make)
     heads = " | ".join(f"step {index + 1}" for index in range(2, steps))
     lines = [f"### {kind}, {side}x{side} cells, {steps} steps, CFG {cfg:g}, {scenes} scenes", "",
              f"The highlight has {statistics.fmean(areas):.0%} of the frame.", "",

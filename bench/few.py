@@ -13,8 +13,8 @@ import torch
 
 from ..demo.detector import objects_right
 from ..demo.load import DENOISERS, TURBO, encode_prompt, load_plain
-from ..demo.plain import PlainModel, sample
-from ..demo.plain_flow import PlainFlow
+from ..demo.plain import sample
+from ..demo.plain_flow import plain_class
 from ..demo.scenes import unseen_scenes
 from ..demo.vae import picture_of
 from ..engine.config import PACES, HighlightConfig
@@ -33,7 +33,7 @@ def table(kind: str, side: int, steps: int, cfg: float, count: int) -> str:
     network, text, vae = load_plain(kind)
     scenes = unseen_scenes(count, SEED)
     contexts = torch.cat([encode_prompt(text, scene.caption) for scene in scenes])
-    model = (PlainModel if kind == "unet" else PlainFlow)(network, contexts, encode_prompt(text, ""))
+    model = plain_class(kind)(network, contexts, encode_prompt(text, ""))
     noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(SEED))
     total = sum(len(scene.things) for scene in scenes)
 

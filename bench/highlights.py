@@ -10,7 +10,7 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,7 @@ from torch import Tensor
 from ..demo.detector import MIN_AREA, colour_map
 from ..demo.load import DENOISERS, encode_prompt, load_plain
 from ..demo.mmdit import JointBlock
-from ..demo.plain import PlainModel
-from ..demo.plain_flow import CAPTURED_BLOCKS, PlainFlow
+from ..demo.plain_flow import CAPTURED_BLOCKS, plain_class
 from ..demo.scenes import COLOURS, POSITIONS, SHAPES, Scene, sample_scene, unseen_scenes
 from ..demo.text import END, LENGTH, START, TOKENS, tokenize
 from ..demo.unet import CrossAttention
@@ -241,12 +240,11 @@ def run(
     """The scores of every way, or of the pack's alone, and how well the masks of phrases such as "red circle" fit."""
     network, text, vae = load_plain(kind)
     negative, scores, words = encode_prompt(text, ""), defaultdict(Score), []
-    plain: Callable[..., Any] = PlainFlow if kind == "mmdit" else PlainModel
     backgrounds = [number for number, scene in enumerate(scenes) if not scene.things]
     things = {number for number, scene in enumerate(scenes) if scene.things}
     compared = set() if alone else things | set(backgrounds[:COMPARED])
     for number, scene in enumerate(scenes):
-        model, ways = plain(network, encode_prompt(text, scene.caption), negative), Ways(kind, frame, scene.caption)
+        model, ways = plain_class(kind)(network, encode_prompt(text, scene.caption), negative), Ways(kind, frame, scene.caption)
         sigmas, drawn, phrases = model.sigmas(STEPS), defaultdict(list), []
         x = model.noised(torch.randn(1, 4, *frame, generator=torch.Generator().manual_seed(seed * 1000 + number)), sigmas[0])
         with torch.inference_mode():

@@ -17,7 +17,8 @@ from .vae import VAE
 WEIGHTS = Path(__file__).parent / "weights"
 DENOISERS = {"unet": UNet, "mmdit": MMDiT}
 # LoRAs that distil the MMDiT to so many steps at CFG 1, in a folder that ComfyUI's LoRA loaders are shown
-TURBO = {f"mmdit turbo {steps}": f"loras/highlight_demo_turbo_{steps}_steps" for steps in (8, 4)}
+TURBO_STEPS = {f"mmdit turbo {steps}": steps for steps in (8, 4)}
+TURBO = {kind: f"loras/highlight_demo_turbo_{steps}_steps" for kind, steps in TURBO_STEPS.items()}
 IN_MODEL = "diffusion_model."  # what those loaders call the network in a MODEL
 
 # Of the model that nothing is tuned to, which is not part of a release: its UNet in two files, and its text encoder.

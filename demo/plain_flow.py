@@ -25,7 +25,7 @@ from ..engine.region.heatmap import token_maps
 from ..engine.time_axis import FLOW
 from .diffusion import STEPS, flow_sigmas
 from .mmdit import JointBlock, MMDiT
-from .plain import STREAMS, Parts
+from .plain import STREAMS, Parts, PlainModel
 
 CAPTURED_BLOCKS = range(2, 6)  # of which the heatmap is made
 
@@ -148,3 +148,8 @@ class PlainFlow:
                 accumulator.add(token_maps(q.chunk(2)[0], k.chunk(2)[0], heads), grid.size)
 
         return capture
+
+
+def plain_class(kind: str) -> type[PlainModel] | type[PlainFlow]:
+    """What samples a denoiser of a kind, as `load.load_plain` has them."""
+    return PlainFlow if kind.startswith("mmdit") else PlainModel

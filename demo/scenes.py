@@ -229,6 +229,16 @@ def _parse_thing(phrase: str) -> Thing:
     return Thing(match[1], match[2], match[3], position, radius, POSITIONS[position])
 
 
+def training_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
+    """`count` scenes with captions that training may see."""
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng)
+        if not held_out(scene.caption):
+            scenes.append(scene)
+    return scenes
+
+
 def unseen_scenes(count: int, seed: int, objects: tuple[int, ...] = (1, 2, 3)) -> list[Scene]:
     """`count` scenes whose captions training never saw, their numbers of objects in turn."""
     rng, scenes = np.random.default_rng(seed), []

@@ -74,12 +74,17 @@ class Context:
         return len(self.sigmas)
 
     @property
+    def unguided_few(self) -> bool:
+        """Whether these are few steps of a flow without guidance, as turbo models are sampled in."""
+        return self.axis.is_flow and self.traits.unguided and self.steps < FEW_STEPS
+
+    @property
     def careful_gap(self) -> int | None:
         """The longest gap of a path that is found by another model's profile, where that may be wrong enough to spoil a
         picture: in few steps, but in flows without guidance, and on models of an unknown class. None for any gap."""
         if self.errors is None or not self.errors.profile.bundled:
             return None
-        if self.steps < FEW_STEPS and (self.unknown or not (self.axis.is_flow and self.traits.unguided)):
+        if self.steps < FEW_STEPS and (self.unknown or not self.unguided_few):
             return GAP_IN_FEW_STEPS
         return CAREFUL_GAP if self.unknown else None
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..tuning import CAREFUL_DB, FEW_STEPS, LEAST_UNGUIDED, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
+from ..tuning import CAREFUL_DB, LEAST_UNGUIDED, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
 from .context import FORECAST, Context, PlannedStep, filled
 
 
@@ -67,8 +67,8 @@ def dense_steps(steps: int, speed: float) -> int:
 
 
 def forecast_in_few(context: Context) -> int | None:
-    """How many steps a preset forecasts in few steps of a flow at CFG 1, as turbo models are sampled in; None elsewhere."""
-    few = context.axis.is_flow and context.traits.unguided and LEAST_UNGUIDED <= context.steps < FEW_STEPS
+    """How many steps a preset forecasts in few steps without guidance; None elsewhere."""
+    few = context.unguided_few and context.steps >= LEAST_UNGUIDED
     if not few or context.inpaints or context.config.by_path or context.config.interval is not None:
         return None
     return math.floor((context.pace + UNGUIDED_PACE) / UNGUIDED_SCALE * (context.steps - 1))
@@ -78,9 +78,11 @@ def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     """The plan that the config asks for: with as many dense steps as its speed or its preset leaves, and with as many more as
     its limit of the error takes; the densest where none is good enough."""
     config, errors = context.config, context.errors
-    forecast, dense_anyway = forecast_in_few(context), context.steps - (context.last - start)
-    wanted_dense = dense_steps(context.steps, config.speed) if config.speed else 0
-    allowed = (wanted_dense if forecast is None else context.steps - forecast) - dense_anyway
+    if (forecast := forecast_in_few(context)) is not None:
+        least = context.steps - forecast
+    else:
+        least = dense_steps(context.steps, config.speed) if config.speed else 0
+    allowed = least - (context.steps - (context.last - start))
     wanted = config.fidelity + (CAREFUL_DB if context.careful_gap else 0)
     for dense, error in zip(paths.dense, paths.errors, strict=True):
         good = errors is None or not config.fidelity or errors.decibels(error) >= wanted

@@ -5,7 +5,7 @@ import pytest
 import torch
 from highlight_diffusion.demo.detector import objects_right
 from highlight_diffusion.demo.diffusion import flow_sigmas
-from highlight_diffusion.demo.load import TURBO, WEIGHTS, encode_prompt, load_plain, read_weights
+from highlight_diffusion.demo.load import TURBO, TURBO_STEPS, WEIGHTS, encode_prompt, load_plain, read_weights
 from highlight_diffusion.demo.scenes import unseen_scenes
 from highlight_diffusion.demo.vae import picture_of
 from highlight_diffusion.host.demo import load_demo, load_mmdit, show_adapters
@@ -13,7 +13,6 @@ from highlight_diffusion.tools.train.turbo import GUIDANCE, arrive, velocity_of
 
 import nodes as comfy_nodes
 
-STEPS = {"mmdit turbo 8": 8, "mmdit turbo 4": 4}
 MOST_BYTES = 4 * 2**20
 
 
@@ -46,7 +45,7 @@ def test_the_loaders_choice_equals_the_plain_one(kind):
 def test_it_draws_in_a_few_steps_what_guidance_draws_in_more(kind):
     """Every object right but one, and nearer to the guided picture of the same noise than the model alone is."""
     network, text, vae = load_plain(kind)
-    base, scenes, sigmas = load_plain("mmdit")[0], unseen_scenes(6, 41, objects=(1, 2)), flow_sigmas(STEPS[kind]).tolist()
+    base, scenes, sigmas = load_plain("mmdit")[0], unseen_scenes(6, 41, objects=(1, 2)), flow_sigmas(TURBO_STEPS[kind]).tolist()
     contexts = torch.cat([encode_prompt(text, scene.caption) for scene in scenes])
     noise = torch.randn(len(scenes), 4, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -29,7 +29,7 @@ from ...demo.diffusion import corrupt_by_flow, corrupt_by_schedule
 from ...demo.layout import LayoutHeads, answers, layout, teach_text
 from ...demo.load import read_weights
 from ...demo.mmdit import FinalLayer, JointBlock, MMDiT, StreamBlock
-from ...demo.scenes import held_out, object_masks, parse_caption, render, sample_scene
+from ...demo.scenes import object_masks, parse_caption, render, training_scenes
 from ...demo.text import TextEncoder, tokenize
 from ...demo.unet import SECOND, CrossAttention, ResBlock, SpatialTransformer, UNet, UNetConfig
 from ...demo.vae import ideal_latent
@@ -44,11 +44,8 @@ EMA = 0.998
 
 def make_examples(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Latents (count, 4, 32, 32) and object weights (count, 32, 32) in float16, and captions, none held out."""
-    rng, latents, weights, captions = np.random.default_rng(seed), [], [], []
-    while len(captions) < count:
-        scene = sample_scene(rng)
-        if held_out(scene.caption):
-            continue
+    latents, weights, captions = [], [], []
+    for scene in training_scenes(np.random.default_rng(seed), count):
         latent = ideal_latent(torch.from_numpy(render(scene, RENDER_SIZE)).permute(2, 0, 1)[None])[0]
         mask = object_masks(scene, 32).any(0) if scene.things else np.zeros((32, 32), bool)
         latents.append(latent.half().numpy())

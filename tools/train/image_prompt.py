@@ -25,7 +25,7 @@ from ...demo.diffusion import corrupt_by_schedule
 from ...demo.image_prompt import CONFIG, IMAGE_SIZE, PATCH, Adapter, VisionEncoder, attend, pixels, places, queries
 from ...demo.layout import CLASSES, TextReader, answers
 from ...demo.load import encode_prompt, load_plain
-from ...demo.scenes import held_out, render, sample_scene
+from ...demo.scenes import render, training_scenes
 from ...demo.unet import CrossAttention, UNet
 from ...demo.vae import ideal_latent
 from .denoiser import RENDER_SIZE, attend_explicitly, encode_captions, kept_examples, learning_rate, note, save_checkpoint
@@ -38,11 +38,8 @@ SEEING_WEIGHT = 0.1  # after that
 
 def make_examples(seed: int, count: int) -> dict[str, np.ndarray]:
     """Latents (count, 4, 32, 32), pictures uint8 (count, 224, 224, 3), answers and captions."""
-    rng, found = np.random.default_rng(seed), {"latents": [], "pictures": [], "answers": [], "captions": []}
-    while len(found["captions"]) < count:
-        scene = sample_scene(rng)
-        if held_out(scene.caption):
-            continue
+    found: dict[str, list] = {"latents": [], "pictures": [], "answers": [], "captions": []}
+    for scene in training_scenes(np.random.default_rng(seed), count):
         picture = torch.from_numpy(render(scene, RENDER_SIZE)).permute(2, 0, 1)[None]
         small = F.interpolate(picture, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
         found["latents"].append(ideal_latent(picture)[0].half().numpy())

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...demo.diffusion import STEPS, flow_sigmas
-from ...demo.load import IN_MODEL, encode_prompt, load_plain
+from ...demo.load import IN_MODEL, add_lora, encode_prompt, load_plain
 from ...demo.mmdit import JointBlock, MMDiT
-from ...demo.scenes import Scene, held_out, object_masks, sample_scene
+from ...demo.scenes import Scene, object_masks, training_scenes
 from .denoiser import EMA, OBJECT_WEIGHT, attend_explicitly, learning_rate, note, save_checkpoint
 
 log = logging.getLogger("train.turbo")
@@ -97,26 +97,17 @@ def arrive(velocity: Denoise, x: Tensor, sigmas: list[float], context: Tensor) -
     return x
 
 
-Lesson = tuple[Tensor, float, Tensor, Tensor, Tensor]  # state, sigma, context, the teacher's mean velocity, weights
+Lesson = tuple[Tensor, float, Tensor]  # state, sigma, the teacher's mean velocity
 
 
-def lessons(student: Denoise, teacher: Denoise, x: Tensor, steps: int, context: Tensor, weight: Tensor) -> Iterator[Lesson]:
+def lessons(student: Denoise, teacher: Denoise, x: Tensor, steps: int, context: Tensor) -> Iterator[Lesson]:
     """What the teacher does at every state of the student's run from noise x (B, 4, H, W)."""
     fine = flow_sigmas(steps * SUBSTEPS).tolist()
     for first in range(0, len(fine) - 1, SUBSTEPS):
         interval = fine[first : first + SUBSTEPS + 1]
         sigma, following = interval[0], interval[-1]
-        yield x, sigma, context, (arrive(teacher, x, interval, context) - x) / (following - sigma), weight
+        yield x, sigma, (arrive(teacher, x, interval, context) - x) / (following - sigma)
         x = arrive(student, x, [sigma, following], context)
-
-
-def unheld_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = sample_scene(rng)
-        if not held_out(scene.caption):
-            scenes.append(scene)
-    return scenes
 
 
 def weights_of(scenes: list[Scene], side: int) -> Tensor:
@@ -132,8 +123,10 @@ def train(args: argparse.Namespace) -> None:
     base, text, _ = load_plain("mmdit")
     empty, checkpoint = encode_prompt(text, "").clone(), args.out / "last.pt"
     lora = torch.load(args.teacher)["average"] if args.teacher else None
-    teacher = velocity_of(with_lora(base, lora)) if args.teacher else velocity_of(base, GUIDANCE, empty)
     network = with_lora(base, lora)
+    if lora:
+        add_lora(base, lora)
+    teacher = velocity_of(base) if lora else velocity_of(base, GUIDANCE, empty)
     student, trained = velocity_of(network), lora_of(network)
     average = {name: weight.detach().clone() for name, weight in trained.items()}
     optimiser = torch.optim.AdamW(trained.values(), lr=args.lr, weight_decay=0.0, betas=(0.9, 0.99))
@@ -148,11 +141,12 @@ def train(args: argparse.Namespace) -> None:
     rng, generator = np.random.default_rng(step + 1), torch.Generator().manual_seed(step + 1)
     while spent < budget:
         side = args.side if spent < (1 - args.fine) * budget else 2 * args.side
-        scenes = unheld_scenes(rng, args.batch)
+        scenes = training_scenes(rng, args.batch)
         context = torch.cat([encode_prompt(text, scene.caption) for scene in scenes]).clone()
         noise = torch.randn(args.batch, 4, side, side, generator=generator)
-        for x, sigma, words, target, weight in lessons(student, teacher, noise, args.steps, context, weights_of(scenes, side)):
-            loss = (weight * (student(x, sigma, words) - target) ** 2).mean()
+        weight = weights_of(scenes, side)
+        for x, sigma, target in lessons(student, teacher, noise, args.steps, context):
+            loss = (weight * (student(x, sigma, context) - target) ** 2).mean()
             loss.backward()
             losses.append(loss.item())
             nn.utils.clip_grad_norm_(trained.values(), 1.0)
