@@ -1,8 +1,7 @@
 """Compare accelerators on one model, side by side in one run: `python run.py bench`.
 
-Every method is sampled at several strengths on the same prompts and seeds, and each picture is compared with the dense
-one. Pictures and multiply-accumulates come from one pass, seconds from another, in which dense and accelerated runs
-alternate. Results are appended to two CSV files as they come, so an interrupted run goes on where it stopped.
+Every method is sampled at several strengths on the same prompts and seeds, and each picture is compared with the dense one.
+Results are appended to a CSV file as they come, so that an interrupted run goes on where it stopped; `page.py` makes the page.
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ import csv
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from scipy import ndimage
 
+from ..demo.load import DENOISERS, TURBO, TURBO_STEPS
 from ..engine.trace import KINDS
 from ..tools.comfy import Sampling, Subject, boot
 from ..tools.console import say
@@ -28,42 +27,43 @@ from ..tools.server import PACK
 from . import prompts
 from .cost import macs
 from .fidelity import psnr, ssim
+from .meter import Meter
+from .shared import Shared
 
-BORDER = 5  # pixels on either side of an object's outline
 TIMED = 5  # rounds of timed runs
 ROUND = 4  # accelerated runs after each dense one
-SEED = 0
+APART = 5000  # between the noise seeds of the first prompt
+DOCS = PACK / "docs" / "benchmarks"
 
 
 @dataclass(frozen=True)
 class Result:
     """One picture of one method at one strength, against the dense one.
 
-    share: of the frame that the dense picture's objects take; the areas of the fidelities are theirs.
+    cells: the latent's side. share: of the frame that the dense picture's objects take, over which psnr_inside is. right: how
+    many of the wanted objects are there. macs: executed, of as many as the dense run's. kinds: how many evaluations of each.
     """
 
     sampler: str
     steps: int
+    cells: int
     method: str
     setting: str
+    seed: int
     prompt: int
     kind: str
     share: float
     psnr: float
     psnr_inside: float
-    psnr_outside: float
-    psnr_border: float
     ssim: float
     right: int
     wanted: int
     macs: int
     dense_macs: int
-    partial_macs: int
     dense: int
     partial: int
     shallow: int
     skipped: int
-    active: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Timing:
 
     sampler: str
     steps: int
+    cells: int
     method: str
     setting: str
     prompt: int
@@ -80,7 +81,7 @@ class Timing:
 
 
 class Table:
-    """A CSV file of records that only grows."""
+    """A CSV file of records that only grows. A record is known by its fields up to `prompt`."""
 
     def __init__(self, path: Path, record: type):
         self.path, self.names = path, [f.name for f in fields(record)]
@@ -93,6 +94,7 @@ class Table:
                     raise ValueError(f"{path} has columns of another version; move it away or choose another --out")
                 self.done = {tuple(row[k] for k in self.keys) for row in reader}
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(",".join(self.names) + "\n")
 
     def has(self, *key: object) -> bool:
@@ -105,102 +107,100 @@ class Table:
             csv.DictWriter(file, self.names).writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def areas(mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Inside, outside and border of a mask (H, W) of objects; empty areas are left out."""
-    near = ndimage.binary_dilation(mask, iterations=BORDER) & ~ndimage.binary_erosion(mask, iterations=BORDER)
-    return {name: area for name, area in (("inside", mask), ("outside", ~mask), ("border", near)) if area.any()}
-
-
 class Comparison:
-    """The bench on one model."""
+    """The bench on one model. results: the CSV file. out: where dense pictures are kept, and the timings."""
 
-    def __init__(self, subject: Subject, asked: list[prompts.Prompt], methods: list, out: Path):
+    def __init__(self, subject: Subject, asked: list[prompts.Prompt], methods: list, results: Path, out: Path):
         self.subject, self.asked, self.methods, self.out = subject, asked, methods, out
         subject.cond("")
         out.mkdir(parents=True, exist_ok=True)
-        self.tally = Tally()
+        self.tally, self.meter = Tally(), Meter(subject.model.get_model_object("diffusion_model"))
+        self.shared = Shared()
         self.costs: dict[tuple[str, Sampling], int] = {}  # MACs of the methods that do not adapt
-        self.results, self.timings = Table(out / "results.csv", Result), Table(out / "timings.csv", Timing)
+        self.results, self.timings = Table(results, Result), Table(out / "timings.csv", Timing)
 
-    def _picture(self, method: Any, prompt: prompts.Prompt, sampling: Sampling) -> tuple[np.ndarray, int, Any]:
+    def picture(self, method: Any, index: int, seed: int, sampling: Sampling) -> tuple[np.ndarray, int, Any]:
         """RGB, MACs executed and our run's trace where the method keeps one."""
-        attached, latents = method.attach(self.subject.model, sampling), []
-        self.subject.cond(prompt.text)  # encoded outside the count
+        text, attached, latents = self.asked[index].text, method.attach(self.subject.model, sampling), []
+        model = self.shared.attached(attached.model) if method.whole else attached.model
+        self.subject.cond(text)  # encoded outside the count
 
         def sample() -> None:
-            latents.append(self.subject.sample(attached.model, prompt.text, SEED, attached.sampling)[0])
+            latents.append(self.subject.sample(model, text, index + APART * seed, attached.sampling)[0])
 
-        key = (method.label, sampling)
+        executed = self._executed(method, sampling, attached, sample)
+        return self.subject.decode(latents[0]), executed, attached.trace.last if attached.trace is not None else None
+
+    def _executed(self, method: Any, sampling: Sampling, attached: Any, sample: Callable[[], None]) -> int:
+        """Sample, and count the MACs."""
+        if method.whole:
+            calls = self.shared.calls
+            sample()
+            return round((self.shared.calls - calls) * self.tally.known[sampling.cfg, "dense", False, 0, ()])
         if attached.trace is not None and method.adapts:
             sample()
-            run = attached.trace.last
-            executed = self.tally.of(run, sampling)
-            if executed is None:
-                executed = self.tally.learn(run, sampling, macs(sample))
-            return self.subject.decode(latents[0]), executed, run
-        if method.adapts or key not in self.costs:
-            self.costs[key] = macs(sample)
-        else:
+            executed = self.tally.of(attached.trace.last, sampling)
+            return self.tally.learn(attached.trace.last, sampling, macs(sample)) if executed is None else executed
+        key = (method.label, sampling)
+        if not method.adapts and key in self.costs:
             sample()
-        run = attached.trace.last if attached.trace is not None else None
-        return self.subject.decode(latents[0]), self.costs[key], run
+        else:
+            self.costs[key] = self.meter.of(sample)
+        return self.costs[key]
 
-    def _dense(self, index: int, sampling: Sampling) -> tuple[np.ndarray, int]:
+    def dense(self, index: int, seed: int, sampling: Sampling) -> tuple[np.ndarray, int]:
         """The dense picture and its MACs, made once and kept. Raises ValueError where what was kept is another prompt's."""
-        path = self.out / "dense" / f"{sampling.sampler}-{sampling.steps}-{index}.npz"
+        name = f"{sampling.sampler}-{sampling.steps}-{self.subject.size}-{seed}-{index}.npz"
+        path = self.out / "dense" / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            image, executed, _ = self._picture(self.methods[0], self.asked[index], sampling)
-            np.savez(path, image=image, macs=executed, text=self.asked[index].text)
+            image, executed, _ = self.picture(self.methods[0], index, seed, sampling)
+            np.savez_compressed(path, image=image.astype(np.float32), macs=executed, text=self.asked[index].text)
         data = np.load(path)
-        if "text" in data and str(data["text"]) != self.asked[index].text:
-            raise ValueError(f'{path} is of "{data["text"]}"; with other prompts or another --limit choose another --out')
+        if str(data["text"]) != self.asked[index].text:
+            raise ValueError(f'{path} is of "{data["text"]}"; with other prompts choose another --out')
         executed = int(data["macs"])
         self.tally.known[sampling.cfg, "dense", False, 0, ()] = executed / sampling.steps  # the samplers of one call a step
         return data["image"], executed
 
     def _judge(self, index: int, reference: np.ndarray, image: np.ndarray) -> dict[str, Any]:
-        scene = self.asked[index].scene
-        if scene is None:
-            parts, right, wanted, share = {}, 0, 0, float("nan")
-        else:
+        scene, inside, right, wanted = self.asked[index].scene, None, 0, 0
+        if scene is not None:
             from ..demo.detector import colour_map, objects_right
 
-            mask = colour_map(reference) >= 0
-            parts, share = areas(mask), float(mask.mean())
-            right, wanted = objects_right(scene, image), len(scene.things)
-        by_area = {f"psnr_{name}": psnr(reference, image, parts[name]) if name in parts else float("nan")
-                   for name in ("inside", "outside", "border")}  # fmt: skip
-        whole = {"psnr": psnr(reference, image), "ssim": ssim(reference, image)}
-        return {"share": share, "right": right, "wanted": wanted, **whole, **by_area}
+            inside, right, wanted = colour_map(reference) >= 0, objects_right(scene, image), len(scene.things)
+        there = inside is not None and bool(inside.any())
+        return {
+            "share": float(inside.mean()) if inside is not None else float("nan"), "right": right, "wanted": wanted,
+            "psnr": psnr(reference, image), "ssim": ssim(reference, image),
+            "psnr_inside": psnr(reference, image, inside) if there else float("nan"),
+        }  # fmt: skip
 
-    def fidelity(self, sampling: Sampling) -> None:
-        """One picture a prompt of every method, with its MACs."""
-        progress = Progress(f"{sampling.sampler}, {sampling.steps} steps: pictures", len(self.asked) * len(self.methods))
-        for index, prompt in enumerate(self.asked):
-            reference, dense_macs = self._dense(index, sampling)
-            for method in self.methods:
-                key = (sampling.sampler, sampling.steps, method.name, method.setting, index)
-                progress.step()
-                if self.results.has(*key):
-                    continue
-                if method is self.methods[0]:
-                    image, executed, run = reference, dense_macs, None
-                else:
-                    image, executed, run = self._picture(method, prompt, sampling)
-                counts = {kind: run.count(kind) if run else 0 for kind in KINDS}
-                self.results.add(Result(
-                    *key, prompt.kind, macs=executed, dense_macs=dense_macs, partial_macs=_partial(run, executed, dense_macs),
-                    active=run.mean_active if run else 1.0, **counts, **self._judge(index, reference, image),
-                ))  # fmt: skip
-                self._keep(image, sampling, method, index)
+    def fidelity(self, sampling: Sampling, seeds: int) -> None:
+        """One picture of every method, prompt and seed, with its MACs."""
+        total = len(self.asked) * seeds * len(self.methods)
+        progress = Progress(f"{sampling.sampler}, {sampling.steps} steps: pictures", total)
+        for seed in range(seeds):
+            for index in range(len(self.asked)):
+                self._of_one(index, seed, sampling, progress)
         progress.end()
 
-    def _keep(self, image: np.ndarray, sampling: Sampling, method: Any, index: int) -> None:
-        name = method.label.replace("/", "-").replace(" ", "_")
-        folder = self.out / "pictures" / f"{sampling.sampler}-{sampling.steps}" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 255).round().astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
+    def _of_one(self, index: int, seed: int, sampling: Sampling, progress: Progress) -> None:
+        """Every method's picture of one prompt and seed."""
+        self.shared.forget()
+        for method in self.methods:
+            key = (sampling.sampler, sampling.steps, self.subject.size, method.name, method.setting, seed, index)
+            progress.step()
+            if self.results.has(*key):
+                continue
+            reference, dense_macs = self.dense(index, seed, sampling)
+            if method is self.methods[0]:
+                image, executed, run = reference, dense_macs, None
+            else:
+                image, executed, run = self.picture(method, index, seed, sampling)
+            counts = {kind: run.count(kind) if run else 0 for kind in KINDS}
+            judged = self._judge(index, reference, image)
+            self.results.add(Result(*key, self.asked[index].kind, macs=executed, dense_macs=dense_macs, **counts, **judged))
 
     def seconds(self, sampling: Sampling) -> None:
         """Timed rounds on the first prompts: a dense run, then a few methods, which are compared with it."""
@@ -212,7 +212,7 @@ class Comparison:
             for start in range(1, len(self.methods), ROUND):
                 dense = None
                 for method in self.methods[start : start + ROUND]:
-                    key = (sampling.sampler, sampling.steps, method.name, method.setting, turn)
+                    key = (sampling.sampler, sampling.steps, self.subject.size, method.name, method.setting, turn)
                     progress.step()
                     if not self.timings.has(*key):
                         dense = dense or self._time(self.methods[0], index, sampling)
@@ -221,7 +221,7 @@ class Comparison:
 
     def _time(self, method: Any, index: int, sampling: Sampling) -> float:
         attached = method.attach(self.subject.model, sampling)
-        return self.subject.sample(attached.model, self.asked[index].text, SEED, attached.sampling)[1]
+        return self.subject.sample(attached.model, self.asked[index].text, index, attached.sampling)[1]
 
 
 class Tally:
@@ -262,13 +262,6 @@ class Tally:
         return executed
 
 
-def _partial(run: Any, executed: int, dense_macs: int) -> int:
-    """MACs of a run that are not its dense evaluations': those of windows, shallow ones and heatmaps."""
-    if run is None:
-        return 0
-    return max(0, executed - dense_macs * run.count("dense") // max(len(run.evaluations), 1))
-
-
 class Progress:
     """A line that counts up."""
 
@@ -286,46 +279,112 @@ class Progress:
         sys.stdout.write("\n")
 
 
+PROFILED = ("a bowl of fruit on a table", "a narrow street after rain", "a sleeping dog", "mountains at dawn")  # never judged
+
+
+def log_profile(subject: Subject, sampling: Sampling) -> None:
+    """Make the profile of a model that has none of its own, as Profile a Model does, from dense runs on prompts that are not
+    judged. It is kept in ComfyUI's user directory, where every Highlight node finds it."""
+    from ..engine.profile import Profile, Recorder, write_profile
+    from ..host.profiles import path_of
+    from ..host.profiling import recorded
+    from ..host.run import time_axis_of
+
+    path = path_of(subject.model)
+    if path.exists():
+        return
+    profile = Profile((), time_axis_of(subject.model), type(subject.model.model).__name__)
+    for number, prompt in enumerate(PROFILED):
+        say(f"profile: picture {number + 1} of {len(PROFILED)}")
+        recorder = Recorder((sampling.cfg, 1 - sampling.cfg))
+        subject.sample(recorded(subject.model, recorder), prompt, number, sampling)
+        profile = profile.joined(recorder.runs())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_profile(profile, path)
+    say(f"profile: {path}")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="run.py bench", description="Accelerators side by side on one model.")
+    made.add_argument("--model", choices=[*DENOISERS, *TURBO, "second"], default="unet", help="which of the demo models")
+    own = made.add_argument_group("your own model instead")
+    own.add_argument("--checkpoint", type=Path, help="a checkpoint with text encoder and VAE")
+    own.add_argument("--diffusion-model", type=Path, help="a diffusion model, beside --text-encoders, --clip-type and --vae")
+    own.add_argument("--text-encoders", type=Path, nargs="+", default=[])
+    own.add_argument("--clip-type", default="stable_diffusion", help="as Load CLIP has it")
+    own.add_argument("--vae", type=Path)
+    own.add_argument("--workflow", type=Path, help="a workflow with one sampler node, saved, or exported for the API")
+    own.add_argument("--no-profile", action="store_true", help="plan by the bundled profile, instead of making the model's own")
+    made.add_argument("--size", type=int, help="of the pictures, in pixels; 256 for the demo models, 512 for others")
+    made.add_argument("--prompts", type=Path, help="your own prompts: one a line, '# name' before a class of them")
+    made.add_argument("--limit", type=int, default=48, help="at most this many prompts, or of each class of a file")
+    made.add_argument("--seeds", type=int, default=1, help="noises of each prompt")
+    made.add_argument("--samplers", help="default: euler")
+    made.add_argument("--scheduler", help="default: simple for flows, normal for others")
+    made.add_argument("--steps", help="default: 8 for turbo models, 30,20,12 for others, or the workflow's")
+    made.add_argument("--cfg", type=float, help="default: 1 for turbo models, 3 for other demo models, 7 for a checkpoint")
+    made.add_argument("--only", help="compare only methods whose name contains one of these, comma between")
+    made.add_argument("--study", action="store_true", help="our ablations too")
+    made.add_argument("--clock", action="store_true", help="time the methods too; that takes an idle machine")
+    made.add_argument("--docs", action="store_true", help="keep the results in docs/benchmarks/ and write docs/benchmarks.md")
+    made.add_argument("--out", type=Path, default=PACK / "out" / "bench")
+    return made
+
+
+def subject_of(args: argparse.Namespace) -> tuple[str, Subject]:
+    """What the arguments name: its name and itself. Raises SystemExit where they do not fit together."""
+    cells = (args.size or (256 if demo_of(args) else 512)) // 8
+    if args.workflow:
+        from .workflow import WorkflowSubject
+
+        return args.workflow.stem, WorkflowSubject(args.workflow)
+    if args.diffusion_model:
+        if not (args.text_encoders and args.vae):
+            raise SystemExit("--diffusion-model needs --text-encoders and --vae beside it")
+        files = args.diffusion_model, args.text_encoders, args.clip_type, args.vae
+        return args.diffusion_model.stem, Subject.files(*files, size=cells)
+    if args.checkpoint:
+        return args.checkpoint.stem, Subject.checkpoint(args.checkpoint, cells)
+    return args.model.replace(" ", "-"), Subject.demo(args.model, cells)
+
+
+def demo_of(args: argparse.Namespace) -> bool:
+    """Whether a demo model is compared."""
+    return not (args.checkpoint or args.diffusion_model or args.workflow)
+
+
+def samplings(args: argparse.Namespace, subject: Subject) -> list[Sampling]:
+    """How to sample, one after the other: as asked, or else as the workflow, or as is usual for the model."""
+    turbo, own = demo_of(args) and args.model in TURBO, getattr(subject, "sampling", None)
+    if own is not None:
+        return [replace(own, steps=int(n)) for n in (args.steps or str(own.steps)).split(",")]
+    cfg = args.cfg or (1.0 if turbo else 3.0 if demo_of(args) else 7.0)
+    scheduler = args.scheduler or ("simple" if subject.flow else "normal")  # as both are sampled by their authors
+    steps = args.steps or (str(TURBO_STEPS[args.model]) if turbo else "30,20,12")
+    names = (args.samplers or "euler").split(",")
+    return [Sampling(sampler, int(n), cfg, scheduler) for n in steps.split(",") for sampler in names]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="run.py bench", description="Accelerators side by side on one model.")
-    parser.add_argument("--model", choices=["unet", "mmdit"], default="unet", help="which of the demo models")
-    parser.add_argument("--checkpoint", type=Path, help="your own checkpoint instead of the demo model")
-    parser.add_argument("--size", type=int, default=512, help="picture size for --checkpoint, in pixels")
-    parser.add_argument("--prompts", type=Path, help="your own prompts: one a line, '# name' before a class of them")
-    parser.add_argument("--limit", type=int, help="at most this many prompts of each class")
-    parser.add_argument("--samplers", default="euler,dpmpp_2m,euler_ancestral,dpmpp_2m_sde")
-    parser.add_argument("--steps", default="30,12")
-    parser.add_argument("--cfg", type=float, help="default: 3 for the demo model, 7 for a checkpoint")
-    parser.add_argument("--only", help="compare only methods whose name contains one of these, comma between")
-    parser.add_argument("--no-timing", action="store_true", help="pictures and MACs only")
-    parser.add_argument("--docs", action="store_true", help="write the report to docs/benchmarks/")
-    parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
-    args = parser.parse_args()
-    if args.checkpoint and not args.prompts:
-        args.prompts = prompts.FOLDER / "general.txt"
+    args = parser().parse_args()
     boot()
+    from . import page
     from .methods import methods
 
-    subject = Subject.checkpoint(args.checkpoint, args.size // 8) if args.checkpoint else Subject.demo(args.model)
-    asked = prompts.read(args.prompts, args.limit) if args.prompts else prompts.demo(args.limit)
+    name, subject = subject_of(args)
+    if not demo_of(args):
+        args.prompts = args.prompts or prompts.FOLDER / "general.txt"
+    asked = prompts.read(args.prompts, args.limit) if args.prompts else prompts.judged(args.limit)
     wanted = args.only.split(",") if args.only else [""]
-    chosen = [m for m in methods(subject.transformer) if m.name == "dense" or any(word in m.label for word in wanted)]
-    say(f"{len(asked)} prompts, {len(chosen)} methods and strengths, torch {torch.__version__}")
-    scheduler = "simple" if subject.transformer else "normal"  # as both are sampled by their authors
-    comparison = Comparison(subject, asked, chosen, args.out)
-    for steps in (int(n) for n in args.steps.split(",")):
-        for sampler in args.samplers.split(","):
-            sampling = Sampling(sampler, steps, args.cfg or (7.0 if args.checkpoint else 3.0), scheduler)
-            comparison.fidelity(sampling)
-            if not args.no_timing:
-                comparison.seconds(sampling)
-    from .redundancy import draw
-    from .report import write
-
-    kind = "transformer" if subject.transformer else "unet"
-    folder, name = (PACK / "docs" / "benchmarks", kind) if args.docs else (args.out, f"report-{kind}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not subject.transformer and not args.checkpoint:
-        draw(asked[0].text, folder / f"{name}-redundancy.png")
-    say(f"report: {write(args.out, folder, name, 'python run.py bench ' + ' '.join(sys.argv[1:]))}")
+    chosen = [m for m in methods(subject, args.study) if m.name == "dense" or any(word in m.label for word in wanted)]
+    say(f"{name}: {len(asked)} prompts, {len(chosen)} methods and strengths, torch {torch.__version__}")
+    folder = DOCS if args.docs else args.out
+    comparison = Comparison(subject, asked, chosen, folder / f"{name}.csv", args.out / name)
+    for sampling in samplings(args, subject):
+        if not (args.no_profile or (demo_of(args) and args.model != "second")):
+            log_profile(subject, sampling)
+        comparison.fidelity(sampling, args.seeds)
+        if args.clock:
+            comparison.seconds(sampling)
+    say(str(page.write(folder)))
     return 0

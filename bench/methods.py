@@ -5,15 +5,16 @@ A peer that is a node, of ComfyUI or of a pack installed beside ours, is one ent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from ..engine.config import ADAPTIVE, PACES, HighlightConfig
 from ..engine.merging.config import PRESETS, SDTMConfig
 from ..engine.trace import Trace
 from ..engine.tuning import REGIONAL_PACE
-from ..tools.comfy import Sampling, installed, node
+from ..tools.comfy import Sampling, Subject, installed, node
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,22 @@ class Attached:
 class Method:
     """One method at one strength. `attach` turns a MODEL and the dense run's sampling into what to run instead.
 
-    adapts: what is computed depends on the picture, so that its cost has to be counted for each.
+    adapts: what is computed depends on the picture, so that its cost has to be counted for each. whole: it leaves whole guided
+    predictions as they are or replaces them, so that those of the dense run at the same latents serve it too.
     """
 
     name: str
     setting: str
     attach: Callable[[Any, Sampling], Attached]
     adapts: bool = False
+    whole: bool = False
 
     @property
     def label(self) -> str:
         return f"{self.name} {self.setting}".strip()
 
 
-DENSE = Method("dense", "", lambda model, sampling: Attached(model, sampling))
+DENSE = Method("dense", "", lambda model, sampling: Attached(model, sampling))  # counted, and so not `whole`
 
 
 def fewer_steps(shares: tuple[float, ...]) -> Iterator[Method]:
@@ -51,55 +54,89 @@ def fewer_steps(shares: tuple[float, ...]) -> Iterator[Method]:
             model, replace(s, steps=max(1, round(s.steps * share)))))  # fmt: skip
 
 
+def each(name: str, setting: str, values: Sequence[Any], apply: Callable[..., Any], **kind: bool) -> Iterator[Method]:
+    """A peer at several strengths. setting: what they are called, with the value in braces. apply: given the MODEL, the
+    sampling and a value, several where it is a tuple, returns the clone. kind: fields of `Method`."""
+    for value in values:
+        several = value if isinstance(value, tuple) else (value,)
+        attach = lambda model, sampling, several=several: Attached(apply(model, sampling, *several), sampling)  # noqa: E731
+        yield Method(name, setting.format(*several), attach, **kind)
+
+
 def by_node(name: str, kind: str, knob: str, values: tuple, **fixed: Any) -> Iterator[Method]:
     """A node that takes `model` and returns a MODEL first; nothing when it is not installed."""
-    if not installed(kind):
-        return
-    for value in values:
-        yield Method(name, f"{knob}={value:g}", lambda model, s, value=value: Attached(
-            node(kind, model=model, **{knob: value}, **fixed)[0], s), adapts=True)  # fmt: skip
+    if installed(kind):
+        make = lambda m, s, value: node(kind, model=m, **{knob: value}, **fixed)[0]  # noqa: E731
+        yield from each(name, knob + "={:g}", values, make, adapts=True)
+
+
+def _anywhere(flow: bool) -> Iterator[Method]:
+    """Peers of any network, at the guided prediction."""
+    from .peers import fsampler, meancache, sada, spectrum
+
+    whole, rows = {"adapts": True, "whole": True}, spectrum.SETTINGS
+    yield from each("Spectrum", "{}", list(rows), lambda m, s, name: spectrum.apply(m, rows[name], hidden=False), **whole)
+    yield from each("FSampler", "{}", list(fsampler.MODES), lambda m, s, mode: fsampler.apply(m, mode), **whole)
+    yield from each("SADA", "", ((),), lambda m, s: sada.apply(m), **whole)
+    if flow:
+        yield from each("MeanCache", "{} of 50", list(meancache.PUBLISHED), lambda m, s, n: meancache.apply(m, n), **whole)
+
+
+def _at_last_hidden() -> Iterator[Method]:
+    """Peers of networks whose last hidden state can be had: UNets and SD3."""
+    from .peers import spectrum, taylorseer
+
+    rows = spectrum.SETTINGS
+    yield from each("Spectrum, last hidden state", "{}", spectrum.PUBLISHED,
+                    lambda m, s, name: spectrum.apply(m, rows[name], hidden=True))  # fmt: skip
+    for kind in taylorseer.KINDS:
+        yield from each(f"TaylorSeer-Lite, {kind}", "N={}", (2, 4), lambda m, s, n, kind=kind: taylorseer.apply(m, kind, n))
 
 
 def _unet_peers() -> Iterator[Method]:
     from .peers import deepcache, faster_diffusion, frdiff, tgate
 
     yield from by_node("ToMe", "TomePatchModel", "ratio", (0.3, 0.6))
-    yield from by_node("HyperTile", "HyperTile", "tile_size", (128, 64), swap_size=2, max_depth=0, scale_depth=False)
-
-    for interval in (2, 3, 5):
-        yield Method("DeepCache", f"N={interval}", lambda m, s, n=interval: Attached(deepcache.apply(m, n), s))
-    for interval in (2, 3, 5):
-        yield Method("DeepCache, branch 3", f"N={interval}", lambda m, s, n=interval: Attached(deepcache.apply(m, n, 3), s))
-    for share in (0.4, 0.6, 0.8):
-        yield Method("T-GATE", f"gate={share:g}", lambda m, s, share=share: Attached(tgate.apply(m, round(share * s.steps)), s))
-    for density in (0.7, 1.0, 1.6, 2.4):
-        yield Method("Faster Diffusion", f"density={density:g}", lambda m, s, d=density: Attached(
-            faster_diffusion.apply(m, s.steps, d), s))  # fmt: skip
-    for interval in (2, 3, 5):
-        yield Method("FRDiff", f"N={interval}", lambda m, s, n=interval: Attached(frdiff.apply(m, n, s.steps), s))
+    yield from by_node("HyperTile", "HyperTile", "tile_size", (64,), swap_size=2, max_depth=0, scale_depth=False)
+    yield from each("DeepCache", "N={}", (2, 3, 5), lambda m, s, n: deepcache.apply(m, n))
+    yield from each("DeepCache, branch 3", "N={}", (2, 3), lambda m, s, n: deepcache.apply(m, n, 3))
+    yield from each("T-GATE", "gate={:g}", (0.4, 0.6), lambda m, s, share: tgate.apply(m, round(share * s.steps)))
+    yield from each("Faster Diffusion", "density={:g}", (0.7, 1.6), lambda m, s, d: faster_diffusion.apply(m, s.steps, d))
+    yield from each("FRDiff", "N={}", (2, 3), lambda m, s, n: frdiff.apply(m, n, s.steps))
 
 
-def _transformer_peers() -> Iterator[Method]:
-    from .peers import accelaes, first_block, ras, sdtm_official, teacache, todo, tome_dit
+def _transformer_peers(subject: Subject) -> Iterator[Method]:
+    from .peers import accelaes, dbcache, dicache, first_block, magcache, ras, sdtm_official, seacache, teacache, todo, tome_dit
 
-    for threshold in (0.05, 0.08, 0.12, 0.2):
-        yield Method("First-Block Cache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
-            first_block.apply(m, t), s), adapts=True)  # fmt: skip
-    for threshold in (0.03, 0.05, 0.07, 0.1, 0.15, 0.3):
-        yield Method("TeaCache", f"threshold={threshold:g}", lambda m, s, t=threshold: Attached(
-            teacache.apply(m, t), s), adapts=True)  # fmt: skip
-    for ratio in (0.75, 0.5, 0.25):
-        yield Method("RAS", f"ratio={ratio:g}", lambda m, s, ratio=ratio: Attached(ras.apply(m, s.steps, ratio), s))
-    for every in (2, 3):
-        yield Method("AccelAes", f"every={every}", lambda m, s, n=every: Attached(accelaes.apply(m, n), s))
-    for ratio in (0.25, 0.5, 0.7):
-        yield Method("ToMe on DiT", f"ratio={ratio:g}", lambda m, s, ratio=ratio: Attached(tome_dit.apply(m, ratio), s))
-    for factor, share in ((2, 0.5), (2, 1.0), (4, 1.0)):
-        yield Method("ToDo", f"factor={factor} blocks={share:.0%}", lambda m, s, f=factor, b=share: Attached(
-            todo.apply(m, f, b), s))  # fmt: skip
-    for r, protect in ((0.3, 3), (0.5, 3), (0.3, 0), (0.5, 0)):
-        yield Method("SDTM as released", f"r={r:g} protect={protect}", lambda m, s, r=r, n=protect: Attached(
-            sdtm_official.apply(m, s.steps, r, protect=n), s))  # fmt: skip
+    yield from each("DBCache with TaylorSeer", "F{}, {} in a row", ((4, 4), (1, 4), (1, 6)),
+                    lambda m, s, first, n: dbcache.by_change(m, first, n), adapts=True)  # fmt: skip
+    yield from each("Cache-DiT's step masks", "{}", list(dbcache.MASKS), lambda m, s, name: dbcache.by_mask(m, name))
+    yield from each("DiCache", "threshold={:g}", (0.2, 0.4), lambda m, s, t: dicache.apply(m, t), adapts=True)
+    yield from each("MagCache", "threshold={:g} K={}", ((0.06, 2), (0.24, 5)),
+                    lambda m, s, t, k: magcache.apply(m, _ratios(subject, s), t, k), adapts=True)  # fmt: skip
+    yield from each("SeaCache", "delta={:g}", (0.15, 0.3, 0.6), lambda m, s, t: seacache.apply(m, t), adapts=True)
+    yield from each("First-Block Cache", "threshold={:g}", (0.08, 0.12, 0.2),
+                    lambda m, s, t: first_block.apply(m, t), adapts=True)  # fmt: skip
+    yield from each("TeaCache", "threshold={:g}", (0.05, 0.1, 0.2), lambda m, s, t: teacache.apply(m, t), adapts=True)
+    yield from each("RAS", "ratio={:g}", (0.5, 0.25), lambda m, s, ratio: ras.apply(m, s.steps, ratio))
+    yield from each("AccelAes", "every={}", (2, 3), lambda m, s, n: accelaes.apply(m, n))
+    yield from each("ToMe on DiT", "ratio={:g}", (0.5,), lambda m, s, ratio: tome_dit.apply(m, ratio))
+    yield from each("ToDo", "factor={} blocks={:.0%}", ((2, 1.0),), lambda m, s, f, share: todo.apply(m, f, share))
+    yield from each("SDTM as released", "r={:g} protect=3", (0.3, 0.5),
+                    lambda m, s, r: sdtm_official.apply(m, s.steps, r, protect=3))  # fmt: skip
+
+
+TABLE_PROMPT = "a large red circle at the left on a plain gray background"  # of MagCache's table; never judged
+
+
+@cache
+def _ratios(subject: Subject, sampling: Sampling) -> tuple[float, ...]:
+    """MagCache's table for one model and number of steps, from one dense run."""
+    from .peers import magcache
+
+    ratios: list[float] = []
+    subject.sample(magcache.recorded(subject.model, ratios), TABLE_PROMPT, 0, sampling)
+    return tuple(ratios)
 
 
 def _highlight(name: str, setting: str, **settings: Any) -> Method:
@@ -161,15 +198,24 @@ def sdtm() -> Iterator[Method]:
 
 
 SWEEP = (2.0, 2.5, 3.5, 5.0, 8.0, 11.0)  # paces
+SPEEDS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5)
 INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 
-def ours(transformer: bool = False) -> Iterator[Method]:
-    """Highlight Diffusion at several paces, the presets' among them, its ablations, and the study of the interval N."""
+def ours() -> Iterator[Method]:
+    """Highlight Diffusion by its presets, and by how many times cheaper a run is asked to be."""
+    for name, pace in PACES.items():
+        yield _highlight("Highlight Diffusion", name, pace=pace)
+    for speed in SPEEDS:
+        yield _highlight("Highlight Diffusion", f"speed={speed:g}", speed=speed)
+
+
+def studies(transformer: bool) -> Iterator[Method]:
+    """What each ingredient of ours is worth: paces, intervals, ablations, token merging."""
     presets = {pace: name for name, pace in PACES.items()}
     for pace in SWEEP:
         setting = f"pace={pace:g}" + (f" ({presets[pace]})" if pace in presets else "")
-        yield _highlight("Highlight Diffusion", setting, pace=pace)
+        yield _highlight("by pace", setting, pace=pace)
         if pace > REGIONAL_PACE:
             yield _highlight("always corrected", setting, pace=pace, correct="always", shallow="never")
             if not transformer:
@@ -181,17 +227,24 @@ def ours(transformer: bool = False) -> Iterator[Method]:
         yield _highlight("interval", "N=" + ",".join(map(str, interval)), interval=interval)
     for pace in (2.0, 5.0, 8.0):
         yield _highlight("interval", f"N=adaptive pace={pace:g}", interval=ADAPTIVE, pace=pace)
+    yield from sdtm() if transformer else ()
 
 
-def methods(transformer: bool = False) -> list[Method]:
-    """Every method at every strength for one kind of model; those whose node is missing are left out."""
+def methods(subject: Subject, study: bool = False) -> list[Method]:
+    """Every method at every strength for one model; those whose node is missing are left out. study: our ablations too."""
     window = {"start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-    caches = ("LazyCache",) if transformer else ("EasyCache", "LazyCache")  # in SD3 EasyCache's hook is never reached
-    return [
+    caches = ("LazyCache",) if subject.transformer else ("EasyCache", "LazyCache")  # in SD3 EasyCache's hook is never reached
+    found = [
         DENSE,
+        *ours(),
         *fewer_steps((0.8, 0.67, 0.5, 0.4, 0.33)),
-        *(m for cache in caches for m in by_node(cache, cache, "reuse_threshold", (0.02, 0.05, 0.1, 0.2), **window)),
-        *(_transformer_peers() if transformer else _unet_peers()),
-        *ours(transformer),
-        *(sdtm() if transformer else ()),
+        *_anywhere(subject.flow),
+        *(m for name in caches for m in by_node(name, name, "reuse_threshold", (0.05, 0.1, 0.2), **window)),
     ]
+    if subject.unet or subject.transformer:
+        found += _at_last_hidden()
+    if subject.unet:
+        found += _unet_peers()
+    if subject.transformer:
+        found += _transformer_peers(subject)
+    return [*found, *(studies(subject.transformer) if study else ())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..demo.scenes import Scene, parse_caption
+from ..demo.scenes import Scene, parse_caption, unseen_scenes
 
 FOLDER = Path(__file__).parent / "prompts"
 
@@ -34,6 +34,16 @@ def read(path: Path, limit: int | None = None) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one a line, and a line such as # animals before a class of them")
     return prompts
+
+
+JUDGED = 9100  # seed of scenes that nothing was tuned on
+OBJECTS = (1, 2, 3, 0)  # of those scenes, in turn; one of four shows nothing but its background
+
+
+def judged(count: int) -> list[Prompt]:
+    """Scenes whose captions training never saw, that nothing was tuned on."""
+    kinds = ("background", "one object", "two objects", "three objects")
+    return [Prompt(scene.caption, kinds[len(scene.things)], scene) for scene in unseen_scenes(count, JUDGED, OBJECTS)]
 
 
 def demo(limit: int | None = None) -> list[Prompt]:

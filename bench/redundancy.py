@@ -14,6 +14,8 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.vae import picture_of
 from ..engine.config import HighlightConfig
+from ..tools.server import PACK
+from .prompts import demo as demo_prompts
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -82,3 +84,9 @@ def draw(prompt: str, path: Path) -> None:
     figure.suptitle(prompt)
     figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def main() -> int:
+    """Draw it into docs/benchmarks/."""
+    draw(demo_prompts(1)[0].text, PACK / "docs" / "benchmarks" / "unet-redundancy.png")
+    return 0

@@ -23,10 +23,10 @@ from ..demo.control import WEIGHTS as CONTROL
 from ..demo.diffusion import FLOW_SHIFT
 from ..demo.image_prompt import ADAPTER, IMAGE_SIZE, PATCH, VISION
 from ..demo.image_prompt import CONFIG as VISION_CONFIG
-from ..demo.load import TURBO, WEIGHTS, read_weights
+from ..demo.load import SECOND_TEXT, SECOND_UNET, TURBO, WEIGHTS, read_weights
 from ..demo.mmdit import MMDiTConfig
 from ..demo.text import TextConfig, full_embedding
-from ..demo.unet import UNetConfig
+from ..demo.unet import SECOND, UNetConfig
 from ..demo.vae import rgb_factors
 
 KINDS = ("unet", "mmdit", *TURBO)  # of demo models
@@ -51,9 +51,8 @@ class DemoUNet(comfy.supported_models.SD15):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
-def _unet_config() -> dict:
-    """The demo's widths in ComfyUI's words."""
-    config = UNetConfig()
+def _unet_config(config: UNetConfig) -> dict:
+    """A demo UNet's widths in ComfyUI's words."""
     depth = [int(has) for has in config.attention for _ in range(config.num_res_blocks)]
     depth_out = [int(has) for has in config.attention for _ in range(config.num_res_blocks + 1)]
     return {
@@ -83,10 +82,10 @@ def _mmdit_config() -> dict:
     }  # fmt: skip
 
 
-def load_unet() -> comfy.model_patcher.ModelPatcher:
-    config = DemoUNet(_unet_config())
-    config.unet_config.update(num_heads=-1, num_head_channels=UNetConfig().head_channels)
-    return _load(config, read_weights("unet"))
+def load_unet(layout: UNetConfig = UNetConfig(), files: tuple[str, ...] = ("unet",)) -> comfy.model_patcher.ModelPatcher:  # noqa: B008
+    config = DemoUNet(_unet_config(layout))
+    config.unet_config.update(num_heads=-1, num_head_channels=layout.head_channels)
+    return _load(config, {name: weight for file in files for name, weight in read_weights(file).items()})
 
 
 def load_mmdit() -> comfy.model_patcher.ModelPatcher:
@@ -105,14 +104,14 @@ def _load(config, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.Model
     return ModelPatcher(model, load_device=device, offload_device=offload)
 
 
-def load_clip() -> comfy.sd.CLIP:
+def load_clip(file: str = "text") -> comfy.sd.CLIP:
     config = TextConfig()
     sizes = {name: getattr(config, name) for name in TextConfig.__dataclass_fields__}
     clip = comfy.sd.CLIP(
         ClipTarget(SD1Tokenizer, SD1ClipModel),
         model_options={"clip_l_model_config": {**sizes, "projection_dim": config.hidden_size}},
     )
-    weights = read_weights("text")
+    weights = read_weights(file)
     renamed = {"clip_l.transformer.text_projection.weight": torch.eye(config.hidden_size)}
     for name, weight in weights.items():
         if name == "token_embedding.weight":
@@ -151,7 +150,12 @@ def load_vision() -> comfy.clip_vision.ClipVisionModel:
 
 
 def load_demo(kind: str = "unet") -> tuple:
-    """MODEL of one of the `KINDS`, CLIP and VAE. Raises FileNotFoundError when the pack's weights are missing."""
+    """MODEL, CLIP and VAE of one of the `KINDS`, or of "second", which no release has. Raises FileNotFoundError when the pack's
+    weights are missing, and ValueError for another kind."""
+    if kind == "second":
+        return load_unet(SECOND, SECOND_UNET), load_clip(SECOND_TEXT), load_vae()
+    if kind not in KINDS:
+        raise ValueError(f'the kind is "{kind}"; there are {", ".join(KINDS)}')
     model = load_unet() if kind == "unet" else load_mmdit()
     if lora := TURBO.get(kind):
         model, _ = comfy.sd.load_lora_for_models(model, None, read_weights(lora), 1.0, 0.0)

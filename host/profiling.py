@@ -55,7 +55,7 @@ def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
 
 
-def _recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+def recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     """A clone of `model` without the pack's methods, whose next dense run `recorder` takes down."""
 
     def record(executor: Any, own: Any, conds: Any, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
@@ -80,7 +80,7 @@ def make_profile(model: ModelPatcher, pictures: Pictures, path: Path) -> Profile
         recorder, seed = Recorder((pictures.cfg, 1 - pictures.cfg)), pictures.seed + i
         progress: Callable = lambda step, *_, done=i: bar.update_absolute(done * steps + step + 1)  # noqa: E731
         comfy.sample.sample_custom(
-            _recorded(model, recorder), comfy.sample.prepare_noise(latent, seed), pictures.cfg, pictures.sampler,
+            recorded(model, recorder), comfy.sample.prepare_noise(latent, seed), pictures.cfg, pictures.sampler,
             pictures.sigmas, pictures.positive, pictures.negative, latent, callback=progress, disable_pbar=True, seed=seed,
         )  # fmt: skip
         profile = profile.joined(recorder.runs())

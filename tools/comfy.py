@@ -36,7 +36,7 @@ def boot() -> None:
     asyncio.run(nodes.init_extra_nodes(init_api_nodes=False))
 
 
-def node(kind: str, **inputs: Any) -> tuple:
+def node(kind: str, /, **inputs: Any) -> tuple:
     """The outputs of a node, run once. Raises KeyError for a node that is not installed."""
     import nodes
 
@@ -64,18 +64,24 @@ class Sampling:
 
 
 class Subject:
-    """A MODEL with its CLIP and VAE, and the latent size it is sampled at; transformer: whether it is an SD3."""
+    """A MODEL with its CLIP and VAE, and the latent size it is sampled at.
+
+    unet, transformer: whether it is a UNet of Stable Diffusion's layout, or an SD3. flow: whether sigma is a flow's time.
+    """
 
     def __init__(self, model: Any, clip: Any, vae: Any, size: int):
         self.model, self.clip, self.vae, self.size = model, clip, vae, size
-        self.transformer = hasattr(model.get_model_object("diffusion_model"), "joint_blocks")
+        network = model.get_model_object("diffusion_model")
+        self.unet, self.transformer = hasattr(network, "input_blocks"), hasattr(network, "joint_blocks")
+        self.flow = float(model.get_model_object("model_sampling").sigma_max) <= 1.0
         self._conds: dict[str, Any] = {}
 
     @classmethod
-    def demo(cls, kind: str = "unet") -> Subject:
+    def demo(cls, kind: str = "unet", size: int = 32) -> Subject:
+        """One of the demo models, or "second", the one that nothing is tuned to."""
         from ..host.demo import load_demo
 
-        return cls(*load_demo(kind), size=32)
+        return cls(*load_demo(kind), size=size)
 
     @classmethod
     def checkpoint(cls, path: Path, size: int) -> Subject:
@@ -83,7 +89,25 @@ class Subject:
         import comfy.sd
 
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path))[:3]
+        if clip is None or vae is None:
+            raise ValueError(
+                f"{path} has no text encoder or no VAE; give it as --diffusion-model, with --text-encoder and --vae"
+            )
         return cls(model, clip, vae, size)
+
+    @classmethod
+    def files(cls, diffusion: Path, encoders: list[Path], kind: str, vae: Path, size: int) -> Subject:
+        """A diffusion model, its text encoders of ComfyUI's CLIP type `kind`, and a VAE, each from a file of its own. Raises
+        ValueError for a type that there is not."""
+        import comfy.sd
+        import comfy.utils
+
+        types = {own.name.lower(): own for own in comfy.sd.CLIPType}
+        if kind.lower() not in types:
+            raise ValueError(f'the CLIP type is "{kind}"; this ComfyUI has {", ".join(types)}')
+        clip = comfy.sd.load_clip([str(path) for path in encoders], clip_type=types[kind.lower()])
+        decoder = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae)))
+        return cls(comfy.sd.load_diffusion_model(str(diffusion)), clip, decoder, size)
 
     @torch.no_grad()
     def cond(self, prompt: str) -> Any:

@@ -70,16 +70,17 @@ class Inputs:
         return skips
 
     def decode(
-        self, h: Tensor, skips: list[Tensor], emb: Tensor, first: int = 0, keep: dict[int, Tensor] | None = None
-    ) -> Tensor:
-        """Output blocks from `first` on, given what enters that block; `keep` collects what enters each."""
+        self, h: Tensor, skips: list[Tensor], emb: Tensor, first: int = 0, keep: dict[int, Tensor] | None = None,
+        head: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Output blocks from `first` on, given what enters that block, and the `head`; `keep` collects what enters each."""
         skips = list(skips)
         for number in range(first, len(self.unet.output_blocks)):
             if keep is not None:
                 keep[number] = h
             h = torch.cat([h, apply_control(skips.pop(), self.control, "output")], dim=1)
             h = self.block("output", number, h, emb, skips[-1].shape if skips else None)
-        return self.unet.out(h.type(self.x.dtype))
+        return self.unet.out(h.type(self.x.dtype)) if head else h
 
 
 def with_unet_wrapper(model: Any, name: str, call: Callable[[Callable[[], Tensor], Inputs, int, dict], Tensor]) -> Any:
@@ -101,10 +102,11 @@ def with_unet_wrapper(model: Any, name: str, call: Callable[[Callable[[], Tensor
 
 @dataclass
 class Run:
-    """The original block of a patched call: run(txt, img) -> (txt, img); vec is what modulates it."""
+    """The original block of a patched call: run(txt, img) -> (txt, img); vec is what modulates it, step counts evaluations."""
 
     block: Callable[[dict], dict]
     args: dict
+    step: int
 
     @property
     def vec(self) -> Tensor:
@@ -123,9 +125,9 @@ def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, 
     def patch(index: int) -> Callable[[dict, dict], dict]:
         def block(args: dict, extra: dict) -> dict:
             options = args["transformer_options"]
-            steps.advance(float(options["sigmas"][0]))
+            step = steps.advance(float(options["sigmas"][0]))
             cache = steps.cache.setdefault((name, *options["uuids"]), {})
-            txt, img = call(index, last, args["img"], args["txt"], Run(extra["original_block"], args), cache)
+            txt, img = call(index, last, args["img"], args["txt"], Run(extra["original_block"], args, step), cache)
             return {"txt": txt, "img": img}
 
         return block

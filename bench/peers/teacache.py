@@ -7,30 +7,45 @@ change of the modulated input is summed up as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy.ldm.modules.diffusionmodules.mmdit import modulate
+from torch import Tensor
 
 from .common import change, rest_or_run, with_block_patches
+
+
+def modulated_input(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the first block's attention is given, of the tokens (B, n, C) and the modulation."""
+    block = model.get_model_object("diffusion_model").joint_blocks[0].x_block
+
+    def modulated(img: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = block.adaLN_modulation(vec).chunk(9 if block.x_block_self_attn else 6, dim=1)[:2]
+        return modulate(block.norm1(img), shift, scale)
+
+    return modulated
 
 
 def apply(model: Any, threshold: float) -> Any:
     """While the changes of the first block's modulated input add up to less than `threshold`, the residual of all
     blocks of the last computed call is added instead of computing them."""
-    block = model.get_model_object("diffusion_model").joint_blocks[0].x_block
-
-    def modulated(img, vec):
-        shift, scale = block.adaLN_modulation(vec).chunk(9 if block.x_block_self_attn else 6, dim=1)[:2]
-        return modulate(block.norm1(img), shift, scale)
+    modulated = modulated_input(model)
 
     def call(index: int, last: int, img, txt, run, cache: dict):
         if index == 0:
-            probe = modulated(img, run.vec)
-            cache["sum"] = cache.get("sum", 0.0) + (float(change(probe, cache["probe"])) if "probe" in cache else 0.0)
-            cache["probe"] = probe
-            cache["reuse"] = "rest" in cache and cache["sum"] < threshold
+            reuse_while_small(cache, modulated(img, run.vec), threshold)
             if not cache["reuse"]:
-                cache["sum"], cache["entered"] = 0.0, img.clone()
+                cache["entered"] = img.clone()
         return rest_or_run(index, last, img, txt, run, cache)
 
     return with_block_patches(model, "teacache", call)
+
+
+def reuse_while_small(cache: dict, probe: Tensor, threshold: float) -> None:
+    """Set `cache["reuse"]`: whether the relative changes of the probe since the last computed call add up to less."""
+    cache["sum"] = cache.get("sum", 0.0) + (float(change(probe, cache["probe"])) if "probe" in cache else 0.0)
+    cache["probe"] = probe
+    cache["reuse"] = "rest" in cache and cache["sum"] < threshold
+    if not cache["reuse"]:
+        cache["sum"] = 0.0

@@ -1,0 +1,290 @@
+"""The page of the bench, docs/benchmarks.md: what Highlight Diffusion is beside each peer, at equal cost and at equal fidelity.
+
+Everything on it is computed from the CSV files that `python run.py bench --docs` leaves in docs/benchmarks/: `python run.py
+page` writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from ..engine.config import PACES
+from ..tools.console import say
+from ..tools.server import PACK
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+OURS = "Highlight Diffusion"
+RANGE = (1.2, 3.5)  # times cheaper, of the strengths that are compared
+DECILE = 10  # percent
+RESAMPLES = 1000
+FOLDER = PACK / "docs" / "benchmarks"
+# The models that share a table, by the names of their files; a file that is not here has a table of its own.
+GROUPS = {
+    "Demo transformer (MMDiT); 8 steps are of its turbo LoRA at CFG 1": ("mmdit-turbo-8", "mmdit"),
+    "Demo UNet": ("unet",),
+    "The model that nothing is tuned to (a UNet of SDXL's layout)": ("second",),
+}
+Row = dict[str, str]
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """What pictures have to have in common to be compared: sampler, latent's side, number of steps, file of the model."""
+
+    sampler: str
+    size: int
+    steps: int
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A method's strengths on the same pictures.
+
+    ratio: times cheaper (strengths,). fidelity: PSNR in decibels (strengths, pictures). prompts: of each picture, by which they
+    are resampled.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    ratio: np.ndarray
+    fidelity: np.ndarray
+    prompts: np.ndarray
+
+    def curve(self, pick: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ratio, mean and worst decile of the strengths that nobody would pass over, by rising ratio: each is more faithful in
+        the mean than every cheaper one. pick: the pictures."""
+        mean = self.fidelity[:, pick].mean(1)
+        keep: list[int] = []
+        for i in np.lexsort((-mean, -self.ratio)):
+            if not keep or mean[i] > mean[keep[-1]]:
+                keep.append(int(i))
+        keep.reverse()
+        low = np.percentile(self.fidelity[np.ix_(keep, np.arange(self.fidelity.shape[1])[pick])], DECILE, axis=1)
+        return self.ratio[keep], mean[keep], low
+
+
+def complete(rows: list[Row]) -> dict[str, Points]:
+    """The methods of one cell by name, on the same pictures: those for which most is known, the number of pictures times the
+    number of strengths that have them all. Strengths that lack one, as those of a run that goes on yet, are left out."""
+    table: dict[tuple[str, str], dict[tuple[int, int], Row]] = defaultdict(dict)
+    for row in rows:
+        table[row["method"], row["setting"]][int(row["prompt"]), int(row["seed"])] = row
+    sets = {frozenset(own) for own in table.values()}
+    worth = lambda pictures: len(pictures) * sum(pictures <= set(own) for own in table.values())  # noqa: E731
+    common = sorted(max(sets, key=worth, default=frozenset()))
+    table = {key: own for key, own in table.items() if set(common) <= set(own)}
+    found: dict[str, Points] = {}
+    for name in dict.fromkeys(name for name, _ in table):
+        own = {setting: [table[name, setting][p] for p in common] for method, setting in table if method == name}
+        if name == "dense":
+            continue
+        number = lambda rows, field: np.array([float(row[field]) for row in rows])  # noqa: E731
+        ratio = [number(r, "dense_macs").sum() / max(number(r, "macs").sum(), 1) for r in own.values()]
+        fidelity = [number(r, "psnr") for r in own.values()]
+        found[name] = Points(name, tuple(own), np.array(ratio), np.array(fidelity), np.array([p for p, _ in common]))
+    return found
+
+
+def fidelity_at(ratio: float, curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """Mean and worst decile of a curve at a ratio, between its points in log ratio; nan beyond its cheapest point, and its
+    most faithful one before its first."""
+    ratios, mean, low = curve
+    if ratio > ratios[-1] * (1 + 1e-6):
+        return float("nan"), float("nan")
+    return tuple(float(np.interp(np.log(ratio), np.log(ratios), values)) for values in (mean, low))
+
+
+def ratio_at(fidelity: float, curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    """The ratio at which a curve has a mean fidelity, between its points in log ratio; its cheapest where all are more
+    faithful, nan where none is."""
+    ratios, mean, _ = curve
+    if fidelity > mean[0]:
+        return float("nan")
+    return float(np.exp(np.interp(-fidelity, -mean, np.log(ratios))))
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Ours against one strength of a peer. decibels, decile: above it at its cost, mean and worst decile; surely: the lower
+    end of the mean's 95% interval. times: how many times cheaper at its fidelity. nan where ours does not reach the cost or the
+    fidelity."""
+
+    setting: str
+    ratio: float
+    decibels: float
+    decile: float
+    surely: float
+    times: float
+
+
+def leads(ours: Points, peer: Points, seed: int = 0) -> list[Lead]:
+    """Against each strength of a peer within `RANGE`; the interval is by paired bootstrap over prompts."""
+    rng, names = np.random.default_rng(seed), np.unique(ours.prompts)
+    groups = [np.flatnonzero(ours.prompts == name) for name in names]
+    draws = [np.concatenate([groups[i] for i in rng.integers(0, len(names), len(names))]) for _ in range(RESAMPLES)]
+    curve, sampled = ours.curve(), [ours.curve(draw) for draw in draws]
+    found = []
+    for i, setting in enumerate(peer.settings):
+        ratio, own = float(peer.ratio[i]), peer.fidelity[i]
+        if not RANGE[0] <= ratio <= RANGE[1]:
+            continue
+        mean, low = fidelity_at(ratio, curve)
+        differences = [fidelity_at(ratio, c)[0] - own[draw].mean() for c, draw in zip(sampled, draws, strict=True)]
+        found.append(Lead(
+            setting, ratio, mean - float(own.mean()), low - float(np.percentile(own, DECILE)),
+            float(np.nanpercentile(differences, 2.5)) if np.isfinite(mean) else float("nan"),
+            ratio_at(float(own.mean()), curve) / ratio,
+        ))  # fmt: skip
+    return found
+
+
+def least(found: list[Lead]) -> Lead | None:
+    """The strength at which the peer does best beside ours; None where none can be compared."""
+    compared = [lead for lead in found if np.isfinite(lead.decibels)]
+    return min(compared, key=lambda lead: lead.decibels, default=None)
+
+
+def _cell(found: list[Lead]) -> str:
+    lead = least(found)
+    if lead is None:
+        return "-"
+    times = f"{lead.times:.2f}x" if np.isfinite(lead.times) else "more faithful than any"
+    text = f"{lead.decibels:+.1f} / {lead.decile:+.1f} dB, {times} ({lead.ratio:.1f}x)"
+    return f"**{text}**" if lead.decibels < 0 else text
+
+
+def table(cells: dict[Cell, dict[str, Points]]) -> list[str]:
+    """One row a peer, one column a cell."""
+    names = dict.fromkeys(name for methods in cells.values() for name in methods if name != OURS)
+    lines = [_head("beside", cells), "|---" * (len(cells) + 1) + "|"]
+    for name in names:
+        row = [_cell(leads(methods[OURS], methods[name])) if name in methods else "-" for methods in cells.values()]
+        if set(row) != {"-"}:
+            lines.append(f"| {name} | " + " | ".join(row) + " |")
+    return lines
+
+
+def _head(first: str, cells: dict[Cell, dict[str, Points]]) -> str:
+    return f"| {first} | " + " | ".join(map(str, cells)) + " |"
+
+
+def presets(cells: dict[Cell, dict[str, Points]]) -> list[str]:
+    """What ours gives by itself: times cheaper, PSNR mean / worst decile / worst."""
+    lines = [_head("preset", cells), "|---" * (len(cells) + 1) + "|"]
+    for setting in PACES:
+        row = []
+        for methods in cells.values():
+            i = methods[OURS].settings.index(setting)
+            ratio, psnr = methods[OURS].ratio[i], methods[OURS].fidelity[i]
+            row.append(f"{ratio:.2f}x: {psnr.mean():.1f} / {np.percentile(psnr, DECILE):.1f} / {psnr.min():.1f}")
+        lines.append(f"| {setting} | " + " | ".join(row) + " |")
+    return lines
+
+
+def behind(cells: dict[Cell, dict[str, Points]]) -> tuple[list[str], int]:
+    """The strengths of peers that ours does not lie above in the mean or in the worst decile, and how many there are."""
+    found, count = [], 0
+    for cell, methods in cells.items():
+        for name, peer in methods.items():
+            for lead in leads(methods[OURS], peer) if name != OURS else ():
+                count += 1
+                if min(lead.decibels, lead.decile) < 0:
+                    what = f"{name} {lead.setting}".strip()
+                    found.append(f"{cell}: {what} ({lead.ratio:.1f}x) {lead.decibels:+.1f} / {lead.decile:+.1f}")
+    return found, count
+
+
+def read(path: Path) -> dict[Cell, dict[str, Points]]:
+    """The cells of a CSV file in which ours was measured, by rising number of steps."""
+    groups: dict[Cell, list[Row]] = defaultdict(list)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            groups[Cell(row["sampler"], int(row["cells"]), int(row["steps"]), path.stem)].append(row)
+    cells = {cell: complete(rows) for cell, rows in sorted(groups.items())}
+    return {cell: methods for cell, methods in cells.items() if OURS in methods}
+
+
+def plot(cells: dict[Cell, dict[str, Points]], path: Path) -> None:
+    """Mean PSNR by times cheaper, one panel a cell; ours is the thick line."""
+    figure, axes = plt.subplots(1, len(cells), figsize=(5 * len(cells), 5), layout="constrained", squeeze=False)
+    for axis, (cell, methods) in zip(axes[0], cells.items(), strict=True):
+        for name, points in methods.items():
+            ratio, mean, _ = points.curve()
+            own = name == OURS
+            axis.plot(ratio, mean, "o-" if own else ".--", linewidth=2.5 if own else 0.9, markersize=4, label=name)
+        axis.set(xlabel="times cheaper than dense (MACs)", xlim=(0.97, 3.7), ylim=(18, 70), title=f"{cell}, {cell.sampler}")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("PSNR to the dense picture, mean, dB")
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=7, ncols=7, loc="outside lower center")
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+HEAD = """# Benchmarks: how much faster, at equal fidelity
+
+Written by `python run.py page` from the CSV files in `docs/benchmarks/`, which `python run.py bench --docs` leaves: do not
+edit. Every picture of every method is in them. Models that fit into this repository were trained for it: they tell how methods
+compare, not what your checkpoint will do on your GPU. What an evaluation in part costs at true shape is in
+[true-shape.md](true-shape.md), other samplers in [paths.md](paths.md) and [stochastic.md](stochastic.md), what each ingredient
+is worth in [ingredients.md](ingredients.md).
+
+- **Fidelity** is the PSNR in dB of the decoded picture to the *dense* one: of the same seed, sampler and number of steps, with
+  every evaluation computed. **Cost** is multiply-accumulates executed, which a machine's load cannot disturb.
+- Prompts are scenes whose captions training never saw and nothing was tuned on (`bench.prompts.judged`): background alone, one,
+  two and three objects in turn. 32x32 latents, float32, CFG 3 unless said, schedulers normal (UNets) and simple.
+- A cell of the large tables says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**,
+  and how many times cheaper it is **at the peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is
+  there. Of the peer's strengths between {low} and {high} times cheaper it is the one that does best beside ours. Bold: the peer
+  is ahead. A dash: no strength of the peer, or of ours, is there. Ours is the curve through the presets and `speed`.
+- Peers are small entries by their papers' descriptions, in `bench/peers/`, each with its source; EasyCache, LazyCache, ToMe and
+  HyperTile are ComfyUI's own nodes.
+"""
+
+
+def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: Path) -> list[str]:
+    """A group's tables, what is behind, and its plot."""
+    pictures = ", ".join(f"{len(methods[OURS].prompts)} at {cell}" for cell, methods in cells.items())
+    lost, count = behind(cells)
+    one = f"python run.py bench --model {name} --steps N --limit 4 --only NAME"
+    told = f"Ours is above {count - len(lost)} of {count} strengths" + (f"; not above {'; '.join(lost)}." if lost else ".")
+    return [
+        f"## {title}", "", f"Pictures: {pictures}. One row of the table, in minutes: `{one}`.", "", *presets(cells), "",
+        *table(cells), "", told, "", f"![curves]({drawn.as_posix()})", "",
+    ]  # fmt: skip
+
+
+def write(folder: Path) -> Path:
+    """The page of all CSV files in a folder, beside it for the repository's own and in it for another; returns its path."""
+    files = {path.stem: path for path in sorted(folder.glob("*.csv"))}
+    known = {model for models in GROUPS.values() for model in models}
+    groups = {**GROUPS, **{stem: (stem,) for stem in files if stem not in known}}
+    path = folder.with_suffix(".md") if folder == FOLDER else folder / "benchmarks.md"
+    lines = [HEAD.format(low=RANGE[0], high=RANGE[1])]
+    for title, models in groups.items():
+        cells = {cell: methods for model in models if model in files for cell, methods in read(files[model]).items()}
+        if cells:
+            drawn = folder / f"{models[-1]}.png"
+            plot(dict(sorted(cells.items())), drawn)
+            lines += section(title, dict(sorted(cells.items())), models[-1], drawn.relative_to(path.parent))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def main() -> int:
+    argparse.ArgumentParser(prog="run.py page", description="Writes docs/benchmarks.md from its CSV files.").parse_args()
+    say(str(write(FOLDER)))
+    return 0
