@@ -60,6 +60,7 @@ COMMANDS = {
     ),
     "bench": Command("compares accelerators side by side, on a demo model or your own, or in your workflow", "bench.compare"),
     "page": Command("writes docs/benchmarks.md from the results that bench --docs left", "bench.page"),
+    "samplers": Command("compares better samplers at equal evaluations, by distance to the path's limit", "bench.samplers"),
     "redundancy": Command("draws how redundant features are, for docs/ingredients.md", "bench.redundancy"),
     "shapes": Command("measures what partial and merged evaluations cost at true shape", "bench.shapes"),
     "ablate": Command("measures what each ingredient is worth", "bench.ablate"),

@@ -33,6 +33,7 @@ GROUPS = {
     "Demo UNet": ("unet",),
     "The model that nothing is tuned to (a UNet of SDXL's layout)": ("second",),
 }
+DEMOS = {model for models in GROUPS.values() for model in models}
 Row = dict[str, str]
 
 
@@ -185,13 +186,15 @@ def presets(cells: dict[Cell, dict[str, Points]]) -> list[str]:
     """What ours gives by itself: times cheaper, PSNR mean / worst decile / worst."""
     lines = [_head("preset", cells), "|---" * (len(cells) + 1) + "|"]
     for setting in PACES:
-        row = []
-        for methods in cells.values():
-            i = methods[OURS].settings.index(setting)
-            ratio, psnr = methods[OURS].ratio[i], methods[OURS].fidelity[i]
-            row.append(f"{ratio:.2f}x: {psnr.mean():.1f} / {np.percentile(psnr, DECILE):.1f} / {psnr.min():.1f}")
-        lines.append(f"| {setting} | " + " | ".join(row) + " |")
+        lines.append(f"| {setting} | " + " | ".join(_preset(methods[OURS], setting) for methods in cells.values()) + " |")
     return lines
+
+
+def _preset(ours: Points, setting: str) -> str:
+    if setting not in ours.settings:
+        return "-"
+    psnr = ours.fidelity[i := ours.settings.index(setting)]
+    return f"{ours.ratio[i]:.2f}x: {psnr.mean():.1f} / {np.percentile(psnr, DECILE):.1f} / {psnr.min():.1f}"
 
 
 def behind(cells: dict[Cell, dict[str, Points]]) -> tuple[list[str], int]:
@@ -238,20 +241,27 @@ HEAD = """# Benchmarks: how much faster, at equal fidelity
 
 Written by `python run.py page` from the CSV files in `docs/benchmarks/`, which `python run.py bench --docs` leaves: do not
 edit. Every picture of every method is in them. Models that fit into this repository were trained for it: they tell how methods
-compare, not what your checkpoint will do on your GPU. What an evaluation in part costs at true shape is in
-[true-shape.md](true-shape.md), other samplers in [paths.md](paths.md) and [stochastic.md](stochastic.md), what each ingredient
-is worth in [ingredients.md](ingredients.md).
+compare, not what your checkpoint will do on your GPU; [bench-your-model.md](bench-your-model.md) says how to measure that.
+Prompts are scenes whose captions training never saw and nothing was tuned on (`bench.prompts.judged`): background alone, one,
+two and three objects in turn. 32x32 latents, float32, CFG 3 unless said, schedulers normal (UNets) and simple. What an
+evaluation in part costs at true shape is in [true-shape.md](true-shape.md), other samplers in [samplers.md](samplers.md) and
+[stochastic.md](stochastic.md), masks in [few-steps.md](few-steps.md), what each ingredient is worth in
+[ingredients.md](ingredients.md).
+"""
+OWN = """# Benchmark of your model
 
+Made by `python run.py bench`.
+"""
+GUIDE = f"""
 - **Fidelity** is the PSNR in dB of the decoded picture to the *dense* one: of the same seed, sampler and number of steps, with
   every evaluation computed. **Cost** is multiply-accumulates executed, which a machine's load cannot disturb.
-- Prompts are scenes whose captions training never saw and nothing was tuned on (`bench.prompts.judged`): background alone, one,
-  two and three objects in turn. 32x32 latents, float32, CFG 3 unless said, schedulers normal (UNets) and simple.
-- A cell of the large tables says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**,
-  and how many times cheaper it is **at the peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is
-  there. Of the peer's strengths between {low} and {high} times cheaper it is the one that does best beside ours. Bold: the peer
-  is ahead. A dash: no strength of the peer, or of ours, is there. Ours is the curve through the presets and `speed`.
-- Peers are small entries by their papers' descriptions, in `bench/peers/`, each with its source; EasyCache, LazyCache, ToMe and
-  HyperTile are ComfyUI's own nodes.
+- The first table of a model has what the presets give: how many times cheaper, PSNR mean / worst decile / worst picture.
+- A cell of the second says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**, and
+  how many times cheaper it is **at the peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is
+  there. Of the peer's strengths between {RANGE[0]} and {RANGE[1]} times cheaper it is the one that does best beside ours. Bold:
+  the peer is ahead. A dash: no strength of the peer, or of ours, is there. Ours is the curve through the presets and `speed`.
+- Peers are small entries by their papers' descriptions, in `bench/peers/`, each with its source; EasyCache, LazyCache, ToMe
+  and HyperTile are ComfyUI's own nodes.
 """
 
 
@@ -259,10 +269,12 @@ def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: 
     """A group's tables, what is behind, and its plot."""
     pictures = ", ".join(f"{len(methods[OURS].prompts)} at {cell}" for cell, methods in cells.items())
     lost, count = behind(cells)
-    one = f"python run.py bench --model {name} --steps N --limit 4 --only NAME"
+    one = (
+        f" One row, in minutes: `python run.py bench --model {name} --steps N --limit 4 --only NAME`." if name in DEMOS else ""
+    )
     told = f"Ours is above {count - len(lost)} of {count} strengths" + (f"; not above {'; '.join(lost)}." if lost else ".")
     return [
-        f"## {title}", "", f"Pictures: {pictures}. One row of the table, in minutes: `{one}`.", "", *presets(cells), "",
+        f"## {title}", "", f"Pictures: {pictures}.{one}", "", *presets(cells), "",
         *table(cells), "", told, "", f"![curves]({drawn.as_posix()})", "",
     ]  # fmt: skip
 
@@ -270,10 +282,9 @@ def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: 
 def write(folder: Path) -> Path:
     """The page of all CSV files in a folder, beside it for the repository's own and in it for another; returns its path."""
     files = {path.stem: path for path in sorted(folder.glob("*.csv"))}
-    known = {model for models in GROUPS.values() for model in models}
-    groups = {**GROUPS, **{stem: (stem,) for stem in files if stem not in known}}
+    groups = {**GROUPS, **{stem: (stem,) for stem in files if stem not in DEMOS}}
     path = folder.with_suffix(".md") if folder == FOLDER else folder / "benchmarks.md"
-    lines = [HEAD.format(low=RANGE[0], high=RANGE[1])]
+    lines = [(HEAD if folder == FOLDER else OWN) + GUIDE]
     for title, models in groups.items():
         cells = {cell: methods for model in models if model in files for cell, methods in read(files[model]).items()}
         if cells:

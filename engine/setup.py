@@ -26,6 +26,7 @@ from .run import SamplingRun
 from .state import RunState
 from .time_axis import DIFFUSION, TimeAxis
 from .trace import RunRecord
+from .tuning import HOLD_GAP
 
 # The sampler's impulse response for a type of prediction, None where it has none.
 Respond = Callable[[PredictionType], ImpulseResponse | None]
@@ -38,7 +39,7 @@ def start_run(
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
     picture: Callable[[Tensor], Tensor] = lambda latent: latent, unknown: bool = False,
-    exact: bool = False, unguided: bool = False,
+    exact: bool = False, guidance: float | None = None,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -49,10 +50,13 @@ def start_run(
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
     unknown: whether the model is of a class that is not known. exact: whether any cells can be computed by themselves, as a
-    transformer's tokens can, and not windows alone. unguided: as of `SamplerTraits`.
+    transformer's tokens can, and not windows alone. guidance: the scale of classifier-free guidance, None where it is not
+    known.
     """
     masks = masks or UserMasks()
-    traits = SamplerTraits.of(record.sampler, unguided)
+    traits = SamplerTraits.of(record.sampler, guidance == 1)
+    if profile is not None and guidance is not None:
+        profile = profile.guided(guidance)
     prediction = prediction_type(traits.noisy, config.forecast, axis)
     response = respond(prediction) if config.active and config.revise else None
     record.revises = response is not None
@@ -67,7 +71,7 @@ def start_run(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
-        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
+        _error_model(config, sigmas, profile, prediction, response, traits), unknown, inpaints,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected
@@ -80,12 +84,13 @@ def start_run(
 
 def _error_model(
     config: HighlightConfig, sigmas: tuple[float, ...], profile: Profile | None, prediction: PredictionType,
-    response: ImpulseResponse | None,
+    response: ImpulseResponse | None, traits: SamplerTraits,
 ) -> ErrorModel | None:  # fmt: skip
     """What plans are expected to cost; None without a profile, and of predictors whose errors cannot be told from one."""
     if profile is None or not sigmas or config.predictor != DEFAULT_PREDICTOR:
         return None
-    return ErrorModel(sigmas, profile, prediction, response, config.revise)
+    holds = profile.axis.is_flow and traits.unguided and not traits.noisy
+    return ErrorModel(sigmas, profile, prediction, response, config.revise, HOLD_GAP if holds else 1)
 
 
 def _aim_by_noise_mask(region: RegionTracker, record: RunRecord) -> bool:
