@@ -60,6 +60,7 @@ COMMANDS = {
     ),
     "bench": Command("compares accelerators side by side, on a demo model or your own checkpoint", "bench.compare"),
     "shapes": Command("measures what partial and merged evaluations cost at true shape", "bench.shapes"),
+    "gpu": Command("measures everything that only a GPU can say, in under 20 minutes", "bench.gpu"),
     "ablate": Command("measures what each ingredient is worth", "bench.ablate"),
     "highlights": Command("measures how well the highlight fits the objects that the prompt names", "bench.highlights"),
     "control": Command("measures a ControlNet beside Highlight Diffusion", "bench.control"),
