@@ -58,7 +58,7 @@ def run_part(name: str, setup: Setup) -> int:
 
 
 def start_part(name: str, args: argparse.Namespace, records: Records, seconds: float) -> None:
-    """Run a part in a process of its own, which is stopped with those it started after so many seconds, and take up its rows."""
+    """Run a part in a process of its own and take up its rows; after so many seconds it and all that it started is stopped."""
     program = [sys.executable, str(PACK / "tools" / "start.py"), "bench.gpu", "--part", name, "--device", args.device]
     program += ["--budget", str(seconds), *(["--tiny"] if args.tiny else [])]
     started, log = time.monotonic(), args.out / "gpu.log"

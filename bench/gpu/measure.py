@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -136,22 +137,27 @@ def kinds(setup: Setup, subject: Subject) -> Rows:
 
 
 def compiled(setup: Setup, family: str, precision: str) -> Rows:
-    """Seconds beside core's TorchCompileModel: the first run, which compiles, and later ones in turn."""
+    """Seconds beside core's TorchCompileModel: the first run, which compiles, and later ones in turn. A trial of the program
+    traces and does not compile."""
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
+    if why := setup.missing(family, precision):
+        yield {"model": family, "precision": precision, "method": why}
+        return
     subject = setup.subject(family, precision)
-    plain = timed({"plain": lambda: run_of(subject, "vanilla", setup.steps)}, setup.repeats_of(subject), setup.device)["plain"]
+    repeats, tried = setup.repeats_of(subject), SAMPLED[:1] if setup.tiny else SAMPLED
+    plain = timed({"plain": lambda: run_of(subject, "vanilla", setup.steps)}, repeats, setup.device)["plain"]
     yield {"model": family, "precision": precision, "method": "vanilla, not compiled", "first": None, "seconds": plain}
     node = TorchCompileModel.execute(subject.model, "eager" if setup.tiny else "inductor")
-    subject = Subject(**{**vars(subject), "model": node.args[0]})
+    subject = replace(subject, model=node.args[0])
     first, runs = {}, {}
-    for method in SAMPLED:
+    for method in tried:
         started = time.perf_counter()
         runs[method] = run_of(subject, method, setup.steps)[1]
         first[method] = time.perf_counter() - started
-    calls = {method: lambda method=method: run_of(subject, method, setup.steps) for method in SAMPLED}
-    took = timed(calls, setup.repeats_of(subject), setup.device, warm=False)
-    for method in SAMPLED:
+    calls = {method: lambda method=method: run_of(subject, method, setup.steps) for method in tried}
+    took = timed(calls, repeats, setup.device, warm=False)
+    for method in tried:
         yield {
             "model": family, "precision": precision, "method": method, "first": first[method], "seconds": took[method],
             "times faster": plain / took[method], "evaluations": in_letters(runs[method]) or "D" * setup.steps,

@@ -15,9 +15,9 @@ from ...engine.config import PACES, HighlightConfig
 from ...engine.merging.config import SDTMConfig
 from ...engine.region.regions import UserMasks
 from ...engine.trace import RunRecord, Trace
-from ..inpainting import LETTERS
 from ..true_shape import FLUX, SD3, SD15, SDXL, randomise, square
 
+LETTERS = {"dense": "D", "partial": "P", "shallow": "h", "skipped": "."}
 AREA = 0.10  # of the frame, which the highlight is given
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "fp32": (torch.float32, None), "fp16": (torch.float16, None), "bf16": (torch.bfloat16, None),

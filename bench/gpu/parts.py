@@ -14,14 +14,14 @@ TABLES = {
     "machine": ("Machine", ""),
     "tests": (
         "Tests",
-        "Each file on this device and on the CPU, with the tests' own tensors in that precision. Many tests compare to float32's "
-        "precision, so a failure on both says nothing; those on this device alone are named.",
+        "Each file on this device and on the CPU, with the tests' own tensors in that precision. Many tests compare to the "
+        "precision of float32, so a failure on both says nothing; those on this device alone are named.",
     ),
     "correct": (
         "Correctness",
         "Small models. *Off is off*: with the node in place and disabled, the latent is that without it, bit for bit. Then how "
-        "far each latent is off the same method's on the CPU in float32, in percent of its norm; vanilla's is what the precision "
-        "itself costs. Letters: D dense, M merged tokens, P partial, h shallow, a dot skipped.",
+        "far each latent is off the same method's on the CPU in float32, in percent of its norm; vanilla's is what the "
+        "precision itself costs. Letters: D dense, M merged tokens, P partial, h shallow, a dot skipped.",
     ),
     "seconds": (
         "Seconds of sampling",

@@ -16,8 +16,10 @@ Rows = Iterator[Row]
 
 @dataclass(frozen=True)
 class Setup:
-    """Where to measure. tiny: at small shapes and in few steps, which tries the program and measures nothing. seconds: there are
-    for a part."""
+    """Where to measure.
+
+    tiny: at small shapes and in few steps, which tries the program and measures nothing. seconds: those that a part has.
+    """
 
     device: torch.device
     tiny: bool
@@ -44,7 +46,7 @@ class Setup:
         """Why a family cannot be measured in a precision here; empty where it can."""
         if self.device.type != "cuda":
             return ""
-        need = self.shapes[family].gigabytes * (1 if precision.startswith("fp8") else 2 if precision == "fp32" else 1)
+        need = self.shapes[family].gigabytes / (2 if precision.startswith("fp8") else 1)
         there = torch.cuda.get_device_properties(self.device).total_memory / 2**30
         return f"needs {need:.0f} GB and there are {there:.0f}" if 1.3 * need > there else ""
 

@@ -50,7 +50,7 @@ class Session:
 
 
 def suite(setup: Setup, arguments: Sequence[str], precisions: Iterable[str]) -> Rows:
-    """A row for every file and precision. All sessions run at once; those that do not end in time are stopped, and what they did
+    """A row for every file and precision. All sessions run at once; one that does not end in time is stopped, and what it did
     until then counts."""
     end = time.monotonic() + setup.seconds - MARGIN
     devices = dict.fromkeys((setup.device.type, "cpu"))
