@@ -78,7 +78,7 @@ def start_part(name: str, args: argparse.Namespace, records: Records, seconds: f
     records.add(name, rows, time.monotonic() - started, failed)
 
 
-def measure(args: argparse.Namespace, parts: Sequence[str], records: Records) -> None:
+def run_parts(args: argparse.Namespace, parts: Sequence[str], records: Records) -> None:
     """Run the parts that are not done yet, while there is time, and write the page after each."""
     end = time.monotonic() + args.budget
     for name in parts:
@@ -105,6 +105,6 @@ def main() -> int:
     parts = args.parts or (TRIAL if args.tiny else tuple(PARTS))
     args.out.mkdir(parents=True, exist_ok=True)
     records = Records(args.out / "gpu.jsonl", f"{args.device}{' tiny' if args.tiny else ''}", anew=args.again)
-    measure(args, parts, records)
+    run_parts(args, parts, records)
     say(page(records, parts))
     return 0 if all(map(records.done, parts)) else 1
