@@ -21,6 +21,7 @@ from .setup import Row, Rows, Setup
 CALLS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal, torch.ops.aten.masked_select,
          torch.ops.aten._unique2, torch.ops.aten.unique_dim, torch.ops.aten.is_nonzero)  # fmt: skip
 INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put_, torch.ops.aten.index_put)
+COPYING = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 COPIES = ("Memcpy DtoH",)
 BLOCKING = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
 OTHERS = "others'"
@@ -43,32 +44,34 @@ def owner() -> str:
 
 
 class Waits(TorchDispatchMode):
-    """Counts, on any device, the operations whose result the host needs before it goes on.
+    """Counts the operations on a device's tensors whose result the host needs before it goes on, copies to the host among them.
 
-    On a CPU, which waits for nothing, they are those that would wait if all tensors were on a GPU, so more than there: what
-    the pack moved to the CPU on purpose and read there counts too, and copies, which are none, do not.
+    On a CPU, which waits for nothing, they are those that would wait if all tensors were on a GPU, so more than there: what the
+    pack reads on the CPU on purpose counts too, and copies, which are none, do not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.lines: Counter[str] = Counter()
+        self.device, self.lines = device.type, Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        with self:  # in inference mode what is made of other operations arrives whole
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         result = func(*args, **(kwargs or {}))
-        if self._waits(func.overloadpacket, args, result):
+        source = args[1] if func.overloadpacket is torch.ops.aten.copy_ else args[0] if args else None
+        if isinstance(source, torch.Tensor) and source.device.type == self.device and self._waits(func, args, result):
             self.lines[owner()] += 1
         return result
 
-    @staticmethod
-    def _waits(packet: Any, args: tuple, result: Any) -> bool:
-        if packet in CALLS:
-            return True
+    def _waits(self, func: Any, args: tuple, result: Any) -> bool:
+        packet = func.overloadpacket
         if packet in INDEXING:
             return any(isinstance(own, torch.Tensor) and own.dtype == torch.bool for own in args[1])
-        if packet in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
-            source = args[1] if packet is torch.ops.aten.copy_ else args[0]
-            return isinstance(source, torch.Tensor) and source.device.type != "cpu" and result.device.type == "cpu"
-        return False
+        if packet in COPYING:
+            return self.device != "cpu" and result.device.type == "cpu"
+        return packet in CALLS
 
 
 @contextmanager
@@ -96,7 +99,7 @@ def counted(device: torch.device, lines: Counter[str]) -> Iterator[None]:
         with warned(lines):
             yield
     else:
-        with Waits() as waits:
+        with Waits(device) as waits:
             yield
         lines.update(waits.lines)
 

@@ -44,12 +44,13 @@ def test_the_page_has_a_column_for_every_name_and_says_what_is_missing(tmp_path)
 
 def test_what_the_host_needs_before_it_goes_on_is_counted():
     x = torch.randn(4)
-    with Waits() as waits:
+    with Waits(CPU.device) as waits:
         _ = x + 1, x.sum(), x[:2], x[torch.tensor([0, 1])]
     assert not waits.lines
-    with Waits() as waits:
-        _ = x.sum().item(), x.nonzero(), x[x > 0], bool(x.sum() > 0)
-    assert waits.lines == {OTHERS: 4}, "no line of the pack asked for them"
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), Waits(CPU.device) as waits:
+            _ = x.sum().item(), x.nonzero(), x[x > 0], bool(x.sum() > 0)
+        assert waits.lines == {OTHERS: 4}, "no line of the pack asked for them"
 
 
 def test_tests_are_run_in_another_precision():
