@@ -63,6 +63,7 @@ COMMANDS = {
     "samplers": Command("compares better samplers at equal evaluations, by distance to the path's limit", "bench.samplers"),
     "redundancy": Command("draws how redundant features are, for docs/ingredients.md", "bench.redundancy"),
     "shapes": Command("measures what partial and merged evaluations cost at true shape", "bench.shapes"),
+    "gpu": Command("measures everything that only a GPU can say, in under 20 minutes", "bench.gpu"),
     "ablate": Command("measures what each ingredient is worth", "bench.ablate"),
     "highlights": Command("measures how well the highlight fits the objects that the prompt names", "bench.highlights"),
     "control": Command("measures a ControlNet beside Highlight Diffusion", "bench.control"),

@@ -15,7 +15,7 @@ from ..engine.placement.context import Context
 from ..engine.placement.plan import make_plan
 from .cost import macs
 from .timing import timed
-from .true_shape import SIDE, STREAMS, build, square
+from .true_shape import SIDE, STREAMS, build, randomise, square
 
 AREA, STEPS = 0.25, 30
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
@@ -31,10 +31,7 @@ def build_net(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         num_heads=8, use_spatial_transformer=True, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
         context_dim=768, legacy=False, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
-    generator = torch.Generator(device).manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.normal_(0, max(1, parameter[0].numel()) ** -0.5, generator=generator)
+    randomise(net, torch.Generator(device).manual_seed(1))
     return net.eval()
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 
 @cache
-def boot() -> None:
-    """Import ComfyUI from COMFYUI_PATH with its own and all installed nodes; once a process.
+def find_core() -> None:
+    """Make ComfyUI's modules importable from COMFYUI_PATH, without any node; on the CPU where there is no GPU.
 
     Raises SystemExit where COMFYUI_PATH is not set.
     """
@@ -31,6 +31,15 @@ def boot() -> None:
     cli_args.args.cpu = not torch.cuda.is_available()  # before anything imports comfy.model_management
     cli_args.args.database_url = "sqlite:///:memory:"
     logging.getLogger().setLevel(logging.ERROR)
+
+
+@cache
+def boot() -> None:
+    """Import ComfyUI from COMFYUI_PATH with its own and all installed nodes; once a process.
+
+    Raises SystemExit where COMFYUI_PATH is not set.
+    """
+    find_core()
     import nodes
 
     asyncio.run(nodes.init_extra_nodes(init_api_nodes=False))

@@ -1,15 +1,16 @@
-"""Real ComfyUI in this process, on the CPU."""
+"""Real ComfyUI in this process, on the CPU unless the environment names another device."""
 
 import logging
 from collections.abc import Callable
 
+import inputs
 import pytest
 import torch
 from comfy import cli_args
 from highlight_diffusion.engine.region import regions
 from highlight_diffusion.engine.trace import RunRecord
 
-cli_args.args.cpu = True  # before anything imports comfy.model_management
+cli_args.args.cpu = inputs.DEVICE.type == "cpu"  # before anything imports comfy.model_management
 cli_args.args.use_pytorch_cross_attention = True  # as on a GPU; what else ComfyUI takes on a CPU is three times slower
 logging.getLogger().setLevel(logging.ERROR)
 

@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models as supported
+import inputs
 import torch
 
 ModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -56,7 +57,7 @@ PRECISION: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "fp32": (torch.float32, None), "bf16": (torch.bfloat16, None), "fp16": (torch.float16, None),
     "fp8 cast to bf16": (torch.float8_e4m3fn, torch.bfloat16), "bf16 cast to fp32": (torch.bfloat16, torch.float32),
 }  # fmt: skip
-_precision = ["fp32"]
+_precision = [inputs.PRECISION]
 
 
 @contextmanager
