@@ -170,7 +170,7 @@ def sample(
     run = start_run(
         config, record, parts.align, parts.make_caches, axis=model.axis, respond=respond, shallow=parts.shallow,
         methods=[] if merging is None else [model.merging(merging, noise.shape, sigmas)],
-        profile=bundled(model.axis), exact=parts.exact, guidance=cfg,
+        profile=bundled(model.axis), exact=parts.exact, unguided=cfg == 1,
     )  # fmt: skip
 
     def denoise(x: Tensor, sigma: float) -> Tensor:

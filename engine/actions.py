@@ -63,8 +63,7 @@ class Forecasting:
     kind: Kind = "skipped"
 
     def blocked(self, state: RunState, request: Request) -> Fallback | None:
-        held = bool(state.forecasts) and state.plan.is_held(step_of(request.sigma, state.record.sigmas))
-        if not (held or state.forecasts.ready):
+        if not state.forecasts.ready:
             return Fallback(DENSE, "no forecast yet")
         return _stale(state, request)
 

@@ -87,13 +87,6 @@ class Profile:
     name: str = ""
     bundled: bool = False
 
-    def guided(self, cfg: float) -> Profile:
-        """This profile for another classifier-free guidance: of runs that have both branches, weighted by it. What the state
-        would be under it is not known, and taken to be the recorded one."""
-        weights = np.array([cfg, 1 - cfg])
-        runs = (replace(r, weights=weights) if len(r.weights) == 2 and r.weights.all() else r for r in self.runs)
-        return replace(self, runs=tuple(runs))
-
     def at(self, sigmas: Sequence[float], prediction: PredictionType) -> np.ndarray:
         """Sketches (runs, len(sigmas), FEATURES) of what the sampler is given at these sigmas."""
         return np.stack([run.at(sigmas, prediction, self.axis) for run in self.runs])

@@ -26,7 +26,6 @@ from .run import SamplingRun
 from .state import RunState
 from .time_axis import DIFFUSION, TimeAxis
 from .trace import RunRecord
-from .tuning import HOLD_GAP
 
 # The sampler's impulse response for a type of prediction, None where it has none.
 Respond = Callable[[PredictionType], ImpulseResponse | None]
@@ -39,7 +38,7 @@ def start_run(
     respond: Respond = lambda prediction: None, fresh_noise: FreshNoise = lambda: None,
     shallow: ActivationCache | None = None, methods: Sequence[Method] = (), profile: Profile | None = None,
     picture: Callable[[Tensor], Tensor] = lambda latent: latent, unknown: bool = False,
-    exact: bool = False, guidance: float | None = None,
+    exact: bool = False, unguided: bool = False,
 ) -> SamplingRun:  # fmt: skip
     """The run that `record` is to be the record of.
 
@@ -50,13 +49,10 @@ def start_run(
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
     evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
     unknown: whether the model is of a class that is not known. exact: whether any cells can be computed by themselves, as a
-    transformer's tokens can, and not windows alone. guidance: the scale of classifier-free guidance, None where it is not
-    known.
+    transformer's tokens can, and not windows alone. unguided: as of `SamplerTraits`.
     """
     masks = masks or UserMasks()
-    traits = SamplerTraits.of(record.sampler, guidance == 1)
-    if profile is not None and guidance is not None:
-        profile = profile.guided(guidance)
+    traits = SamplerTraits.of(record.sampler, unguided)
     prediction = prediction_type(traits.noisy, config.forecast, axis)
     response = respond(prediction) if config.active and config.revise else None
     record.revises = response is not None
@@ -71,7 +67,7 @@ def start_run(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
-        _error_model(config, sigmas, profile, prediction, response, traits), unknown, inpaints,
+        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
     )  # fmt: skip
     plan = Plan(context)
     record.expected_error = plan.expected
@@ -84,13 +80,12 @@ def start_run(
 
 def _error_model(
     config: HighlightConfig, sigmas: tuple[float, ...], profile: Profile | None, prediction: PredictionType,
-    response: ImpulseResponse | None, traits: SamplerTraits,
+    response: ImpulseResponse | None,
 ) -> ErrorModel | None:  # fmt: skip
     """What plans are expected to cost; None without a profile, and of predictors whose errors cannot be told from one."""
     if profile is None or not sigmas or config.predictor != DEFAULT_PREDICTOR:
         return None
-    holds = profile.axis.is_flow and traits.unguided and not traits.noisy
-    return ErrorModel(sigmas, profile, prediction, response, config.revise, HOLD_GAP if holds else 1)
+    return ErrorModel(sigmas, profile, prediction, response, config.revise)
 
 
 def _aim_by_noise_mask(region: RegionTracker, record: RunRecord) -> bool:

@@ -35,9 +35,6 @@ INPAINT_LEAST_GAP = 2
 
 # -- placement by the shortest path; python run.py paths -----------------------------------------------------------------
 PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more
-# The longest gap after the very first evaluation, whose prediction is held, in flows without guidance: of all plans of 8 steps
-# of the demo's turbo LoRA the best ones of 3 and 4 dense steps begin with it, and longer ones are worse than expected.
-HOLD_GAP = 2
 LONGEST_GAP = 12  # steps; longer ones are not looked at
 # Where the profile is another model's: below FEW_STEPS, as distilled models are sampled in, one step at most is forecast at a
 # time; models of an unknown class have gaps of at most CAREFUL_GAP steps (python run.py care); and the expected error has to be

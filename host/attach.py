@@ -161,7 +161,7 @@ def _record(guider: Any, shape: tuple[int, ...], sampler: Any, sigmas: Tensor, r
     name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
     colours = latent_colours(guider.model_patcher.get_model_object("latent_format"))
     nodes = tuple(own.node_id for own in requests.values())
-    return RunRecord(shape, name, tuple(float(s) for s in sigmas), nodes, colours)
+    return RunRecord(shape, name, tuple(sigmas.tolist()), nodes, colours)
 
 
 def _state(model_options: Any) -> ModelRun:

@@ -79,10 +79,10 @@ class Sampling:
         return sampling.percent_to_sigma(config.start_percent), sampling.percent_to_sigma(config.end_percent)
 
 
-def guidance_of(guider: Any) -> float | None:
-    """The scale of ComfyUI's own classifier-free guidance, 1 where the model's prediction for the prompt is handed on as it is.
-    Of other guiders it is not known."""
-    return float(guider.cfg) if type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise else None
+def is_unguided(guider: Any) -> bool:
+    """Whether a guider hands the model's prediction for the prompt on as it is: ComfyUI's own at CFG 1. Of others that is not
+    known."""
+    return type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise and guider.cfg == 1
 
 
 class ModelRun:
@@ -107,7 +107,7 @@ class ModelRun:
             respond=partial(sampler_response, sampling.sampler, sampling.model, sampling.sigmas),
             fresh_noise=partial(sampler_noise, sampling.sampler, sampling.model, sampling.sigmas),
             profile=profile_of(sampling.model, axis) if sampling.config.active else None,
-            unknown=self.unknown, exact=self.exact, guidance=guidance_of(sampling.guider),
+            unknown=self.unknown, exact=self.exact, unguided=is_unguided(sampling.guider),
             picture=partial(first_latent, shapes=shapes),  # no method of its own: the MODEL is to go with its last user
         )  # fmt: skip
         self.words: dict[Any, TokenWeights | None] = {}

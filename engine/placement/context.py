@@ -25,7 +25,6 @@ class PlannedStep:
 
 FORECAST = PlannedStep("skipped", "forecast")
 REGIONAL = PlannedStep("partial", "highlight corrects the forecast")
-HELD = PlannedStep("skipped", "the first prediction is held")
 SHALLOW = PlannedStep("shallow", "outermost blocks, the others forecast")
 
 
@@ -78,11 +77,6 @@ class Context:
     def unguided_few(self) -> bool:
         """Whether these are few steps of a flow without guidance, as turbo models are sampled in."""
         return self.axis.is_flow and self.traits.unguided and self.steps < FEW_STEPS
-
-    @property
-    def holds(self) -> bool:
-        """Whether a path may hold the very first prediction, before there are two to forecast by."""
-        return self.errors is not None and self.errors.held > 1 and self.first == 0
 
     @property
     def careful_gap(self) -> int | None:

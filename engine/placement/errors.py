@@ -24,8 +24,7 @@ class ErrorModel:
     """The expected error of plans over one schedule.
 
     sigmas: of the steps. profile: of the model. prediction: what is forecast. response: the sampler's; a sampler that has
-    none, or evaluates more than once a step, is taken for Euler's. corrected: whether the corrector works. held: as of
-    `drift.gaps`.
+    none, or evaluates more than once a step, is taken for Euler's. corrected: whether the corrector works.
     """
 
     sigmas: tuple[float, ...]
@@ -33,7 +32,6 @@ class ErrorModel:
     prediction: PredictionType
     response: ImpulseResponse | None = None
     corrected: bool = True
-    held: int = 1
 
     @property
     def steps(self) -> int:
@@ -66,7 +64,7 @@ class ErrorModel:
         moves = np.array(self.response.weights) if self.exact and self.response else euler_moves(self.sigmas, self.prediction)
         values = self.profile.at(self.sigmas, self.prediction)
         longest = min(LONGEST_GAP, len(self.sigmas))
-        found = gaps(values, self.sigmas, moves, self.prediction, self.profile.axis, longest, self.corrected, self.held)
+        found = gaps(values, self.sigmas, moves, self.prediction, self.profile.axis, longest, self.corrected)
         ends = np.minimum(np.arange(self.steps)[:, None] + np.arange(1, longest + 1), self.steps)
         return self.gains[ends][:, None] * (found.kept + DRIFT_SHARE * found.drift)
 
@@ -81,7 +79,7 @@ class ErrorModel:
         for i, (a, b) in enumerate(pairwise([*dense, len(self.sigmas)])):
             if b - a == 1:
                 continue
-            back = a - dense[i - 1] if i else int(b - a <= self.held)
+            back = a - dense[i - 1] if i else 0
             longest = self.costs.shape[1]
             if back < 1 or max(back, b - a) > longest:
                 return None

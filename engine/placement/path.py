@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..tuning import CAREFUL_DB, LEAST_UNGUIDED, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
-from .context import FORECAST, HELD, Context, PlannedStep, filled
+from .context import FORECAST, Context, PlannedStep, filled
 
 
 @dataclass(frozen=True)
@@ -117,5 +117,4 @@ class ShortestPath:
         dense = chosen(cheapest(costs, start, end), context, start)
         ends = [start, *dense, context.last + 1]
         gaps = [b - a for a, b in pairwise(ends)]
-        placed = filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)
-        return placed if start else [HELD] * (gaps[0] - 1) + placed[gaps[0] - 1 :]
+        return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)

@@ -24,7 +24,7 @@ from ..tuning import (
     WARMUP_FAST,
 )
 from .adaptive import AdaptiveGaps, AdaptivePlacement
-from .context import FORECAST, HELD, Context, Placement, PlannedStep
+from .context import FORECAST, Context, Placement, PlannedStep
 from .flow import FlowGaps
 from .inpainting import InpaintingGaps
 from .interval import Intervals
@@ -46,9 +46,7 @@ def warm_up(context: Context) -> int:
     config = context.config
     if config.warmup:
         return config.warmup
-    if ShortestPath().suits(context):
-        return 1 if context.holds else PATH_WARMUP
-    if InpaintingGaps().suits(context):
+    if ShortestPath().suits(context) or InpaintingGaps().suits(context):
         return PATH_WARMUP
     if context.axis.is_flow:
         return FLOW_WARMUP_SHORT if context.steps < SHORT_FLOW else FLOW_WARMUP
@@ -132,10 +130,6 @@ class Plan:
         if self.regional and self.adaptive.gap >= REGIONAL_GAP and since == -(-self.adaptive.gap // 2):
             return PlannedStep("partial", "highlight corrects the forecast and measures its error")
         return FORECAST
-
-    def is_held(self, step: int) -> bool:
-        """Whether a step takes the very first prediction over, before there are two to forecast by."""
-        return self.steps[step] is HELD
 
     def is_dense_without_region(self, step: int) -> bool:
         """Whether a step is to be dense where it was to compute the region and cannot; else it is forecast."""

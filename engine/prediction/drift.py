@@ -45,13 +45,12 @@ def euler_moves(sigmas: Sequence[float], prediction: PredictionType) -> np.ndarr
 
 def gaps(
     values: np.ndarray, sigmas: Sequence[float], moves: np.ndarray, prediction: PredictionType, axis: TimeAxis, longest: int,
-    corrected: bool, held: int = 1,
+    corrected: bool,
 ) -> Gaps:  # fmt: skip
     """All gaps of at most `longest` steps.
 
     values: sketches (runs, n, features) of what the sampler is given in each step. moves: the sampler's impulse response
-    (n + 1, n). corrected: whether the corrector works. held: the longest gap after step 0, for which there is no step before
-    and whose prediction is held; it stands where p would be the step before that.
+    (n + 1, n). corrected: whether the corrector works.
     """
     n, reach = len(sigmas), np.arange(1, longest + 1)
     a = np.arange(n)
@@ -67,11 +66,11 @@ def gaps(
     share = _shares(sigmas, older, exists, prediction, axis)
     slope = share[:, :, None] * np.clip(along / spacing, 0, MAX_EXTRAPOLATION)  # [a, p, k]
     lost = (points[:, None] - points[inside]).reshape(n, longest, -1)
-    unmoved = (pull @ lost).reshape(n, longest, *points.shape[1:])  # how far the state is off by forecasts that do not slope
+    held = (pull @ lost).reshape(n, longest, *points.shape[1:])  # how far the state is off by forecasts that do not slope
     rise = points[:, None] - points[older]  # [a, p, runs, features]
-    cross = _products(rise, unmoved)  # [a, p, b, runs]
+    cross = _products(rise, held)  # [a, p, b, runs]
     s = (slope @ pull.swapaxes(1, 2))[..., None]
-    held2, rise2 = (unmoved**2).sum(-1)[:, None], (rise**2).sum(-1)[:, :, None]
+    held2, rise2 = (held**2).sum(-1)[:, None], (rise**2).sum(-1)[:, :, None]
     drift = held2 + 2 * s * cross + s**2 * rise2
     kept = drift
     if corrected:
@@ -82,11 +81,9 @@ def gaps(
         first, last = trust * first - (1 - trust) * s, trust * last
         kept = (
             held2 + first**2 * rise2 + last**2 * (end**2).sum(-1)[:, None] - 2 * first * cross
-            + 2 * last * (unmoved * end).sum(-1)[:, None] - 2 * first * last * _products(rise, end)
+            + 2 * last * (held * end).sum(-1)[:, None] - 2 * first * last * _products(rise, end)
         )  # fmt: skip
     possible = (exists[:, :, None] & (after <= n)[:, None, :])[..., None]
-    first_gap = 0, 0, slice(0, held)  # where nothing slopes, and there is no parabola to revise it by
-    kept[first_gap], possible[first_gap] = held2[0, 0, :held], held > 1
     drift, kept = (np.where(possible, np.maximum(own, 0), np.inf).mean(-1) for own in (drift, kept))
     return Gaps(drift, kept)
 

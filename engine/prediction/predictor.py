@@ -36,11 +36,11 @@ class Predictor(Protocol):
         """Take up a computed prediction. At the sigma of the newest one, as in Heun's second evaluation, it replaces that."""
 
     def predict(self, sigma: float) -> Tensor:
-        """Returns the prediction expected at a sigma below those of the points, of which there is one at least."""
+        """Returns the prediction expected at a sigma below those of the points."""
 
 
 class DampedLinear:
-    """Continues the slope of the last two points along the time axis, damped, and holds a single one.
+    """Continues the slope of the last two points along the time axis, damped.
 
     prediction: the type of the values. axis: the time axis of the model. More damping lags behind, less of it overshoots.
     """
@@ -65,8 +65,6 @@ class DampedLinear:
         del self.points[:-2]
 
     def predict(self, sigma: float) -> Tensor:
-        if not self.ready:
-            return self.points[-1].value
         older, newer = self.points
         share = damping(self.prediction, newer.sigma, older.sigma, self.axis)
         ratio = extrapolation_ratio(sigma, newer.sigma, older.sigma, self.axis)

@@ -18,7 +18,7 @@ from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import Trace
 from highlight_diffusion.host.attach import attach
 from highlight_diffusion.host.families import family_of
-from highlight_diffusion.host.run import guidance_of
+from highlight_diffusion.host.run import is_unguided
 
 from . import tiny
 from .sampling import SIZE, guided, on_two_devices, reasons, two_prompts, with_lora
@@ -100,13 +100,13 @@ def test_in_few_steps_at_cfg_1_presets_forecast_more_than_with_guidance(sd3):
     assert forecast[1.0] == [2, 3, 4] and max(forecast[3.0]) == 2, forecast
 
 
-def test_only_comfyuis_own_guidance_is_known(sd3):
+def test_only_comfyuis_own_guidance_is_known_to_be_none(sd3):
     """Others keep the CFG of 1 that they inherit, and guide by numbers of their own."""
-    assert guidance_of(nodes_custom_sampler.Guider_Basic(sd3.patcher)) == 1
-    assert guidance_of(nodes_custom_sampler.Guider_DualCFG(sd3.patcher)) is None
+    assert is_unguided(nodes_custom_sampler.Guider_Basic(sd3.patcher))
+    assert not is_unguided(nodes_custom_sampler.Guider_DualCFG(sd3.patcher))
     guider = comfy.samplers.CFGGuider(sd3.patcher)
     guider.set_cfg(1.5)
-    assert guidance_of(guider) == 1.5
+    assert not is_unguided(guider)
 
 
 @pytest.mark.parametrize("style", ["regular", "nested"])
