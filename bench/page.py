@@ -162,9 +162,9 @@ def _cell(found: list[Lead]) -> str:
     lead = least(found)
     if lead is None:
         return "-"
-    times = f"{lead.times:.2f}x" if np.isfinite(lead.times) else "more faithful than any"
-    text = f"{lead.decibels:+.1f} / {lead.decile:+.1f} dB, {times} ({lead.ratio:.1f}x)"
-    return f"**{text}**" if lead.decibels < 0 else text
+    times = f"{lead.times:.2f}x" if np.isfinite(lead.times) else "beyond ours"
+    told = f"{lead.decibels:+.1f} [{lead.surely:+.1f}] / {lead.decile:+.1f} dB, {times} ({lead.ratio:.1f}x)"
+    return f"**{told}**" if lead.decibels < 0 else told
 
 
 def table(cells: dict[Cell, dict[str, Points]]) -> list[str]:
@@ -256,10 +256,11 @@ GUIDE = f"""
 - **Fidelity** is the PSNR in dB of the decoded picture to the *dense* one: of the same seed, sampler and number of steps, with
   every evaluation computed. **Cost** is multiply-accumulates executed, which a machine's load cannot disturb.
 - The first table of a model has what the presets give: how many times cheaper, PSNR mean / worst decile / worst picture.
-- A cell of the second says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**, and
-  how many times cheaper it is **at the peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is
-  there. Of the peer's strengths between {RANGE[0]} and {RANGE[1]} times cheaper it is the one that does best beside ours. Bold:
-  the peer is ahead. A dash: no strength of the peer, or of ours, is there. Ours is the curve through the presets and `speed`.
+- A cell of the second says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**, in
+  brackets the lower end of the mean's 95% interval (paired bootstrap over prompts), and how many times cheaper it is **at the
+  peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is there. Of the peer's strengths between
+  {RANGE[0]} and {RANGE[1]} times cheaper it is the one that does best beside ours. Bold: the peer is ahead. A dash: no strength
+  of the peer, or of ours, is there. Ours is the curve through the presets and `speed`.
 - Peers are small entries by their papers' descriptions, in `bench/peers/`, each with its source; EasyCache, LazyCache, ToMe
   and HyperTile are ComfyUI's own nodes.
 """
@@ -279,19 +280,32 @@ def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: 
     ]  # fmt: skip
 
 
-def write(folder: Path) -> Path:
-    """The page of all CSV files in a folder, beside it for the repository's own and in it for another; returns its path."""
+def _groups(folder: Path) -> dict[str, tuple[str, dict[Cell, dict[str, Points]]]]:
+    """What shares a table, by title: the name of its plot, and its cells."""
     files = {path.stem: path for path in sorted(folder.glob("*.csv"))}
-    groups = {**GROUPS, **{stem: (stem,) for stem in files if stem not in DEMOS}}
-    path = folder.with_suffix(".md") if folder == FOLDER else folder / "benchmarks.md"
-    lines = [(HEAD if folder == FOLDER else OWN) + GUIDE]
-    for title, models in groups.items():
+    found = {}
+    for title, models in {**GROUPS, **{stem: (stem,) for stem in files if stem not in DEMOS}}.items():
         cells = {cell: methods for model in models if model in files for cell, methods in read(files[model]).items()}
         if cells:
-            drawn = folder / f"{models[-1]}.png"
-            plot(dict(sorted(cells.items())), drawn)
-            lines += section(title, dict(sorted(cells.items())), models[-1], drawn.relative_to(path.parent))
-    path.write_text("\n".join(lines))
+            found[title] = models[-1], dict(sorted(cells.items(), key=lambda item: (item[0].steps, item[0].sampler)))
+    return found
+
+
+def text(folder: Path, path: Path) -> str:
+    """The page at `path` of all CSV files in a folder."""
+    lines = [(HEAD if folder == FOLDER else OWN) + GUIDE]
+    for title, (name, cells) in _groups(folder).items():
+        lines += section(title, cells, name, (folder / f"{name}.png").relative_to(path.parent))
+    return "\n".join(lines)
+
+
+def write(folder: Path) -> Path:
+    """Write the page and its plots, beside the folder of the repository's own results and in that of others. Returns its
+    path."""
+    path = folder.with_suffix(".md") if folder == FOLDER else folder / "benchmarks.md"
+    for name, cells in _groups(folder).values():
+        plot(cells, folder / f"{name}.png")
+    path.write_text(text(folder, path))
     return path
 
 
