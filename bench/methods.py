@@ -110,6 +110,8 @@ def _transformer_peers(subject: Subject) -> Iterator[Method]:
 
     yield from each("DBCache with TaylorSeer", "F{}, {} in a row", ((4, 4), (1, 4), (1, 6)),
                     lambda m, s, first, n: dbcache.by_change(m, first, n), adapts=True)  # fmt: skip
+    yield from each("DBCache with TaylorSeer", "F1, 6 in a row, threshold={:g}", (0.24,),
+                    lambda m, s, t: dbcache.by_change(m, 1, 6, threshold=t), adapts=True)  # fmt: skip
     yield from each("Cache-DiT's step masks", "{}", list(dbcache.MASKS), lambda m, s, name: dbcache.by_mask(m, name))
     yield from each("DiCache", "threshold={:g}", (0.2, 0.4), lambda m, s, t: dicache.apply(m, t), adapts=True)
     yield from each("MagCache", "threshold={:g} K={}", ((0.06, 2), (0.24, 5)),

@@ -282,7 +282,8 @@ def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: 
 
 def _groups(folder: Path) -> dict[str, tuple[str, dict[Cell, dict[str, Points]]]]:
     """What shares a table, by title: the name of its plot, and its cells."""
-    files = {path.stem: path for path in sorted(folder.glob("*.csv"))}
+    tables = (path for path in sorted(folder.glob("*.csv")) if path.read_text().startswith("sampler,steps,cells,"))
+    files = {path.stem: path for path in tables}
     found = {}
     for title, models in {**GROUPS, **{stem: (stem,) for stem in files if stem not in DEMOS}}.items():
         cells = {cell: methods for model in models if model in files for cell, methods in read(files[model]).items()}

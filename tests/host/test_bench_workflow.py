@@ -11,6 +11,7 @@ from highlight_diffusion.tools import workflows
 from highlight_diffusion.tools.comfy import Sampling, Subject
 from highlight_diffusion.tools.start import PACK
 
+pytestmark = pytest.mark.beside
 DEMO = PACK / "workflows" / "highlight_demo_turbo_4.json"
 PROMPT = "a large red circle at the left on a plain gray background"
 

@@ -53,7 +53,8 @@ STRONGEST = {
         "DeepCache, branch 3": "N=3", "T-GATE": "gate=0.4", "Faster Diffusion": "density=0.7", "FRDiff": "N=3",
     },
     "mmdit": {
-        **BOTH, "MeanCache": "17 of 50", "DBCache with TaylorSeer": "F1, 4 in a row", "Cache-DiT's step masks": "medium",
+        **BOTH, "MeanCache": "17 of 50", "Cache-DiT's step masks": "medium",
+        "DBCache with TaylorSeer": "F1, 6 in a row, threshold=0.24",
         "DiCache": "threshold=0.4", "MagCache": "threshold=0.24 K=5", "SeaCache": "delta=0.6",
         "First-Block Cache": "threshold=0.2", "TeaCache": "threshold=0.2", "RAS": "ratio=0.5", "AccelAes": "every=2",
         "ToMe on DiT": "ratio=0.5", "ToDo": "factor=2 blocks=100%", "SDTM as released": "r=0.5 protect=3",
@@ -152,7 +153,7 @@ def test_a_peer_of_transformers_that_skips_nothing_is_dense(subjects, denses, na
     ("unet", "DeepCache N=3"), ("mmdit", "First-Block Cache threshold=0.2"), ("mmdit", "TeaCache threshold=0.2"),
     ("mmdit", "RAS ratio=0.5"), ("mmdit", "AccelAes every=2"), ("mmdit", "ToMe on DiT ratio=0.5"),
     ("mmdit", "SDTM as released r=0.5 protect=3"), ("unet", "SADA"), ("unet", "Spectrum, last hidden state moderate"),
-    ("mmdit", "DiCache threshold=0.4"), ("mmdit", "DBCache with TaylorSeer F1, 4 in a row"),
+    ("mmdit", "DiCache threshold=0.4"), ("mmdit", "DBCache with TaylorSeer F1, 6 in a row, threshold=0.24"),
 ])  # fmt: skip
 def test_a_second_run_of_a_peer_is_the_first(subjects, kind, label):
     """Peers keep state between steps; a new run must not see the last one's."""
@@ -260,7 +261,9 @@ def test_predictions_of_a_common_warm_up_are_computed_once(subjects):
     assert calls == shared.calls == 7 and less < seconds
 
 
-@pytest.mark.parametrize("kind, label", [("unet", "DeepCache N=2"), ("mmdit", "DBCache with TaylorSeer F1, 4 in a row")])
+@pytest.mark.parametrize(
+    "kind, label", [("unet", "DeepCache N=2"), ("mmdit", "DBCache with TaylorSeer F1, 6 in a row, threshold=0.24")]
+)
 def test_a_meter_counts_what_torch_counts(subjects, kind, label):
     from highlight_diffusion.bench.meter import Meter
 
