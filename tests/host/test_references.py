@@ -160,6 +160,10 @@ class Listener:
             for hook in hooks:
                 hook.remove()
 
+    def __deepcopy__(self, memo: dict) -> "Listener":
+        """Clones of a model share it, also in the oldest ComfyUI, which copies a model's options deeply."""
+        return self
+
     def enter(self, block, *_) -> None:
         self.block = block
 
