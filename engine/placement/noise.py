@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
-from ..tuning import RENEWED, RENEWED_OF_FORECASTS, RENEWED_PER_PACE
+from ..tuning import RENEWED, RENEWED_OF_FORECASTS, RENEWED_PER_PACE, UNDECIDED_ABOVE, UNDECIDED_STEPS
 from .context import Context, PlannedStep
 
 NEGLIGIBLE = 1e-3  # share of new noise under which a sampler counts as one that adds none
@@ -39,6 +39,16 @@ def allowed(kind: Kind, pace: float, by_sampler: float) -> float:
     share = RENEWED + RENEWED_PER_PACE * pace
     by_kind = 1 if kind == "shallow" else RENEWED_OF_FORECASTS
     return min(1.0, share * by_kind * by_sampler)
+
+
+def undecided(context: Context) -> int:
+    """At how many steps of the schedule's start, under noise of the sampler's own in a flow, it is open what the picture will
+    show. What forecasts are off by there is not much, and yet it adds up until other things are drawn; the sampler's noise
+    leaves nothing to which a corrector could bring the state back."""
+    if not context.axis.is_flow or not context.ends_gaps_by_noise:
+        return 0
+    above = sum(sigma > UNDECIDED_ABOVE for sigma in context.sigmas)
+    return min(above, math.ceil(UNDECIDED_STEPS * context.steps))
 
 
 def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:

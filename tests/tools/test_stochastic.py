@@ -32,7 +32,8 @@ def test_the_report_sums_the_objects_of_a_row_and_names_the_worst_picture(tmp_pa
     names = "model,sampler,scheduler,steps,method,prompt,psnr,new,right,dense_right,wanted,saved,kinds"
     rows = [
         "unet,lcm,normal,8,fast,0,40,1,2,2,2,0.25,DsDD", "unet,lcm,normal,8,fast,1,30,0,1,2,2,0.25,DsDD",
-        "unet,lcm,normal,8,fast: fewer steps,0,20,0,2,2,2,0.25,DDD", "unet,lcm,normal,8,fast: fewer steps,1,20,2,1,2,2,0.25,DDD",
+        "unet,lcm,normal,8,fast: fewer steps,0,20,0,2,2,2,0.25,DDD",
+        "unet,lcm,normal,8,fast: fewer steps,1,20,2,1,2,2,0.25,DDD",
     ]  # fmt: skip
     path = tmp_path / "stochastic.csv"
     path.write_text("\n".join([names, *rows]) + "\n")

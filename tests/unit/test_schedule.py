@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -310,6 +311,20 @@ def test_bug_other_objects_in_flows_under_cfg_pp(sampler):
         assert {step.kind for step in plan} == {"dense"} and any("CFG++" in step.reason for step in plan)
         other = plan_of(sigmas, HighlightConfig(pace=pace), sampler=sampler.replace("_cfg_pp", ""), **own)
         assert {step.kind for step in other} != {"dense"}
+
+
+@pytest.mark.parametrize("pace", PACES.values())
+@pytest.mark.parametrize("sampler", ["res_multistep_ancestral", "seeds_2", "ddpm", "sa_solver"])
+def test_bug_an_object_more_by_forecasts_where_a_flow_is_undecided_under_fresh_noise(sampler, pace):
+    """On the demo transformer in 30 steps forecasts from the fifth step on drew an object that the dense run has not."""
+    sigmas, config = flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=pace)
+    own = {"sampler": sampler, "axis": FLOW, "regional": False}
+    plan = plan_of(sigmas, config, renewed=[0.02] * 29, **own)
+    assert [step.kind for step in plan[:8]] == ["dense"] * 8 and "skipped" in {step.kind for step in plan[8:]}
+    assert "skipped" in {step.kind for step in plan_of(sigmas, config, **own)[:8]}  # without noise of its own
+    late = [sigma for sigma in sigmas if sigma < 0.8]  # of a picture that is given
+    assert "skipped" in {step.kind for step in plan_of(late, config, renewed=[0.02] * (len(late) - 1), **own)[:5]}
+    assert "skipped" in {step.kind for step in plan_of(sigmas, replace(config, warmup=2), renewed=[0.02] * 29, **own)[:8]}
 
 
 @pytest.mark.parametrize(("steps", "pace", "kinds"), [
