@@ -29,7 +29,7 @@ from .flow import FlowGaps
 from .inpainting import InpaintingGaps
 from .interval import Intervals
 from .log_sigma import LogSigmaGaps
-from .noise import hold_to_noise, undecided
+from .noise import hold_to_noise
 from .path import ShortestPath
 from .shallow import ShallowGaps
 
@@ -43,20 +43,16 @@ STEP_TOLERANCE = 1e-4  # relative: samplers may nudge a sigma
 def warm_up(context: Context) -> int:
     """How many dense steps the run starts with: as configured, or as many as were measured to be worth it. Shallow
     evaluations need one, forecasts several."""
-    if context.config.warmup:
-        return context.config.warmup
-    return max(_placements_warm_up(context), undecided(context) - context.first)
-
-
-def _placements_warm_up(context: Context) -> int:
-    """How many the placement needs."""
+    config = context.config
+    if config.warmup:
+        return config.warmup
     if ShortestPath().suits(context) or InpaintingGaps().suits(context):
         return PATH_WARMUP
     if context.axis.is_flow:
         return FLOW_WARMUP_SHORT if context.steps < SHORT_FLOW else FLOW_WARMUP
     if context.shallow:
         return NOISY_SHALLOW_WARMUP if context.ends_gaps_by_noise else SHALLOW_WARMUP
-    return WARMUP_FAST if context.config.pace >= FAST_PACE else WARMUP
+    return WARMUP_FAST if config.pace >= FAST_PACE else WARMUP
 
 
 def regional_pays(steps: int, noisy: bool, one_step: bool | None, axis: TimeAxis = DIFFUSION) -> bool:

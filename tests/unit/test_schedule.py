@@ -1,4 +1,3 @@
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -308,23 +307,31 @@ def test_bug_other_objects_in_flows_under_cfg_pp(sampler):
     own = {"axis": FLOW, "renewed": [0.02] * 29}
     for pace in PACES.values():
         plan = plan_of(sigmas, HighlightConfig(pace=pace), sampler=sampler, **own)
-        assert {step.kind for step in plan} == {"dense"} and any("CFG++" in step.reason for step in plan)
+        assert {step.kind for step in plan} == {"dense"} and any("multiplies" in step.reason for step in plan)
         other = plan_of(sigmas, HighlightConfig(pace=pace), sampler=sampler.replace("_cfg_pp", ""), **own)
         assert {step.kind for step in other} != {"dense"}
 
 
 @pytest.mark.parametrize("pace", PACES.values())
-@pytest.mark.parametrize("sampler", ["res_multistep_ancestral", "seeds_2", "ddpm", "sa_solver"])
+def test_bug_an_object_more_under_sa_solver_in_flows(pace):
+    """On the demo transformer four forecasts of thirty, the first at sigma 0.57, were enough: it multiplies errors."""
+    own = {"sampler": "sa_solver", "renewed": [0.02] * 29}
+    plan = plan_of(flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=pace), axis=FLOW, **own)
+    assert {step.kind for step in plan} == {"dense"}
+    assert {step.kind for step in plan_of(SIGMAS[30], HighlightConfig(pace=pace), **own)} != {"dense"}
+
+
+@pytest.mark.parametrize("pace", PACES.values())
+@pytest.mark.parametrize("sampler", ["res_multistep_ancestral", "seeds_2", "ddpm", "sa_solver_pece"])
 def test_bug_an_object_more_by_forecasts_where_a_flow_is_undecided_under_fresh_noise(sampler, pace):
     """On the demo transformer in 30 steps forecasts from the fifth step on drew an object that the dense run has not."""
     sigmas, config = flow_sigmas(30).tolist()[:-1], HighlightConfig(pace=pace)
     own = {"sampler": sampler, "axis": FLOW, "regional": False}
     plan = plan_of(sigmas, config, renewed=[0.02] * 29, **own)
-    assert [step.kind for step in plan[:8]] == ["dense"] * 8 and "skipped" in {step.kind for step in plan[8:]}
-    assert "skipped" in {step.kind for step in plan_of(sigmas, config, **own)[:8]}  # without noise of its own
+    assert [step.kind for step in plan[:10]] == ["dense"] * 10 and "skipped" in {step.kind for step in plan[10:]}
+    assert "skipped" in {step.kind for step in plan_of(sigmas, config, **own)[:10]}  # without noise of its own
     late = [sigma for sigma in sigmas if sigma < 0.8]  # of a picture that is given
     assert "skipped" in {step.kind for step in plan_of(late, config, renewed=[0.02] * (len(late) - 1), **own)[:5]}
-    assert "skipped" in {step.kind for step in plan_of(sigmas, replace(config, warmup=2), renewed=[0.02] * 29, **own)[:8]}
 
 
 @pytest.mark.parametrize(("steps", "pace", "kinds"), [
