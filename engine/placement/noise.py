@@ -55,7 +55,7 @@ def undecided(context: Context) -> int:
 def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:
     """The plan, dense at those steps at which more of the noise is new than is `allowed`, and in place of forecasts as long as
     the picture is `undecided`. In flows it is dense throughout under samplers that multiply there what a forecast is off by."""
-    if context.axis.is_flow and context.traits.multiplying:
+    if context.axis.is_flow and context.traits.multiplies:
         return [step if step.kind == "dense" else MULTIPLIED for step in plan]
     held, kept, start = list(plan), 1.0, undecided(context)
     for i, step in enumerate(plan):
