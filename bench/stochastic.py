@@ -218,7 +218,7 @@ def publish(rows: list[Row]) -> None:
         table.writerow(f.name for f in fields(Row))
         table.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in astuple(row)] for row in rows)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    PAGE.write_text("\n".join([before + START, "", *report(rows), END + rest.partition(END)[2]]), encoding="utf-8")
+    PAGE.write_text("\n".join([before + START, "", *report(published()), END + rest.partition(END)[2]]), encoding="utf-8")
 
 
 def report(rows: list[Row]) -> list[str]:
