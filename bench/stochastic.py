@@ -11,7 +11,7 @@ import argparse
 import csv
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,11 @@ SAMPLERS = (
     "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "res_multistep_ancestral",
     "res_multistep_ancestral_cfg_pp", "er_sde", "seeds_2", "seeds_3", "exp_heun_2_x0_sde", "sa_solver", "sa_solver_pece",
 )  # fmt: skip
+TYPES = {"str": str, "int": int, "float": float}  # of a row's fields
 OBJECTS = (1, 2, 3, 0)  # of the scenes, in turn; one of four shows nothing but its background
-DOCS = """# Samplers that add noise: what each preset saves
-
-Written by `python run.py stochastic --docs`; do not edit. {scenes} scenes with captions that training never saw, seed {seed},
-CFG 3, {weights} weights, sampled by the real ComfyUI on the CPU. What is not in the table was not measured. *Spared*
-is the share of the evaluations that are not computed in full, PSNR (mean / worst) is to the dense picture of the same seed,
-*new* counts objects that the detector finds and the dense picture has not, and *right* those asked for that are there, by the
-preset and by the dense run. *Fewer steps* is the dense run of as many steps as the preset cost in seconds (on a machine that
-did other work too, so it may be a step off): the same of it, to be compared with the preset's. 0% means that the rule against
-renewed noise leaves the schedule dense.
-"""
+PAGE, MEASURED = PACK / "docs" / "stochastic.md", PACK / "docs" / "benchmarks" / "stochastic.csv"
+START, END = "<!-- measured -->", "<!-- end of measured -->"
+FEWER = ": fewer steps"  # after a preset's name: the dense run of as many steps as the preset costs
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,7 @@ class Stochastic:
             steps = round(share * sampling.steps)
             if fewer and steps < sampling.steps:
                 images = self.dense(Sampling(sampling.sampler, steps, sampling.cfg, sampling.scheduler))
-                self._judge((*key, f"{preset}: fewer steps"), reference, found, images, 1 - steps / sampling.steps, "D" * steps)
+                self._judge((*key, preset + FEWER), reference, found, images, 1 - steps / sampling.steps, "D" * steps)
 
     def _judge(self, key: tuple, reference: np.ndarray, found: list, images: np.ndarray, saved: float, kinds: str) -> None:
         for index, (scene, dense, before, image) in enumerate(zip(self.scenes, reference, found, images, strict=True)):
@@ -166,34 +160,87 @@ def attached(model: Any, preset: str, trace: Trace) -> Any:
     return attach(model, HighlightConfig(pace=PACES[preset]), trace)
 
 
-def report(path: Path) -> list[str]:
-    """A table a model: one row for a sampler, scheduler and number of steps, one group of columns for a preset."""
-    groups: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+@dataclass(frozen=True)
+class Row:
+    """All pictures of one method: psnr: the mean, and the worst; new, right, dense_right: objects in all of them; spared: the
+    share of the evaluations that are not computed in full."""
+
+    model: str
+    sampler: str
+    scheduler: str
+    steps: int
+    scenes: int
+    weights: str
+    method: str
+    spared: float
+    psnr: float
+    worst: float
+    new: int
+    right: int
+    dense_right: int
+
+    @property
+    def key(self) -> tuple:
+        """The method, and what it was measured on."""
+        return self.model, self.sampler, self.scheduler, self.steps, self.scenes, self.weights, self.method
+
+    @property
+    def pictures(self) -> str:
+        return f"{self.psnr:.1f} / {self.worst:.1f}, {self.new}, {self.right}/{self.dense_right}"
+
+
+def summed(path: Path, weights: str) -> list[Row]:
+    """The rows of a CSV file of single pictures."""
+    groups: dict[tuple, list[dict]] = defaultdict(list)
     with path.open() as file:
-        for row in csv.DictReader(file):
-            groups[row["model"], row["sampler"], row["scheduler"], int(row["steps"])][row["method"]].append(row)
+        for own in csv.DictReader(file):
+            groups[own["model"], own["sampler"], own["scheduler"], int(own["steps"]), own["method"]].append(own)
+    rows = []
+    for (*setting, method), own in groups.items():
+        near, kinds = [float(picture["psnr"]) for picture in own], own[0]["kinds"]
+        objects = (sum(int(picture[name]) for picture in own) for name in ("new", "right", "dense_right"))
+        spared = 0.0 if method.endswith(FEWER) else 1 - kinds.count("D") / len(kinds)
+        rows.append(Row(*setting, len(own), weights, method, spared, statistics.mean(near), min(near), *objects))
+    return rows
+
+
+def published() -> list[Row]:
+    """The rows of docs/benchmarks/stochastic.csv."""
+    with MEASURED.open() as file:
+        return [Row(**{f.name: TYPES[f.type](own[f.name]) for f in fields(Row)}) for own in csv.DictReader(file)]
+
+
+def publish(rows: list[Row]) -> None:
+    """Write rows to that file, in place of those that measure the same, and all of them to docs/stochastic.md."""
+    rows = sorted({row.key: row for row in [*published(), *rows]}.values(), key=lambda row: row.key)
+    with MEASURED.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(f.name for f in fields(Row))
+        table.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in astuple(row)] for row in rows)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text("\n".join([before + START, "", *report(published()), END + rest.partition(END)[2]]), encoding="utf-8")
+
+
+def report(rows: list[Row]) -> list[str]:
+    """A table a model: one line for what was measured, one column for a preset, dense runs of fewer steps in brackets."""
+    groups: dict[tuple, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        groups[row.key[:-1]][row.method] = row
     lines = []
-    for model in dict.fromkeys(key[0] for key in groups):
-        presets = [p for p in PACES if any(key[0] == model and p in methods for key, methods in groups.items())]
-        titles = [f"{p}: spared, PSNR, new, right | fewer steps: PSNR, new, right" for p in presets]
-        head = f"| sampler, scheduler, steps | {' | '.join(titles)} |"
-        lines += [f"## Demo {model}", "", head, "|---" * (1 + 2 * len(presets)) + "|"]
-        for key, methods in sorted((k, m) for k, m in groups.items() if k[0] == model):
-            cells = [f"{_cell(methods.get(p))} | {_cell(methods.get(f'{p}: fewer steps'), brief=True)}" for p in presets]
-            lines.append(f"| {key[1]}, {key[2]}, {key[3]} | {' | '.join(cells)} |")
+    for model in sorted({row.model for row in rows}, reverse=True):
+        head = f"| sampler, scheduler, steps | scenes, weights | {' | '.join(PACES)} |"
+        lines += [f"### Demo {model}", "", head, "|---" * (2 + len(PACES)) + "|"]
+        for key, methods in sorted(item for item in groups.items() if item[0][0] == model):
+            cells = [_cell(methods.get(preset), methods.get(preset + FEWER)) for preset in PACES]
+            lines.append(f"| {', '.join(map(str, key[1:4]))} | {key[4]}, {key[5]} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 
 
-def _cell(rows: list[dict] | None, brief: bool = False) -> str:
-    if not rows:
+def _cell(preset: Row | None, fewer: Row | None) -> str:
+    if preset is None:
         return "-"
-    total = lambda name: sum(int(row[name]) for row in rows)  # noqa: E731
-    objects = f"{total('new')}, {total('right')}/{total('dense_right')}"
-    near = [float(row["psnr"]) for row in rows]
-    fidelity = f"{np.mean(near):.1f} / {min(near):.1f}, {objects}"
-    kinds = rows[0]["kinds"]
-    return fidelity if brief else f"{1 - kinds.count('D') / len(kinds):.0%}, {fidelity}"
+    return f"{preset.spared:.0%}, {preset.pictures}" + (f" ({fewer.pictures})" if fewer else "")
 
 
 def main() -> int:
@@ -208,7 +255,7 @@ def main() -> int:
     parser.add_argument("--no-fewer", action="store_true", help="leave out dense runs of fewer steps")
     parser.add_argument("--half", action="store_true", help="the denoiser's weights in bfloat16, which takes half the time")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "stochastic")
-    parser.add_argument("--docs", action="store_true", help="write the table to docs/ too")
+    parser.add_argument("--docs", action="store_true", help="write the table to docs/")
     args = parser.parse_args()
     boot()
     if args.half:
@@ -220,7 +267,9 @@ def main() -> int:
         for scheduler in args.schedulers.split(","):
             for sampler in args.samplers.split(","):
                 bench.compare(Sampling(sampler, steps, 3.0, scheduler), args.presets.split(","), not args.no_fewer)
-    head = DOCS.format(scenes=args.scenes, seed=args.seed, weights="bfloat16" if args.half else "float32")
-    text = "\n".join([head, *report(args.out / "stochastic.csv")])
-    (PACK / "docs" / "stochastic.md" if args.docs else args.out / "stochastic.md").write_text(text)
+    rows = summed(args.out / "stochastic.csv", "bfloat16" if args.half else "float32")
+    if args.docs:
+        publish(rows)
+    else:
+        (args.out / "stochastic.md").write_text("\n".join(report(rows)))
     return 0

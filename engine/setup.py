@@ -59,7 +59,8 @@ def start_run(
     if shallow is not None and traits.sde:
         shallow.damping = 0.0  # what enters from within is noise above all, and a copy is better than its trend
     sigmas = record.sigmas[:-1]
-    new_noise = renewed(traits.noisy, sigmas, fresh_noise() if config.active else None, axis)
+    measured = fresh_noise() if config.active and not traits.cfg_pp else None
+    new_noise = renewed(traits.noisy, sigmas, measured, axis)
     region = RegionTracker(config, record.frame, align, make_caches, masks, exact)
     inpaints = config.active and _aim_by_noise_mask(region, record)
     masked = masks.to_the_node or inpaints

@@ -8,9 +8,11 @@ from itertools import pairwise
 
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Kind
-from ..tuning import RENEWED, RENEWED_OF_FORECASTS, RENEWED_PER_PACE
+from ..tuning import RENEWED, RENEWED_OF_FORECASTS, RENEWED_PER_PACE, UNDECIDED_ABOVE, UNDECIDED_STEPS
 from .context import Context, PlannedStep
 
+MULTIPLIED = PlannedStep("dense", "new noise in a flow, under a sampler that multiplies what a forecast is off by")
+UNDECIDED = PlannedStep("dense", "what the picture will show is open yet, under new noise")
 NEGLIGIBLE = 1e-3  # share of new noise under which a sampler counts as one that adds none
 
 
@@ -41,15 +43,26 @@ def allowed(kind: Kind, pace: float, by_sampler: float) -> float:
     return min(1.0, share * by_kind * by_sampler)
 
 
+def undecided(context: Context) -> int:
+    """At how many steps of a flow's start it is open what the picture will show, where the sampler's noise leaves no path to
+    which a corrector could bring the state back: what forecasts are off by there adds up until other things are drawn."""
+    if not context.axis.is_flow:
+        return 0
+    above = sum(sigma > UNDECIDED_ABOVE for sigma in context.sigmas)
+    return min(above, math.ceil(UNDECIDED_STEPS * context.steps))
+
+
 def hold_to_noise(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:
-    """The plan, dense at those steps at which more of the noise is new than is `allowed`. In flows it is dense throughout under
-    CFG++, which multiplies there what a forecast is off by until other things are drawn."""
-    if context.axis.is_flow and context.traits.cfg_pp:
-        return [step if step.kind == "dense" else PlannedStep("dense", "CFG++ with new noise in a flow") for step in plan]
-    held, kept = list(plan), 1.0
+    """The plan, dense at those steps at which more of the noise is new than is `allowed`, and in place of forecasts as long as
+    the picture is `undecided`. In flows it is dense throughout under samplers that multiply there what a forecast is off by."""
+    if context.axis.is_flow and context.traits.multiplies:
+        return [step if step.kind == "dense" else MULTIPLIED for step in plan]
+    held, kept, start = list(plan), 1.0, undecided(context)
     for i, step in enumerate(plan):
         kept *= 1 - context.renewed[i - 1] if i else 1.0
-        if step.kind != "dense" and 1 - kept > allowed(step.kind, context.config.pace, context.traits.may_be_renewed):
+        if step.kind == "skipped" and i < start:
+            held[i] = UNDECIDED
+        elif step.kind != "dense" and 1 - kept > allowed(step.kind, context.config.pace, context.traits.may_be_renewed):
             held[i] = PlannedStep("dense", f"{1 - kept:.0%} of the noise is new since the last dense one")
         if held[i].kind == "dense":
             kept = 1.0

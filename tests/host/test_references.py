@@ -4,6 +4,7 @@ The heatmap is compared with one that is computed here from the picture's querie
 that each case states, by an attention override of this file's own.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from types import SimpleNamespace
 import comfy.model_management
 import pytest
 import torch
+from comfy.ldm.flux.layers import DoubleStreamBlock
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.qwen_image import model as qwen_image
 from comfy_extras import nodes_flux
 from einops import rearrange
 from highlight_diffusion.engine.config import HighlightConfig
@@ -138,6 +142,21 @@ CASES = {
 }  # fmt: skip
 
 
+# What the oldest ComfyUI lacks, and why.
+NO_REFERENCES = "ref_latents" not in inspect.signature(NextDiT._forward).parameters
+LACKING = {
+    **{name: "in this ComfyUI Lumina 2 and Z-Image are given no references" for name in CASES
+       if NO_REFERENCES and name.startswith(("lumina2", "z-image"))},
+    **({"hunyuan video": "this ComfyUI has HunyuanVideo's picture before its text, which is not listened to"}
+       if "flipped_img_txt" in inspect.signature(DoubleStreamBlock).parameters else {}),
+}  # fmt: skip
+
+
+def cases(*names: str) -> list:
+    """The names of cases, those marked to be skipped that this ComfyUI lacks."""
+    return [pytest.param(n, marks=pytest.mark.skipif(n in LACKING, reason=LACKING.get(n, ""))) for n in names]
+
+
 IMAGE_EMBEDDING = "wan, image to video"  # is looked at, and is no reference in the sequence
 
 
@@ -159,6 +178,10 @@ class Listener:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def __deepcopy__(self, memo: dict) -> "Listener":
+        """Clones of a model share it, also in the oldest ComfyUI, which copies a model's options deeply."""
+        return self
 
     def enter(self, block, *_) -> None:
         self.block = block
@@ -238,18 +261,20 @@ def heard(
 
 
 def assert_equal(run: RunRecord, expected: list[torch.Tensor]) -> None:
+    """Equal but for rounding, which grows with the map where a nearly flat one is spread over 0 to 1, as the oldest ComfyUI's
+    tiny Chroma has it."""
     given = [e.heatmap for e in run.evaluations if e.heatmap is not None]
     assert len(given) == len(expected) >= 2, [(e.kind, e.reason) for e in run.evaluations]
     for ours, true in zip(given, expected, strict=True):
-        assert ours.std() > 0.01 and torch.allclose(ours, true.cpu(), atol=2e-4), (ours - true).abs().max()
+        assert ours.std() > 0.01 and torch.allclose(ours, true.cpu(), atol=5e-4), (ours - true).abs().max()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(*CASES))
 def test_the_heatmap_is_of_the_pictures_queries_and_the_texts_keys(name):
     assert_equal(*heard(CASES[name]))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != IMAGE_EMBEDDING])
+@pytest.mark.parametrize("name", cases(*(name for name in CASES if name != IMAGE_EMBEDDING)))
 @pytest.mark.compatibility("Conditioning", "reference images: {name}", on="transformers")
 def test_beside_references_nothing_is_computed_in_part_or_merged(observe, name):
     """Forecasts stay; merging leaves every evaluation whole and says why."""
@@ -273,7 +298,7 @@ PLAIN = {  # the same without references
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", cases(*SOME))
 @pytest.mark.parametrize("where", ["positive", "negative"])
 def test_references_of_one_cond_alone(name, where):
     """Where only the negative has them, the positive's sequence is text and picture alone."""
@@ -282,7 +307,7 @@ def test_references_of_one_cond_alone(name, where):
     assert_equal(*heard(listened, positive=where == "positive", negative=where == "negative"))
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", cases(*SOME))
 def test_a_batch_beside_references(name):
     assert_equal(*heard(CASES[name], batch=2))
 
@@ -296,11 +321,11 @@ WORD = TokenWeights((0.0,) * 20 + (1.0,) * 3 + (0.0,) * 54, named=True, words=((
 WITH_WORDS = {  # models that have tokens of their own beside the text's
     "z_image": replace(PLAIN["z-image"], extra={WORDS: WORD}),
     "aura_flow": Case(tiny.aura_flow, (8, 85), ((85, 149),), 149, {WORDS: WORD}),
-    "z-image, with references": replace(CASES["z-image, several"], extra=CASES["z-image, several"].extra | {WORDS: WORD}),
+    "z-image, several": replace(CASES["z-image, several"], extra=CASES["z-image, several"].extra | {WORDS: WORD}),
 }
 
 
-@pytest.mark.parametrize("name", WITH_WORDS)
+@pytest.mark.parametrize("name", cases(*WITH_WORDS))
 def test_named_words_are_found_beside_padding_and_registers(name):
     assert_equal(*heard(WITH_WORDS[name]))
 
@@ -385,7 +410,12 @@ def with_more_tokens(model):
     return clone
 
 
-@pytest.mark.parametrize("name", ["flux, None", "qwen, several"])
+NO_PATCH = pytest.mark.skipif(
+    "post_input" not in inspect.getsource(qwen_image), reason="this ComfyUI's Qwen-Image does not ask such a node"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["flux, None", pytest.param("qwen, several", marks=NO_PATCH)])
 def test_where_the_tokens_do_not_add_up_nothing_is_heard_and_the_trace_says_why(name):
     case = CASES[name]
     model, trace = case.model(), Trace()
