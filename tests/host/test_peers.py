@@ -210,8 +210,9 @@ def test_schedules_are_the_published_ones():
     assert sum(mask("slow", 8)) == 7 and sum(mask("ultra", 28)) == 8
 
 
-@pytest.mark.parametrize("kind, degree", [("order 1", 1), ("order 2", 1), ("DMD", 1)])
-def test_taylor_and_modes_continue_what_moves_evenly(kind, degree):
+@pytest.mark.parametrize("kind, within", [("order 1", 1e-5), ("order 2", 1e-5), ("DMD", 5e-3)])
+def test_taylor_and_modes_continue_what_moves_evenly(kind, within):
+    """Even growth is no sum of powers, so that modes come near it alone."""
     from highlight_diffusion.bench.peers.taylorseer import KINDS
 
     seen = []
@@ -219,7 +220,7 @@ def test_taylor_and_modes_continue_what_moves_evenly(kind, degree):
     forecast = peer.forecast
     peer.forecast = lambda at: seen.append((at.index, forecast(at))) or seen[-1][1]
     Steps(12).computed(peer, lambda at: torch.full((1, 1, 2, 2), 1.0 + at.index))
-    assert seen and all(torch.allclose(value, torch.full_like(value, 1.0 + step), atol=1e-4) for step, value in seen)
+    assert seen and all(torch.allclose(value, torch.full_like(value, 1.0 + step), rtol=within) for step, value in seen)
 
 
 def test_modes_continue_a_decay_that_no_line_does():
@@ -244,7 +245,7 @@ def test_meancache_takes_the_last_velocity_where_its_span_is_one():
     peer, sigmas = MeanCache(13), Steps(10).sigmas
     peer.observe(Step(0, sigmas, torch.ones(1)), torch.zeros(1), True)  # velocity one
     x = torch.ones(1) + (sigmas[1] - sigmas[0])
-    assert torch.allclose(peer.forecast(Step(1, sigmas, x)), x - sigmas[1])
+    assert torch.allclose(peer.forecast(Step(1, sigmas, x)), x - sigmas[1], atol=1e-6)
 
 
 def test_predictions_of_a_common_warm_up_are_computed_once(subjects):
