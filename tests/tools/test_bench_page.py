@@ -7,7 +7,6 @@ import pytest
 from highlight_diffusion.bench import page
 from highlight_diffusion.bench.page import OURS, Points, complete, fidelity_at, leads, ratio_at
 
-
 KEYS = ("sampler", "steps", "cells")  # what a table of the bench begins with; others in its folder are left alone
 
 
