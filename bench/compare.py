@@ -104,7 +104,9 @@ class Table:
         row = asdict(record)
         self.done.add(tuple(str(row[k]) for k in self.keys))
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.names).writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+            csv.DictWriter(file, self.names, lineterminator="\n").writerow(
+                {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+            )
 
 
 class Comparison:
@@ -142,10 +144,12 @@ class Comparison:
             executed = self.tally.of(attached.trace.last, sampling)
             return self.tally.learn(attached.trace.last, sampling, macs(sample)) if executed is None else executed
         key = (method.label, sampling)
-        if not method.adapts and key in self.costs:
+        if method.adapts:
+            return self.meter.of(sample)
+        if key in self.costs:
             sample()
         else:
-            self.costs[key] = self.meter.of(sample)
+            self.costs[key] = macs(sample)
         return self.costs[key]
 
     def dense(self, index: int, seed: int, sampling: Sampling) -> tuple[np.ndarray, int]:

@@ -15,7 +15,8 @@ from .cost import CPU_ATTENTION
 
 
 class Meter:
-    """Counts the calls of one network. `known` has the multiply-accumulates of each kind of call met so far."""
+    """Counts the calls of one network, by methods that leave the attention between its layers as it is. `known` has the
+    multiply-accumulates of each kind of call met so far."""
 
     def __init__(self, network: nn.Module):
         self.network, self.known = network, {}
