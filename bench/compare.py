@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -289,20 +290,18 @@ PROFILED = ("a bowl of fruit on a table", "a narrow street after rain", "a sleep
 def log_profile(subject: Subject, sampling: Sampling) -> None:
     """Make the profile of a model that has none of its own, as Profile a Model does, from dense runs on prompts that are not
     judged. It is kept in ComfyUI's user directory, where every Highlight node finds it."""
-    from ..engine.profile import Profile, Recorder, write_profile
+    from ..engine.profile import write_profile
     from ..host.profiles import path_of
-    from ..host.profiling import recorded
-    from ..host.run import time_axis_of
+    from ..host.profiling import begun, with_picture
 
     path = path_of(subject.model)
     if path.exists():
         return
-    profile = Profile((), time_axis_of(subject.model), type(subject.model.model).__name__)
+    profile = begun(subject.model, path)
     for number, prompt in enumerate(PROFILED):
         say(f"profile: picture {number + 1} of {len(PROFILED)}")
-        recorder = Recorder((sampling.cfg, 1 - sampling.cfg))
-        subject.sample(recorded(subject.model, recorder), prompt, number, sampling)
-        profile = profile.joined(recorder.runs())
+        sample = partial(subject.sample, prompt=prompt, seed=number, sampling=sampling)
+        profile = with_picture(profile, subject.model, sampling.cfg, sample)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_profile(profile, path)
     say(f"profile: {path}")
@@ -359,7 +358,7 @@ def demo_of(args: argparse.Namespace) -> bool:
 
 def samplings(args: argparse.Namespace, subject: Subject) -> list[Sampling]:
     """How to sample, one after the other: as asked, or else as the workflow, or as is usual for the model."""
-    turbo, own = demo_of(args) and args.model in TURBO, getattr(subject, "sampling", None)
+    turbo, own = demo_of(args) and args.model in TURBO, subject.sampling
     if own is not None:
         return [replace(own, steps=int(n)) for n in (args.steps or str(own.steps)).split(",")]
     cfg = args.cfg or (1.0 if turbo else 3.0 if demo_of(args) else 7.0)

@@ -121,7 +121,7 @@ def _transformer_peers(subject: Subject) -> Iterator[Method]:
                     lambda m, s, t: first_block.apply(m, t), adapts=True)  # fmt: skip
     yield from each("TeaCache", "threshold={:g}", (0.05, 0.1, 0.2), lambda m, s, t: teacache.apply(m, t), adapts=True)
     yield from each("RAS", "ratio={:g}", (0.5, 0.25), lambda m, s, ratio: ras.apply(m, s.steps, ratio))
-    yield from each("AccelAes", "every={}", (2, 3), lambda m, s, n: accelaes.apply(m, n))
+    yield from each("AccelAes", "every={}", (2, 3), lambda m, s, n: accelaes.apply(m, n), adapts=True, whole=True)
     yield from each("ToMe on DiT", "ratio={:g}", (0.5,), lambda m, s, ratio: tome_dit.apply(m, ratio))
     yield from each("ToDo", "factor={} blocks={:.0%}", ((2, 1.0),), lambda m, s, f, share: todo.apply(m, f, share))
     yield from each("SDTM as released", "r={:g} protect=3", (0.3, 0.5),

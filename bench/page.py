@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib
@@ -35,6 +37,7 @@ GROUPS = {
 }
 DEMOS = {model for models in GROUPS.values() for model in models}
 Row = dict[str, str]
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # ratio, mean and worst decile of strengths
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +67,15 @@ class Points:
     fidelity: np.ndarray
     prompts: np.ndarray
 
-    def curve(self, pick: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @cached_property
+    def resampled(self) -> list[tuple[np.ndarray, Curve]]:
+        """Pictures of prompts drawn with repetition, and the curve over them: what a bootstrap over prompts needs of ours."""
+        rng, names = np.random.default_rng(0), np.unique(self.prompts)
+        groups = [np.flatnonzero(self.prompts == name) for name in names]
+        draws = (np.concatenate([groups[i] for i in rng.integers(0, len(names), len(names))]) for _ in range(RESAMPLES))
+        return [(draw, self.curve(draw)) for draw in draws]
+
+    def curve(self, pick: np.ndarray | slice = slice(None)) -> Curve:
         """Ratio, mean and worst decile of the strengths that nobody would pass over, by rising ratio: each is more faithful in
         the mean than every cheaper one. pick: the pictures."""
         mean = self.fidelity[:, pick].mean(1)
@@ -99,7 +110,7 @@ def complete(rows: list[Row]) -> dict[str, Points]:
     return found
 
 
-def fidelity_at(ratio: float, curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[float, float]:
+def fidelity_at(ratio: float, curve: Curve) -> tuple[float, float]:
     """Mean and worst decile of a curve at a ratio, between its points in log ratio; nan beyond its cheapest point, and its
     most faithful one before its first."""
     ratios, mean, low = curve
@@ -108,7 +119,7 @@ def fidelity_at(ratio: float, curve: tuple[np.ndarray, np.ndarray, np.ndarray]) 
     return tuple(float(np.interp(np.log(ratio), np.log(ratios), values)) for values in (mean, low))
 
 
-def ratio_at(fidelity: float, curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+def ratio_at(fidelity: float, curve: Curve) -> float:
     """The ratio at which a curve has a mean fidelity, between its points in log ratio; its cheapest where all are more
     faithful, nan where none is."""
     ratios, mean, _ = curve
@@ -131,25 +142,25 @@ class Lead:
     times: float
 
 
-def leads(ours: Points, peer: Points, seed: int = 0) -> list[Lead]:
+def leads(ours: Points, peer: Points) -> list[Lead]:
     """Against each strength of a peer within `RANGE`; the interval is by paired bootstrap over prompts."""
-    rng, names = np.random.default_rng(seed), np.unique(ours.prompts)
-    groups = [np.flatnonzero(ours.prompts == name) for name in names]
-    draws = [np.concatenate([groups[i] for i in rng.integers(0, len(names), len(names))]) for _ in range(RESAMPLES)]
-    curve, sampled = ours.curve(), [ours.curve(draw) for draw in draws]
+    curve = ours.curve()
     found = []
     for i, setting in enumerate(peer.settings):
         ratio, own = float(peer.ratio[i]), peer.fidelity[i]
         if not RANGE[0] <= ratio <= RANGE[1]:
             continue
         mean, low = fidelity_at(ratio, curve)
-        differences = [fidelity_at(ratio, c)[0] - own[draw].mean() for c, draw in zip(sampled, draws, strict=True)]
+        differences = [fidelity_at(ratio, other)[0] - own[draw].mean() for draw, other in ours.resampled]
         found.append(Lead(
             setting, ratio, mean - float(own.mean()), low - float(np.percentile(own, DECILE)),
             float(np.nanpercentile(differences, 2.5)) if np.isfinite(mean) else float("nan"),
             ratio_at(float(own.mean()), curve) / ratio,
         ))  # fmt: skip
     return found
+
+
+Compared = dict[Cell, dict[str, list[Lead]]]  # by peer
 
 
 def least(found: list[Lead]) -> Lead | None:
@@ -167,18 +178,25 @@ def _cell(found: list[Lead]) -> str:
     return f"**{told}**" if lead.decibels < 0 else told
 
 
-def table(cells: dict[Cell, dict[str, Points]]) -> list[str]:
+def compared(cells: dict[Cell, dict[str, Points]]) -> Compared:
+    """Ours against every peer of every cell."""
+    return {
+        cell: {name: leads(methods[OURS], peer) for name, peer in methods.items() if name != OURS}
+        for cell, methods in cells.items()
+    }
+
+
+def table(found: Compared) -> list[str]:
     """One row a peer, one column a cell."""
-    names = dict.fromkeys(name for methods in cells.values() for name in methods if name != OURS)
-    lines = [_head("beside", cells), "|---" * (len(cells) + 1) + "|"]
-    for name in names:
-        row = [_cell(leads(methods[OURS], methods[name])) if name in methods else "-" for methods in cells.values()]
+    lines = [_head("beside", found), "|---" * (len(found) + 1) + "|"]
+    for name in dict.fromkeys(name for peers in found.values() for name in peers):
+        row = [_cell(peers.get(name, [])) for peers in found.values()]
         if set(row) != {"-"}:
             lines.append(f"| {name} | " + " | ".join(row) + " |")
     return lines
 
 
-def _head(first: str, cells: dict[Cell, dict[str, Points]]) -> str:
+def _head(first: str, cells: Iterable[Cell]) -> str:
     return f"| {first} | " + " | ".join(map(str, cells)) + " |"
 
 
@@ -197,17 +215,15 @@ def _preset(ours: Points, setting: str) -> str:
     return f"{ours.ratio[i]:.2f}x: {psnr.mean():.1f} / {np.percentile(psnr, DECILE):.1f} / {psnr.min():.1f}"
 
 
-def behind(cells: dict[Cell, dict[str, Points]]) -> tuple[list[str], int]:
-    """The strengths of peers that ours does not lie above in the mean or in the worst decile, and how many there are."""
-    found, count = [], 0
-    for cell, methods in cells.items():
-        for name, peer in methods.items():
-            for lead in leads(methods[OURS], peer) if name != OURS else ():
-                count += 1
-                if min(lead.decibels, lead.decile) < 0:
-                    what = f"{name} {lead.setting}".strip()
-                    found.append(f"{cell}: {what} ({lead.ratio:.1f}x) {lead.decibels:+.1f} / {lead.decile:+.1f}")
-    return found, count
+def behind(found: Compared) -> tuple[list[str], int]:
+    """The strengths of peers that ours does not lie above in the mean or in the worst decile, and how many there are in all."""
+    every = [(cell, name, lead) for cell, peers in found.items() for name, own in peers.items() for lead in own]
+    lost = [
+        f"{cell}: {f'{name} {lead.setting}'.strip()} ({lead.ratio:.1f}x) {lead.decibels:+.1f} / {lead.decile:+.1f}"
+        for cell, name, lead in every
+        if min(lead.decibels, lead.decile) < 0
+    ]
+    return lost, len(every)
 
 
 def read(path: Path) -> dict[Cell, dict[str, Points]]:
@@ -269,14 +285,15 @@ GUIDE = f"""
 def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: Path) -> list[str]:
     """A group's tables, what is behind, and its plot."""
     pictures = ", ".join(f"{len(methods[OURS].prompts)} at {cell}" for cell, methods in cells.items())
-    lost, count = behind(cells)
+    found = compared(cells)
+    lost, count = behind(found)
     one = (
         f" One row, in minutes: `python run.py bench --model {name} --steps N --limit 4 --only NAME`." if name in DEMOS else ""
     )
     told = f"Ours is above {count - len(lost)} of {count} strengths" + (f"; not above {'; '.join(lost)}." if lost else ".")
     return [
         f"## {title}", "", f"Pictures: {pictures}.{one}", "", *presets(cells), "",
-        *table(cells), "", told, "", f"![curves]({drawn.as_posix()})", "",
+        *table(found), "", told, "", f"![curves]({drawn.as_posix()})", "",
     ]  # fmt: skip
 
 

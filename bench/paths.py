@@ -29,7 +29,8 @@ from ..tools.server import PACK
 from .compare import Table
 from .cost import CostModel
 from .fidelity import psnr
-from .stochastic import OBJECTS, Stochastic, letters
+from .prompts import OBJECTS
+from .stochastic import Stochastic, letters
 
 SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
 WORST_SHARE = 10  # percent of the pictures

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..demo.scenes import unseen_scenes
 from ..engine.config import HighlightConfig
 from ..engine.trace import Trace
 from ..tools.comfy import Sampling, boot
@@ -24,7 +25,7 @@ from ..tools.server import PACK
 from .compare import Table
 from .fidelity import psnr
 from .paths import SCHEDULERS
-from .prompts import JUDGED, OBJECTS, unseen_scenes
+from .prompts import JUDGED, OBJECTS
 from .stochastic import Stochastic, letters
 
 SAMPLERS = ("euler", "dpmpp_2m", "uni_pc", "deis", "ipndm", "res_multistep")

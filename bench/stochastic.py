@@ -27,6 +27,7 @@ from ..tools.console import say
 from ..tools.server import PACK
 from .compare import Table
 from .fidelity import psnr
+from .prompts import OBJECTS
 
 SAMPLERS = (
     "euler_ancestral", "euler_ancestral_cfg_pp", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp",
@@ -34,7 +35,6 @@ SAMPLERS = (
     "res_multistep_ancestral_cfg_pp", "er_sde", "seeds_2", "seeds_3", "exp_heun_2_x0_sde", "sa_solver", "sa_solver_pece",
 )  # fmt: skip
 TYPES = {"str": str, "int": int, "float": float}  # of a row's fields
-OBJECTS = (1, 2, 3, 0)  # of the scenes, in turn; one of four shows nothing but its background
 PAGE, MEASURED = PACK / "docs" / "stochastic.md", PACK / "docs" / "benchmarks" / "stochastic.csv"
 START, END = "<!-- measured -->", "<!-- end of measured -->"
 FEWER = ": fewer steps"  # after a preset's name: the dense run of as many steps as the preset costs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
 
 
-def recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+def _recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     """A clone of `model` without the pack's methods, whose next dense run `recorder` takes down."""
 
     def record(executor: Any, own: Any, conds: Any, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
@@ -68,22 +69,35 @@ def recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     return clone
 
 
+def begun(model: ModelPatcher, path: Path) -> Profile:
+    """The model's profile that is kept at `path`, or one without runs. Raises ProfileError for a file that cannot be read."""
+    return kept_profile(path) or Profile((), time_axis_of(model), type(model.model).__name__)
+
+
+def with_picture(profile: Profile, model: ModelPatcher, cfg: float, sample: Callable[[ModelPatcher], object]) -> Profile:
+    """The profile with one more dense run. sample: samples a MODEL at this CFG."""
+    recorder = Recorder((cfg, 1 - cfg))
+    sample(_recorded(model, recorder))
+    return profile.joined(recorder.runs())
+
+
 def make_profile(model: ModelPatcher, pictures: Pictures, path: Path) -> Profile:
     """Sample pictures densely and add them to the model's profile, which is kept at `path`, after each of them, so that an
     interrupt loses only the one under way. Returns the profile. Raises ProfileError for a file that cannot be read."""
-    profile = kept_profile(path) or Profile((), time_axis_of(model), type(model.model).__name__)
+    profile = begun(model, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = len(pictures.sigmas) - 1
     bar = comfy.utils.ProgressBar(pictures.count * steps)
     latent = comfy.sample.fix_empty_latent_channels(model, pictures.latent[:1])
     for i in range(pictures.count):
-        recorder, seed = Recorder((pictures.cfg, 1 - pictures.cfg)), pictures.seed + i
+        seed = pictures.seed + i
         progress: Callable = lambda step, *_, done=i: bar.update_absolute(done * steps + step + 1)  # noqa: E731
-        comfy.sample.sample_custom(
-            recorded(model, recorder), comfy.sample.prepare_noise(latent, seed), pictures.cfg, pictures.sampler,
-            pictures.sigmas, pictures.positive, pictures.negative, latent, callback=progress, disable_pbar=True, seed=seed,
+        sample = partial(
+            comfy.sample.sample_custom, noise=comfy.sample.prepare_noise(latent, seed), cfg=pictures.cfg,
+            sampler=pictures.sampler, sigmas=pictures.sigmas, positive=pictures.positive, negative=pictures.negative,
+            latent_image=latent, callback=progress, disable_pbar=True, seed=seed,
         )  # fmt: skip
-        profile = profile.joined(recorder.runs())
+        profile = with_picture(profile, model, pictures.cfg, sample)
         write_profile(profile, path)
     return profile
 

@@ -76,13 +76,18 @@ class Subject:
     """A MODEL with its CLIP and VAE, and the latent size it is sampled at.
 
     unet, transformer: whether it is a UNet of Stable Diffusion's layout, or an SD3. flow: whether sigma is a flow's time.
+    sampling: how it is to be sampled, where that comes with it.
     """
+
+    sampling: Sampling | None = None
 
     def __init__(self, model: Any, clip: Any, vae: Any, size: int):
         self.model, self.clip, self.vae, self.size = model, clip, vae, size
+        from ..host.run import time_axis_of
+
         network = model.get_model_object("diffusion_model")
         self.unet, self.transformer = hasattr(network, "input_blocks"), hasattr(network, "joint_blocks")
-        self.flow = float(model.get_model_object("model_sampling").sigma_max) <= 1.0
+        self.flow = time_axis_of(model).is_flow
         self._conds: dict[str, Any] = {}
 
     @classmethod
@@ -100,7 +105,7 @@ class Subject:
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path))[:3]
         if clip is None or vae is None:
             raise ValueError(
-                f"{path} has no text encoder or no VAE; give it as --diffusion-model, with --text-encoder and --vae"
+                f"{path} has no text encoder or no VAE; give it as --diffusion-model, with --text-encoders and --vae"
             )
         return cls(model, clip, vae, size)
 

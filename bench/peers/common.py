@@ -112,6 +112,11 @@ class Run:
     def vec(self) -> Tensor:
         return self.args["vec"]
 
+    @property
+    def count(self) -> int:
+        """How many steps the schedule has."""
+        return len(self.args["transformer_options"]["sample_sigmas"]) - 1
+
     def __call__(self, txt: Tensor, img: Tensor) -> tuple[Tensor, Tensor]:
         out = self.block({**self.args, "txt": txt, "img": img})
         return out["txt"], out["img"]
@@ -139,7 +144,10 @@ def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, 
 
 def rest_or_run(index: int, last: int, img: Tensor, txt: Tensor, run: Run, cache: dict) -> tuple[Tensor, Tensor]:
     """What a cache of residuals does in a block: nothing but, at the last one, add the residual of the last computed call
-    where `cache["reuse"]`; else compute the block, and at the last one remember how far it is from `cache["entered"]`."""
+    where `cache["reuse"]`; else compute the block, and at the last one remember how far it is from `cache["entered"]`, which is
+    what enters the first one that comes here."""
+    if index == 0 and not cache["reuse"]:
+        cache["entered"] = img.clone()
     if cache["reuse"]:
         return txt, img + cache["rest"] if index == last else img
     out_txt, out_img = run(txt, img)

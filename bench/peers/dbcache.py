@@ -63,9 +63,9 @@ def apply(model: Any, first: int, skips: Callable[[int, int, float, Rest], bool]
             cache["entered"] = img if index == 0 else cache["entered"]
             txt, img = run(txt, img)
             if index == first - 1:
-                residual, count = img - cache["entered"], len(run.args["transformer_options"]["sample_sigmas"]) - 1
+                residual = img - cache["entered"]
                 moved = float("inf") if rest.residual is None else float(change(residual, rest.residual))
-                cache["skip"] = bool(rest.values) and skips(run.step, count, moved, rest)
+                cache["skip"] = bool(rest.values) and skips(run.step, run.count, moved, rest)
                 rest.in_a_row = rest.in_a_row + 1 if cache["skip"] else 0
                 rest.residual = rest.residual if cache["skip"] else residual
                 cache["began"] = img.clone()

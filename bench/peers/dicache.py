@@ -21,10 +21,9 @@ def apply(model: Any, threshold: float) -> Any:
         if index == 0:
             cache["entered"] = img
             txt, img = run(txt, img)
-            count = len(run.args["transformer_options"]["sample_sigmas"]) - 1
             cache["sum"] = cache.get("sum", 0.0) + (float(change(img, cache["probe"])) if "probe" in cache else 0.0)
             cache["probe"] = img.clone()
-            free = int(RETAINED * count) < run.step < count - 1
+            free = int(RETAINED * run.count) < run.step < run.count - 1
             cache["skip"] = free and bool(cache.get("full")) and cache["sum"] < threshold
             if not cache["skip"]:
                 cache["sum"] = 0.0

@@ -40,8 +40,6 @@ def apply(model: Any, ratios: Sequence[float], threshold: float, in_a_row: int) 
             free = run.step >= int(RETAINED * len(ratios)) and "rest" in cache
             cache["reuse"] = free and error < threshold and count <= in_a_row
             cache["sums"] = (product, error, count) if cache["reuse"] else (1.0, 0.0, 0)
-            if not cache["reuse"]:
-                cache["entered"] = img.clone()
         return rest_or_run(index, last, img, txt, run, cache)
 
     return with_block_patches(model, "magcache", call)

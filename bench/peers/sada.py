@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...host.run import time_axis_of
 from .fsampler import lagrange
 from .whole import Step, at_prediction
 
@@ -83,5 +84,5 @@ def _in_model_scale(x: Any, sigma: float) -> Tensor:
 
 def apply(model: Any) -> Any:
     """Skips where the criterion says so, and every three of four steps from the middle on."""
-    flow = float(model.get_model_object("model_sampling").sigma_max) <= 1.0
+    flow = time_axis_of(model).is_flow
     return at_prediction(model, "sada", lambda: Sada(flow))

@@ -39,13 +39,10 @@ def apply(model: Any, threshold: float) -> Any:
 
     def call(index: int, last: int, img: Tensor, txt: Tensor, run, cache: dict):
         if index == 0:
-            options = run.args["transformer_options"]
-            side, sigma = round(img.shape[1] ** 0.5), float(options["sigmas"][0])
+            side, sigma = round(img.shape[1] ** 0.5), float(run.args["transformer_options"]["sigmas"][0])
             reuse_while_small(cache, filtered(modulated(img, run.vec), (side, side), min(sigma, 1 - 1e-3)), threshold)
-            if run.step == len(options["sample_sigmas"]) - 2:
+            if run.step == run.count - 1:
                 cache["reuse"] = False
-            if not cache["reuse"]:
-                cache["entered"] = img.clone()
         return rest_or_run(index, last, img, txt, run, cache)
 
     return with_block_patches(model, "seacache", call)

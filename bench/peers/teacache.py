@@ -35,8 +35,6 @@ def apply(model: Any, threshold: float) -> Any:
     def call(index: int, last: int, img, txt, run, cache: dict):
         if index == 0:
             reuse_while_small(cache, modulated(img, run.vec), threshold)
-            if not cache["reuse"]:
-                cache["entered"] = img.clone()
         return rest_or_run(index, last, img, txt, run, cache)
 
     return with_block_patches(model, "teacache", call)
