@@ -26,7 +26,6 @@ from ..tools.comfy import Sampling, Subject, boot
 from ..tools.console import say
 from ..tools.server import PACK
 from . import prompts
-from .cost import macs
 from .fidelity import psnr, ssim
 from .meter import Meter
 from .shared import Shared
@@ -143,14 +142,14 @@ class Comparison:
         if attached.trace is not None and method.adapts:
             sample()
             executed = self.tally.of(attached.trace.last, sampling)
-            return self.tally.learn(attached.trace.last, sampling, macs(sample)) if executed is None else executed
+            return self.tally.learn(attached.trace.last, sampling, self.meter.exactly(sample)) if executed is None else executed
         key = (method.label, sampling)
         if method.adapts:
             return self.meter.of(sample)
         if key in self.costs:
             sample()
         else:
-            self.costs[key] = macs(sample)
+            self.costs[key] = self.meter.exactly(sample)
         return self.costs[key]
 
     def dense(self, index: int, seed: int, sampling: Sampling) -> tuple[np.ndarray, int]:

@@ -15,8 +15,8 @@ from .cost import CPU_ATTENTION
 
 
 class Meter:
-    """Counts the calls of one network, by methods that leave the attention between its layers as it is. `known` has the
-    multiply-accumulates of each kind of call met so far."""
+    """Counts the calls of one network, and nothing around them, as a LoRA's patches. `known` has the multiply-accumulates of
+    each kind of call met so far."""
 
     def __init__(self, network: nn.Module):
         self.network, self.known = network, {}
@@ -24,18 +24,25 @@ class Meter:
 
     def of(self, sample: Callable[[], object]) -> int:
         """The multiply-accumulates that `sample`, which is done once or, with calls not met before, twice, executes in the
-        network. It has to do the same every time."""
+        network. It has to do the same every time, and to leave the attention between layers as it is."""
         with self._calls() as calls:
             sample()
-        if not set(calls) <= set(self.known):
-            with self._calls(self.known):
+        if not {kind for kind, _ in calls} <= set(self.known):
+            with self._calls(count=True) as counted:
                 sample()
-        return sum(self.known[call] for call in calls)
+            self.known.update(counted)
+        return sum(self.known[kind] for kind, _ in calls)
+
+    def exactly(self, sample: Callable[[], object]) -> int:
+        """The same by torch's counter around every call, for methods that change the attention between layers."""
+        with self._calls(count=True) as calls:
+            sample()
+        return sum(executed for _, executed in calls)
 
     @contextmanager
-    def _calls(self, learnt: dict[int, int] | None = None) -> Iterator[list[int]]:
-        """The calls made meanwhile, each as a hash; those not in `learnt` are counted into it where it is given."""
-        calls: list[int] = []
+    def _calls(self, count: bool = False) -> Iterator[list[tuple[int, int]]]:
+        """The calls made meanwhile, each as a hash, with the multiply-accumulates it executed, 0 where none are counted."""
+        calls: list[tuple[int, int]] = []
         inside: list[int] = []
         counters: list[FlopCounterMode] = []
 
@@ -45,15 +52,16 @@ class Meter:
 
         def enter(module: nn.Module, inputs: Any) -> None:
             inside.append(0)
-            if learnt is not None:
+            if count:
                 counters.append(FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION))
                 counters[-1].__enter__()
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            calls.append(call := inside.pop())
-            if learnt is not None:
+            executed = 0
+            if count:
                 (counter := counters.pop()).__exit__(None, None, None)
-                learnt.setdefault(call, counter.get_total_flops() // 2)
+                executed = counter.get_total_flops() // 2
+            calls.append((inside.pop(), executed))
 
         hooks = (
             register_module_forward_pre_hook(layer), self.network.register_forward_pre_hook(enter),

@@ -275,6 +275,17 @@ def test_a_meter_counts_what_torch_counts(subjects, kind, label):
     assert meter.of(sample) == meter.of(sample) == macs(sample)
 
 
+def test_bug_a_method_that_shortens_keys_alone_was_counted_as_saving_nothing(subjects):
+    """ToDo's layers get the shapes that they always get."""
+    from highlight_diffusion.bench.meter import Meter
+
+    subject = subjects["mmdit"]
+    (method,) = [m for m in methods(subject) if m.name == "ToDo"]
+    model = method.attach(subject.model, SAMPLING).model
+    sample = lambda: subject.sample(model, PROMPT, 0, SAMPLING)  # noqa: E731
+    assert Meter(subject.model.get_model_object("diffusion_model")).exactly(sample) == macs(sample)
+
+
 def test_a_node_that_is_not_installed_is_left_out(subject):
     from highlight_diffusion.bench.methods import by_node
 
