@@ -18,11 +18,11 @@ POWER = 2.0  # of the spectrum of pictures
 @lru_cache(maxsize=64)
 def gain(height: int, width: int, sigma: float) -> Tensor:
     """The filter (height, width // 2 + 1) over spatial frequencies at a flow's time: Wiener's for a picture whose power falls
-    with the frequency, divided by its mean."""
-    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    with the frequency, divided by its mean over all of them, those that a real transform leaves out too."""
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
     power = radius.clamp(min=1 / max(height, width)) ** -POWER
     found = (1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2)
-    return found / found.mean()
+    return (found / found.mean())[:, : width // 2 + 1]
 
 
 def filtered(tokens: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
