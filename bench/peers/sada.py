@@ -2,7 +2,9 @@
 tokens, which concerns large frames: the criterion, and interpolation in the later part of the schedule.
 
 A slope is that of the latent in the model's own scale over the share of the schedule: (beta/2)(-x + eps / sigma) for diffusion,
-with beta the fall of log(alpha^2) over one step times their number, and the velocity for flows.
+with beta the fall of log(alpha^2) over one step times their number, and the velocity for flows. The released code takes beta of
+one of the 1000 training steps, by which its latent is hardly led on; and for flows it does not interpolate, but goes on along
+the line through the last two slopes, and with the last one after that.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from ...host.run import time_axis_of
 from .fsampler import lagrange
 from .whole import Step, at_prediction
 
-BEGIN, SWITCH, END = 10 / 50, 24 / 50, 46 / 50  # shares of the steps: first skip, interpolation, last skip
+BEGIN, SWITCH, END = 10 / 50, 24 / 50, 47 / 50  # shares of the steps after which skips, interpolation and neither begin
 IN_A_ROW = 4
 EVERY, POINTS = 4, 4  # of the interpolation: which steps are computed, and how many it goes through
 FLOW_SWITCH, FLOW_POINTS = 20 / 50, 3
