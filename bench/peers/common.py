@@ -119,13 +119,19 @@ class Run:
 
     def __call__(self, txt: Tensor, img: Tensor) -> tuple[Tensor, Tensor]:
         out = self.block({**self.args, "txt": txt, "img": img})
-        return out["txt"], out["img"]
+        return out.get("txt", txt), out["img"]
+
+
+def blocks_of(model: Any) -> Any:
+    """The blocks of an SD3 or a Wan MODEL, which go through patches one by one."""
+    network = model.get_model_object("diffusion_model")
+    return network.joint_blocks if hasattr(network, "joint_blocks") else network.blocks
 
 
 def with_block_patches(model: Any, name: str, call: Callable[..., tuple[Tensor, Tensor]]) -> Any:
-    """A clone of an SD3 MODEL whose blocks go through `call(index, last, img, txt, run, cache)`."""
+    """A clone of an SD3 or a Wan MODEL whose blocks go through `call(index, last, img, txt, run, cache)`."""
     steps, clone = Steps(), model.clone()
-    last = len(model.get_model_object("diffusion_model").joint_blocks) - 1
+    last = len(blocks_of(model)) - 1
 
     def patch(index: int) -> Callable[[dict, dict], dict]:
         def block(args: dict, extra: dict) -> dict:

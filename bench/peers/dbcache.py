@@ -1,5 +1,9 @@
 """DBCache of Cache-DiT (2025): the first blocks always run, and where their residual has changed little since the last computed
-step, or where a mask of the steps says so, what the others add is forecast by Taylor's first order."""
+step, or where a mask of the steps says so, what the others add is forecast by Taylor's first order.
+
+The pack for ComfyUI that bears its name has nothing of that on the transformers it names: at every second or third call it
+gives the last output once more.
+"""
 
 from __future__ import annotations
 

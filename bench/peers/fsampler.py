@@ -1,8 +1,8 @@
 """FSampler (arXiv 2511.09180), as its pack's simple node has it since 2026-01: the denoised latent of a skipped step is
 extrapolated in sigma, by Lagrange's polynomial through the last computed ones.
 
-The node also divides by a running ratio of norms; with its smoothing of 0.9999 that is one within a thousandth over these
-schedules, and left out.
+The node also divides by a running ratio of norms, which is left out: since it has the value just computed among its points, it
+compares that with itself, and the ratio is one.
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 """Spectrum: "Adaptive Spectral Feature Forecasting" (arXiv 2603.01623, CVPR 2026), of the last hidden state, as published, or
-of the denoised latent, as its ports to ComfyUI and stable-diffusion.cpp have it."""
+of the denoised latent, as its ports to ComfyUI and stable-diffusion.cpp have it.
+
+Other packs lay the polynomials over the run's own steps, with a weight that grows with the window (judian17's), or over sigma,
+and compute the last three steps and the first six (xmarre's).
+"""
 
 from __future__ import annotations
 

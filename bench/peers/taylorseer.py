@@ -1,6 +1,10 @@
 """TaylorSeer-Lite: Liu et al., "From Reusing to Forecasting: Accelerating Diffusion Models with TaylorSeers", ICCV 2025 (arXiv
 2503.06923), which forecasts what leaves the last block; with the scaled Hermite polynomials of HiCache (arXiv 2508.16984), and
-with dynamic mode decomposition (Schmid 2010), Cache-DiT's calibrator of 2026."""
+with dynamic mode decomposition (Schmid 2010), Cache-DiT's calibrator of 2026.
+
+The released code takes no difference before the third step, so that its second order comes a computed step later than here; the
+pack for ComfyUI forecasts what leaves the head.
+"""
 
 from __future__ import annotations
 

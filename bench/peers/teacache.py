@@ -13,12 +13,16 @@ from typing import Any
 from comfy.ldm.modules.diffusionmodules.mmdit import modulate
 from torch import Tensor
 
-from .common import change, rest_or_run, with_block_patches
+from .common import blocks_of, change, rest_or_run, with_block_patches
 
 
 def modulated_input(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the first block's attention is given, of the tokens (B, n, C) and the modulation."""
-    block = model.get_model_object("diffusion_model").joint_blocks[0].x_block
+    """What tells how far a step has moved, of the tokens (B, n, C) and the modulation: in an SD3 what the first block's
+    attention is given, in a Wan the modulation alone, as its authors have it there."""
+    first = blocks_of(model)[0]
+    if not hasattr(first, "x_block"):
+        return lambda img, vec: vec
+    block = first.x_block
 
     def modulated(img: Tensor, vec: Tensor) -> Tensor:
         shift, scale = block.adaLN_modulation(vec).chunk(9 if block.x_block_self_attn else 6, dim=1)[:2]

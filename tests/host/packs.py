@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -16,9 +17,21 @@ SOURCES = {
     "ComfyUI-AnimateDiff-Evolved": "https://github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved",
     "ComfyUI-GGUF": "https://github.com/city96/ComfyUI-GGUF",
     "ComfyUI-Impact-Pack": "https://github.com/ltdrdata/ComfyUI-Impact-Pack",
+    "ComfyUI-CacheDiT": "https://github.com/Jasonzzt/ComfyUI-CacheDiT",
+    "ComfyUI-FSampler": "https://github.com/obisin/ComfyUI-FSampler",
     "ComfyUI-KJNodes": "https://github.com/kijai/ComfyUI-KJNodes",
+    "ComfyUI-MagCache": "https://github.com/Zehong-Ma/ComfyUI-MagCache",
+    "ComfyUI-Spectrum": "https://github.com/judian17/ComfyUI-Spectrum",
+    "ComfyUI-Spectrum-SDXL-Proper": "https://github.com/xmarre/ComfyUI-Spectrum-SDXL-Proper",
+    "ComfyUI-Spectrum-KSampler": "https://github.com/sorryhyun/ComfyUI-Spectrum-KSampler",
+    "ComfyUI-Spectrum-sdxl": "https://github.com/ruwwww/ComfyUI-Spectrum-sdxl",
+    "ComfyUI-TaylorSeer": "https://github.com/philipy1219/ComfyUI-TaylorSeer",
+    "ComfyUI-TeaCache": "https://github.com/welltop-cn/ComfyUI-TeaCache",
     "ComfyUI-TiledDiffusion": "https://github.com/shiimizu/ComfyUI-TiledDiffusion",
     "ComfyUI_UltimateSDUpscale": "https://github.com/ssitu/ComfyUI_UltimateSDUpscale",
+    "Comfy-WaveSpeed": "https://github.com/chengzeyi/Comfy-WaveSpeed",
+    "MeanCache": "https://github.com/UnicomAI/MeanCache",
+    "comfyui-meancache-z": "https://github.com/facok/comfyui-meancache-z",
 }
 
 
@@ -57,3 +70,12 @@ def part(name: str, inside: str, module: str) -> ModuleType:
     if path not in sys.path:
         sys.path.append(path)
     return importlib.import_module(module)
+
+
+def alone(name: str, file: str) -> ModuleType:
+    """One file of such a pack that imports none of its others, where a name in its folder is one of ComfyUI's own modules."""
+    spec = importlib.util.spec_from_file_location(f"{name} {file}", folder(name) / file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
