@@ -7,8 +7,9 @@ gives the last output once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -16,28 +17,64 @@ from torch import Tensor
 from .common import change, with_block_patches
 
 # Bins of computed and of cached steps, in turn, of the masks for so many steps.
-MASKS: dict[str, dict[int, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+Bins = tuple[Sequence[int], Sequence[int]]
+FEW: dict[int, Bins] = {4: ((2, 1), (1,)), 6: ((3, 1), (2,))}  # of all masks
+LONGEST = 28
+MASKS: dict[str, dict[int, Bins]] = {
     "slow": {
-        4: ((2, 1), (1,)), 6: ((3, 1), (2,)), 8: ((5, 1, 1), (1,)), 9: ((5, 2, 1), (1,)),
-        28: ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
+        8: ((5, 1, 1), (1,)), 9: ((5, 2, 1), (1,)), 15: ((4, 2, 2, 2, 1), (1, 1, 1, 1)),
+        LONGEST: ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
     },
-    "medium": {8: ((4, 1, 1), (1, 1)), 9: ((5, 1, 1), (1, 1)), 28: ((6, 2, 2, 2, 2, 1), (1, 3, 3, 3, 3))},
-    "fast": {8: ((3, 1, 1), (1, 2)), 9: ((4, 1, 1), (1, 2)), 28: ((6, 1, 1, 1, 1, 1), (1, 3, 4, 5, 4))},
-    "ultra": {8: ((2, 1, 1), (2, 2)), 9: ((3, 1, 1), (2, 2)), 28: ((4, 1, 1, 1, 1), (2, 5, 6, 7))},
+    "medium": {
+        8: ((4, 1, 1), (1, 1)), 9: ((5, 1, 1), (1, 1)), 15: ((4, 2, 1, 1, 1), (1, 1, 2, 2)),
+        LONGEST: ((6, 2, 2, 2, 2, 1), (1, 3, 3, 3, 3)),
+    },
+    "fast": {
+        8: ((3, 1, 1), (1, 2)), 9: ((4, 1, 1), (1, 2)), 15: ((3, 1, 1, 1, 1), (1, 2, 2, 3)),
+        LONGEST: ((6, 1, 1, 1, 1, 1), (1, 3, 4, 5, 4)),
+    },
+    "ultra": {
+        8: ((2, 1, 1), (2, 2)), 9: ((3, 1, 1), (2, 2)), 15: ((2, 1, 1, 1, 1), (1, 2, 3, 3)),
+        LONGEST: ((4, 1, 1, 1, 1), (2, 5, 6, 7)),
+    },
 }  # fmt: skip
 
 
 def mask(name: str, steps: int) -> list[bool]:
-    """Which steps are computed: the published mask of that number of steps, or else the one for 28 at the same shares."""
-    bins = MASKS[name].get(steps)
-    if bins is None:
-        long = mask(name, 28)
-        return [long[round(i * 27 / (steps - 1))] for i in range(steps - 1)] + [True]
+    """Which steps are computed: the published mask of that number of steps, or else the next longer one, shortened, or the
+    longest, lengthened. The last step is always computed."""
+    published = FEW | MASKS[name]
+    longer = [count for count in published if count >= steps]
+    bins = published[min(longer)] if longer else _lengthened(published[LONGEST], steps)
     made: list[bool] = []
-    computed, cached = bins
-    for i, count in enumerate(computed):
-        made += [True] * count + [False] * (cached[i] if i < len(cached) else 0)
-    return made
+    for computed, cached in zip_longest(*_shortened(bins, steps), fillvalue=0):
+        made += [True] * computed + [False] * cached
+    return [*made[:-1], True]
+
+
+def _lengthened(bins: Bins, steps: int) -> Bins:
+    """Each bin in turn grows by half its share of these steps, and the last one by one, until there are enough."""
+    computed, cached = grown = tuple(list(kind) for kind in bins)
+    while sum(computed) + sum(cached) < steps:
+        for i in range(len(cached)):
+            for kind, was in zip(grown, bins, strict=True):
+                if sum(computed) + sum(cached) < steps:
+                    kind[i] += max(1, int(was[i] * ((steps / LONGEST) * 0.5)))
+        if sum(computed) + sum(cached) < steps:
+            computed[-1] += 1
+    return computed, cached
+
+
+def _shortened(bins: Bins, steps: int) -> Bins:
+    """One step less of the last bin of either kind in turn, cached ones first, until none is too many."""
+    computed, cached = (list(kind) for kind in bins)
+    while sum(computed) + sum(cached) > steps:
+        for kind in (cached, computed):
+            if kind and sum(computed) + sum(cached) > steps:
+                kind[-1] -= 1
+                if not kind[-1]:
+                    kind.pop()
+    return computed, cached
 
 
 @dataclass

@@ -75,7 +75,9 @@ class Modes(TaylorSeer):
     def forecast(self, at: Step) -> Tensor:
         tail = self._even_tail()
         if len(tail) >= FEWEST:
-            found = advanced(torch.stack([value.flatten() for _, value in tail]), (at.index - self.last) / self.interval)
+            ahead = (at.index - self.last) / self.interval
+            each = torch.stack([value.flatten(1) for _, value in tail], 1)  # pictures of a batch have modes of their own
+            found = torch.stack([advanced(snapshots, ahead) for snapshots in each])
             if torch.isfinite(found).all():
                 return found.reshape_as(tail[-1][1])
         return super().forecast(at)

@@ -31,6 +31,7 @@ SOURCES = {
     "ComfyUI_UltimateSDUpscale": "https://github.com/ssitu/ComfyUI_UltimateSDUpscale",
     "Comfy-WaveSpeed": "https://github.com/chengzeyi/Comfy-WaveSpeed",
     "MeanCache": "https://github.com/UnicomAI/MeanCache",
+    "cache-dit": "https://github.com/vipshop/cache-dit",
     "comfyui-meancache-z": "https://github.com/facok/comfyui-meancache-z",
 }
 

@@ -2,11 +2,13 @@
 place of the others. Where a pack does something else than its paper, the test says what is still the same."""
 
 import ast
+import importlib
 import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -15,7 +17,17 @@ import torch
 from comfy.ldm.lumina.model import NextDiT
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import calculate_sigmas
-from highlight_diffusion.bench.peers import first_block, fsampler, magcache, meancache, seacache, spectrum, taylorseer, teacache
+from highlight_diffusion.bench.peers import (
+    dbcache,
+    first_block,
+    fsampler,
+    magcache,
+    meancache,
+    seacache,
+    spectrum,
+    taylorseer,
+    teacache,
+)
 from highlight_diffusion.bench.peers.common import Steps
 from highlight_diffusion.bench.peers.whole import Replacing, Step, at_prediction
 from highlight_diffusion.tools.comfy import Sampling, Subject, node
@@ -393,3 +405,63 @@ def test_cache_dit(z_image, monkeypatch):
     steps, latent = run_tiny(used, theirs, cfg=1.0)
     same(run_tiny(model, at_output(model.patcher, lambda: Given(steps)), cfg=1.0), (steps, latent), dense)
     assert steps == [0, 1, 2, 3, 5, 7, 9, 11]
+
+
+# -- the library Cache-DiT -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def library(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a module of the library's, with nothing in the place of what its other parts need."""
+    root = packs.folder("cache-dit") / "src"
+    for name in ("cache_dit", "cache_dit.caching", "cache_dit.caching.cache_contexts"):
+        package = ModuleType(name)
+        package.__dict__.update(__path__=[str(root.joinpath(*name.split(".")))], __getattr__=lambda name: MagicMock())
+        monkeypatch.setitem(sys.modules, name, package)
+    for name in ("distributed", "quantization", "utils", "attention"):
+        monkeypatch.setitem(sys.modules, f"cache_dit.{name}", MagicMock())
+    for name in ("cache_types", "block_adapters", "cache_adapters", "params_modifier"):
+        monkeypatch.setitem(sys.modules, f"cache_dit.caching.{name}", MagicMock())
+    monkeypatch.setitem(sys.modules, "diffusers", MagicMock())
+    return lambda name: importlib.import_module(f"cache_dit.caching.{name}")
+
+
+@pytest.mark.parametrize("name", dbcache.MASKS)
+def test_cache_dits_masks(library, name):
+    """Of all numbers of steps that the library has masks for."""
+    theirs = library("cache_interface").steps_mask
+    for steps in (4, 6, *range(8, 81)):
+        assert dbcache.mask(name, steps) == [bool(kept) for kept in theirs(total_steps=steps, mask_policy=name)], steps
+
+
+def compared(peer: taylorseer.TaylorSeer, state: Any, where: Callable[[], bool]) -> int:
+    """How many forecasts of ours and of the library's are compared, of a batch of two that oscillate and decay."""
+    rates, angles = 0.05 + 0.2 * torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(0))
+    count = 0
+    for step in range(20):
+        at = Step(step, tuple(1 - i / 20 for i in range(21)))
+        state.mark_step_begin()
+        if not peer.skips(at):
+            value = torch.exp(-rates * step) * torch.cos(angles * step)
+            peer.observe(at, value, True)
+            state.update(value)
+        elif where():
+            assert torch.allclose(peer.forecast(at), state.approximate(), atol=1e-4)
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("interval, count", [(2, 9), (3, 12)])
+def test_cache_dits_taylorseer(library, order, interval, count):
+    state = library("cache_contexts.calibrators.taylorseer").TaylorSeerState(n_derivatives=order)
+    assert compared(Later(interval, order), state, lambda: True) == count
+
+
+@pytest.mark.parametrize("interval, count", [(2, 6), (3, 6)])
+def test_cache_dits_modes(library, interval, count):
+    """Where there are points enough for them; before, the library divides a difference over two computed steps by the distance
+    of one."""
+    state = library("cache_contexts.calibrators.dmd").DMDState()
+    peer = taylorseer.Modes(interval)
+    assert compared(peer, state, lambda: len(peer._even_tail()) >= taylorseer.FEWEST) == count
