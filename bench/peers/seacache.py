@@ -1,5 +1,9 @@
 """SeaCache (arXiv 2602.18993, CVPR 2026): TeaCache whose probe is filtered to the frequencies that the noise level leaves of a
-picture."""
+picture.
+
+The filter goes by the distance from frequency zero; in the code that the authors' scripts import it is the product of one for
+each axis.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,11 @@
 """Entries of the bench beside the packs that people run, unmodified: which evaluations each computes, and what it puts in the
-place of the others. Where a pack does something else than its paper, the test says what is still the same."""
+place of the others. Where a pack does something else than its paper, the test says what is still the same.
+
+What is not run: SADA's and DiCache's own code are pipelines of diffusers, in which SADA's Euler solver moves its betas to CUDA
+and DiCache's script loads FLUX.1 onto it, and neither has a pack; HiCache's pack wraps pipelines of Hunyuan3D, which are no
+MODEL; and on Flux TeaCache's and MagCache's packs do not take the `timestep_zero_index` that ComfyUI 0.29 gives. EasyCache is
+ComfyUI's own node, in the bench too.
+"""
 
 import ast
 import importlib
