@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from .scenes import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, Scene, Thing, signed_distance
 
-MIN_AREA = 0.006  # of the frame: below any object, above decoder speckle
+MIN_AREA = 0.006  # of the shorter side's square: below any object, above decoder speckle
 MIN_OVERLAP = 0.60  # intersection over union with the best of the ideal outlines
 MAX_OFFSET = 0.14  # of the frame: half the way to the neighbouring position
 
@@ -52,7 +52,7 @@ def detect(image: np.ndarray) -> list[Found]:
         labels, _ = ndimage.label(mask)
         for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
             patch = labels[rows, columns] == number
-            if patch.sum() < MIN_AREA * height * width:
+            if patch.sum() < MIN_AREA * min(height, width) ** 2:
                 continue
             overlaps: dict[str, float] = {}
             for shape in SHAPES:

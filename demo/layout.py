@@ -26,16 +26,18 @@ from .unet import UNet, width_of
 log = logging.getLogger("demo.layout")
 KINDS = (("shape", SHAPES), ("colour", tuple(COLOURS)))
 CLASSES = tuple(1 + len(names) for _, names in KINDS)  # class 0: no object here
-SIDE = 16  # latent cells a side at which layouts are kept
+SIDE = 16  # cells of a layout along the shorter side of the frame
 # Stages whose features are aligned: a UNet's at 1/8, 1/4 and 1/2 of the latent's side, two middle blocks of an MMDiT.
 ALIGNED = {"UNet": ("output_blocks.1", "output_blocks.4", "output_blocks.7"), "MMDiT": ("joint_blocks.2", "joint_blocks.4")}
 OBJECT_WEIGHT = 5.0  # of cells with an object, which are few
 
 
-def layout(scene: Scene) -> np.ndarray:
-    """Class of what lies at each cell, uint8 (2, SIDE, SIDE): shape and colour, 0 where there is no object."""
-    found = np.zeros((len(KINDS), SIDE, SIDE), dtype=np.uint8)
-    for thing, mask in zip(scene.things, object_masks(scene, SIDE), strict=True):
+def layout(scene: Scene, frame: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
+    """Class of what lies at each cell, uint8 (2, h, w) for a frame (height, width) of any unit: shape and colour, 0 where there
+    is no object."""
+    height, width = (round(SIDE * side / min(frame)) for side in frame)
+    found = np.zeros((len(KINDS), height, width), dtype=np.uint8)
+    for thing, mask in zip(scene.things, object_masks(scene, (height, width)), strict=True):
         for row, (kind, names) in zip(found, KINDS, strict=True):
             row[mask] = 1 + names.index(getattr(thing, kind))
     return found
@@ -55,21 +57,21 @@ class LayoutHeads(nn.Module):
             self.heads.append(nn.Sequential(nn.Conv2d(channels, 128, 1), nn.SiLU(), nn.Conv2d(128, sum(CLASSES), 1)))
             stage.register_forward_hook(lambda module, inputs, output, name=name: self.features.update({name: output}))
 
-    def _map(self, name: str) -> Tensor:
-        """Features (B, C, h, w) of a stage; a joint block's are the image tokens of a square frame."""
+    def _map(self, name: str, aspect: float) -> Tensor:
+        """Features (B, C, h, w) of a stage; a joint block's are the image tokens of a frame with this height for its width."""
         features = self.features[name]
         if isinstance(features, tuple):
             tokens = features[1].transpose(1, 2)
-            features = tokens.unflatten(-1, (math.isqrt(tokens.shape[-1]), -1))
+            features = tokens.unflatten(-1, (round(math.sqrt(tokens.shape[-1] * aspect)), -1))
         return features
 
     def forward(self, layouts: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, for layouts (B, 2, SIDE, SIDE) uint8; scalar."""
+        """Mean cross-entropy in nats, for layouts (B, 2, h, w) uint8; scalar."""
         shares = torch.cat([F.one_hot(layouts[:, i].long(), n) for i, n in enumerate(CLASSES)], dim=-1)
         shares = shares.permute(0, 3, 1, 2).float()
         losses = []
         for name, head in zip(self.names, self.heads, strict=True):
-            logits = head(self._map(name)).float()
+            logits = head(self._map(name, layouts.shape[-2] / layouts.shape[-1])).float()
             truth = F.adaptive_avg_pool2d(shares, logits.shape[-2:])
             weight = 1 + OBJECT_WEIGHT * (1 - truth[:, :1])
             for part, target in zip(logits.split(CLASSES, 1), truth.split(CLASSES, 1), strict=True):

@@ -1,14 +1,15 @@
 """Captioned scenes with exact answers: coloured shapes on textured backgrounds.
 
 A scene is a small record; `caption` says it in words and `render` draws it, so the picture, the prompt and the
-true object masks always agree. Everything is resolution independent: lengths are fractions of the frame.
+true object masks always agree. Everything is independent of resolution and aspect: places are fractions of the frame, lengths
+are fractions of its shorter side.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +24,9 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIZES = {"small": 0.12, "large": 0.17}
 FRAME_FILLING = 0.45
+# Radii that training draws, so that objects have 1.5% to 30% of a square frame. Alone in the middle there is room for more.
+RADII = {"small": (0.075, 0.125), "large": (0.15, 0.18)}
+ALONE = (0.15, 0.30)
 POSITIONS = {
     "top left": (0.20, 0.20),
     "top": (0.20, 0.50),
@@ -47,7 +51,7 @@ GAP = 0.01
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: radius and centre (y, x) are fractions of the frame."""
+    """One object: the centre (y, x) in fractions of the frame, the radius of its shorter side."""
 
     size: str
     colour: str
@@ -86,12 +90,12 @@ def held_out(caption: str) -> bool:
 
 
 def sample_scene(rng: np.random.Generator, count: int | None = None, giant: bool = False) -> Scene:
-    """Draw a scene with `count` objects (0 to 3); `giant` draws one object that fills the frame."""
+    """Draw a scene with `count` objects (0 to 5); `giant` draws one object that fills the frame."""
     if count is None:
-        kind = rng.choice(6, p=(0.05, 0.29, 0.33, 0.28, 0.05, 0.0))
-        count, giant = (1, True) if kind == 4 else (int(kind), False)
-    if not 0 <= count <= 3:
-        raise ValueError(f"a scene has 0 to 3 objects, not {count}")
+        kind = int(rng.choice(7, p=(0.05, 0.28, 0.30, 0.24, 0.06, 0.03, 0.04)))
+        count, giant = (1, True) if kind == 6 else (kind, False)
+    if not 0 <= count <= 5:
+        raise ValueError(f"a scene has 0 to 5 objects, not {count}")
     things: list[Thing] = []
     while len(things) < count:
         thing = _sample_thing(rng, giant)
@@ -116,11 +120,38 @@ def apart(a: Thing, b: Thing) -> bool:
     return max(abs(a.centre[0] - b.centre[0]), abs(a.centre[1] - b.centre[1])) > reach
 
 
-def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres (y, x) as fractions of the frame, each (size, size)."""
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    y, x = np.meshgrid(axis, axis, indexing="ij")
+def resized(scene: Scene, rng: np.random.Generator) -> Scene:
+    """A scene with the same caption whose objects have other radii, of those that `RADII` gives their sizes."""
+    things: list[Thing] = []
+    for number, thing in enumerate(scene.things):
+        if thing.size not in RADII:
+            return scene
+        alone = len(scene.things) == 1 and (thing.size, thing.position) == ("large", "center")
+        others = [*things, *scene.things[number + 1 :]]
+        drawn = [replace(thing, radius=float(r)) for r in rng.uniform(*(ALONE if alone else RADII[thing.size]), 8)]
+        things.append(next((t for t in drawn if all(apart(t, other) for other in others)), thing))
+    return replace(scene, things=tuple(things))
+
+
+Size = int | tuple[int, int]  # of a picture: the side of a square one, or height and width, in pixels
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def grid(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres (y, x) as fractions of the shorter side, each (height, width)."""
+    height, width = _sides(size)
+    y, x = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5) / min(height, width) for n in (height, width)), indexing="ij")
     return y, x
+
+
+def _placed(thing: Thing, size: Size) -> Thing:
+    """An object with its centre in fractions of the shorter side."""
+    sides = _sides(size)
+    y, x = (c * n / min(sides) for c, n in zip(thing.centre, sides, strict=True))
+    return replace(thing, centre=(y, x))
 
 
 def _polygon(shape: str) -> np.ndarray:
@@ -153,21 +184,21 @@ def signed_distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.where(inside, -nearest, nearest)
 
 
-def coverage(thing: Thing, size: int) -> np.ndarray:
-    """How much of each pixel the object covers, float (size, size) in 0..1, edges antialiased."""
-    return _coverage_at(thing, *grid(size), size)
+def coverage(thing: Thing, size: Size) -> np.ndarray:
+    """How much of each pixel the object covers, float (height, width) in 0..1, edges antialiased."""
+    return _coverage_at(_placed(thing, size), *grid(size), min(_sides(size)))
 
 
 def _coverage_at(thing: Thing, y: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
-    """The same for some of the pixels of a picture of `size`, by their centres."""
+    """The same of a placed object for some pixels, by their centres; `size` of them make the shorter side."""
     r = thing.radius
     distance = signed_distance(thing.shape, (y - thing.centre[0]) / r, (x - thing.centre[1]) / r) * r
     return np.clip(0.5 - distance * size, 0, 1)
 
 
-def object_masks(scene: Scene, size: int) -> np.ndarray:
-    """True masks of the objects, bool (count, size, size)."""
-    return np.stack([coverage(t, size) > 0.5 for t in scene.things]) if scene.things else np.zeros((0, size, size), bool)
+def object_masks(scene: Scene, size: Size) -> np.ndarray:
+    """True masks of the objects, bool (count, height, width)."""
+    return np.stack([coverage(t, size) > 0.5 for t in scene.things]) if scene.things else np.zeros((0, *_sides(size)), bool)
 
 
 def _texture(kind: str, rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -187,20 +218,20 @@ def _texture(kind: str, rng: np.random.Generator, y: np.ndarray, x: np.ndarray) 
     return np.zeros_like(y)
 
 
-def render(scene: Scene, size: int = 256) -> np.ndarray:
-    """Draw a scene: float32 RGB (size, size, 3) in 0..1."""
+def render(scene: Scene, size: Size = 256) -> np.ndarray:
+    """Draw a scene: float32 RGB (height, width, 3) in 0..1."""
     rng = np.random.default_rng(scene.seed)
     y, x = grid(size)
-    light = 1 + 0.09 * _texture(scene.texture, rng, y, x) + 0.10 * (0.5 - y)
+    light = 1 + 0.14 * _texture(scene.texture, rng, y, x) + 0.10 * (0.5 - y)
     image = np.array(BACKGROUNDS[scene.background], dtype=np.float32) * light[..., None]
     for thing in scene.things:
-        _draw(thing, image, y, x)
+        _draw(_placed(thing, size), image, y, x)
     return np.clip(image, 0, 1).astype(np.float32)
 
 
 def _draw(thing: Thing, image: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
-    """Paint an object and its shadow into `image`, touching only the window around it."""
-    size, r, (cy, cx) = image.shape[0], thing.radius, thing.centre
+    """Paint a placed object and its shadow into `image`, touching only the window around it."""
+    size, r, (cy, cx) = min(image.shape[:2]), thing.radius, thing.centre
     near = tuple(slice(max(0, int((c - 1.1 * r - 0.06) * size)), int((c + 1.1 * r + 0.08) * size) + 1) for c in (cy, cx))
     y, x, window = y[near], x[near], image[near]
     shadow = signed_distance(thing.shape, (y - cy - 0.02) / r, (x - cx - 0.012) / r) * r
@@ -230,10 +261,10 @@ def _parse_thing(phrase: str) -> Thing:
 
 
 def training_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
-    """`count` scenes with captions that training may see."""
+    """`count` scenes with captions that training may see, and objects of all radii."""
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = sample_scene(rng)
+        scene = resized(sample_scene(rng), rng)
         if not held_out(scene.caption):
             scenes.append(scene)
     return scenes

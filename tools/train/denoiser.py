@@ -16,42 +16,54 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...demo.diffusion import corrupt_by_flow, corrupt_by_schedule
 from ...demo.layout import LayoutHeads, answers, layout, teach_text
 from ...demo.load import read_weights
 from ...demo.mmdit import FinalLayer, JointBlock, MMDiT, StreamBlock
-from ...demo.scenes import object_masks, parse_caption, render, training_scenes
+from ...demo.scenes import object_masks, render, training_scenes
 from ...demo.text import TextEncoder, tokenize
 from ...demo.unet import SECOND, CrossAttention, ResBlock, SpatialTransformer, UNet, UNetConfig
 from ...demo.vae import ideal_latent
 
 log = logging.getLogger("train.denoiser")
 RENDER_SIZE = 256
+PIXELS = 8  # of a picture, to a side of a latent's cell
 OBJECT_WEIGHT = 4.0  # extra loss weight inside objects, which are a small part of the frame
 LAYOUT_WEIGHT = 0.1  # of the layout loss; falls to nothing over the run
 DROP_PROMPT = 0.1
 EMA = 0.998
+Frame = tuple[int, int]  # height and width of a latent
 
 
-def make_examples(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Latents (count, 4, 32, 32) and object weights (count, 32, 32) in float16, and captions, none held out."""
-    latents, weights, captions = [], [], []
-    for scene in training_scenes(np.random.default_rng(seed), count):
-        latent = ideal_latent(torch.from_numpy(render(scene, RENDER_SIZE)).permute(2, 0, 1)[None])[0]
-        mask = object_masks(scene, 32).any(0) if scene.things else np.zeros((32, 32), bool)
-        latents.append(latent.half().numpy())
-        weights.append(mask.astype(np.float16))
-        captions.append(scene.caption)
-    return np.stack(latents), np.stack(weights), captions
+@dataclass(frozen=True)
+class Examples:
+    """Latents (B, 4, h, w), object weights (B, 1, h, w), layouts (B, 2, h', w'), token ids (B, 77)."""
+
+    latents: Tensor
+    weights: Tensor
+    layouts: Tensor
+    tokens: Tensor
+
+
+def draw_examples(rng: np.random.Generator, frame: Frame, count: int) -> Examples:
+    """Fresh scenes in a frame, none of them held out."""
+    scenes = training_scenes(rng, count)
+    pictures = np.stack([render(scene, (PIXELS * frame[0], PIXELS * frame[1])) for scene in scenes])
+    masks = np.stack([object_masks(scene, frame).any(0) if scene.things else np.zeros(frame, bool) for scene in scenes])
+    return Examples(
+        ideal_latent(torch.from_numpy(pictures).permute(0, 3, 1, 2)),
+        torch.from_numpy(masks)[:, None].float(),
+        torch.from_numpy(np.stack([layout(scene, frame) for scene in scenes])),
+        torch.stack([tokenize(scene.caption) for scene in scenes]),
+    )
 
 
 def kept_examples(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -61,21 +73,6 @@ def kept_examples(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict
         np.savez(path, **made)
     data = np.load(path)
     return {name: data[name] for name in data.files}
-
-
-def load_examples(path: Path, count: int, workers: int) -> tuple[Tensor, Tensor, list[str]]:
-    """The training set: latents, object weights, captions."""
-
-    def make() -> dict[str, np.ndarray]:
-        chunk = 500
-        with ProcessPoolExecutor(workers) as pool:
-            parts = list(pool.map(make_examples, range(count // chunk), [chunk] * (count // chunk)))
-        captions = [caption for part in parts for caption in part[2]]
-        return {"latents": np.concatenate([p[0] for p in parts]), "weights": np.concatenate([p[1] for p in parts]),
-                "captions": np.array(captions)}  # fmt: skip
-
-    data = kept_examples(path, make)
-    return torch.from_numpy(data["latents"]), torch.from_numpy(data["weights"]), [str(c) for c in data["captions"]]
 
 
 def fresh_unet(config: UNetConfig | None = None) -> UNet:
@@ -223,12 +220,16 @@ def save_checkpoint(state: dict, path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
+def teach(text: TextEncoder, count: int, seconds: float) -> None:
+    """Teach a text encoder what the captions of so many scenes say."""
+    scenes = training_scenes(np.random.default_rng(0), count)
+    tokens = torch.stack([tokenize(scene.caption) for scene in scenes])
+    teach_text(text, tokens, torch.from_numpy(np.stack([answers(scene) for scene in scenes])), seconds)
+
+
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    latents, weights, captions = load_examples(args.out / "examples.npz", args.examples, args.workers)
-    scenes = [parse_caption(caption) for caption in captions]
-    layouts = torch.from_numpy(np.stack([layout(scene) for scene in scenes]))
-    tokens, empty = torch.stack([tokenize(caption) for caption in captions]), tokenize("")
+    empty = tokenize("")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     read_clock = time.process_time if device.type == "cpu" else time.monotonic
     clock = read_clock()
@@ -238,13 +239,14 @@ def train(args: argparse.Namespace) -> None:
     model = Pair(args.model).to(device)
     checkpoint = args.out / "last.pt"
     saved = torch.load(checkpoint, map_location=device) if checkpoint.exists() else None
+    if args.init:
+        model.text.requires_grad_(False)  # it is the other models' too
     if saved is None:
         if args.init:
             model.denoiser.load_state_dict(read_weights(args.model))
             model.text.load_state_dict(read_weights("text"))
-        if args.text and args.model != "mmdit":
-            told = torch.from_numpy(np.stack([answers(scene) for scene in scenes]))
-            teach_text(model.text, tokens, told, args.text * args.hours * 3600)
+        elif args.text and args.model != "mmdit":
+            teach(model.text, args.captions, args.text * args.hours * 3600)
     masters = Masters(model, args.lr)
     model.to(torch.bfloat16)
     step, spent = 0, 0.0
@@ -252,25 +254,25 @@ def train(args: argparse.Namespace) -> None:
         masters.load(saved)
         step, spent = saved["step"], saved["spent"]
         log.info("resumed at step %d, %.0f s spent", step, spent)
-    predict = torch.compile(model, dynamic=False) if args.compile else model
+    predict = torch.compile(model, dynamic=True) if args.compile else model
     corrupt = corrupt_by_flow if args.model == "mmdit" else corrupt_by_schedule
     budget, saved_at, losses = args.hours * 3600, spent, []
-    generator = torch.Generator().manual_seed(step + 1)
+    generator, rng = torch.Generator().manual_seed(step + 1), np.random.default_rng(step + 1)
     while spent < budget:
         masters.push()
         share = spent / budget
-        coarse = share < args.coarse
-        batch = args.batch * (args.coarse_batch if coarse else 1)
-        pick = torch.randint(len(latents), (batch,), generator=generator)
-        x0, mask = latents[pick].float(), weights[pick].float()[:, None]
-        if coarse:
-            x0, mask = F.avg_pool2d(x0, 2), F.avg_pool2d(mask, 2)
-        noise = torch.randn(x0.shape, generator=generator)
+        frame = args.frames[rng.integers(len(args.frames))]
+        frame = frame if rng.integers(2) else frame[::-1]
+        if share < args.coarse:
+            frame = (frame[0] // 2, frame[1] // 2)
+        batch = max(1, args.batch * 32**2 // math.prod(frame))
+        examples = draw_examples(rng, frame, batch)
+        noise = torch.randn(examples.latents.shape, generator=generator)
         strata = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-        noisy, timesteps, target = (part.to(device) for part in corrupt(x0, noise, strata))
-        words = torch.where(torch.rand(batch, 1, generator=generator) < DROP_PROMPT, empty, tokens[pick])
-        weight = (1 + OBJECT_WEIGHT * mask).to(device)
-        predicted, misplaced = predict(noisy.bfloat16(), timesteps, words.to(device), layouts[pick].to(device))
+        noisy, timesteps, target = (part.to(device) for part in corrupt(examples.latents, noise, strata))
+        words = torch.where(torch.rand(batch, 1, generator=generator) < DROP_PROMPT, empty, examples.tokens)
+        weight = (1 + OBJECT_WEIGHT * examples.weights).to(device)
+        predicted, misplaced = predict(noisy.bfloat16(), timesteps, words.to(device), examples.layouts.to(device))
         loss = (weight * (predicted.float() - target) ** 2).mean()
         (loss + LAYOUT_WEIGHT * (1 - share) * misplaced).backward()
         masters.step(learning_rate(share, args.lr), min(EMA, (1 + step) / (10 + step)))
@@ -280,12 +282,19 @@ def train(args: argparse.Namespace) -> None:
         losses.append((loss.item(), misplaced.item()))
         if step % 50 == 0:
             mean, layout_mean = np.mean(losses[-50:], 0)
-            row = {"step": step, "seconds": round(spent), "side": x0.shape[-1], "loss": round(float(mean), 5),
-                   "layout": round(float(layout_mean), 5)}  # fmt: skip
+            row = {"step": step, "seconds": round(spent), "loss": round(float(mean), 5), "layout": round(float(layout_mean), 5)}
             note(log, args.out, row)
         if spent - saved_at > 240 or spent >= budget:
             saved_at = spent
             save_checkpoint({**masters.state(), "step": step, "spent": spent}, checkpoint)
+
+
+def frame_of(text: str) -> Frame:
+    """Height and width of "64x96", in latent cells."""
+    height, width = (int(side) for side in text.split("x"))
+    if height % 16 or width % 16:
+        raise ValueError(f"{text}: sides of a frame are multiples of 16 cells")
+    return height, width
 
 
 def main() -> None:
@@ -293,14 +302,14 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(FRESH), default="unet")
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
     parser.add_argument("--hours", type=float, default=2.0, help="time budget, everything included")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--frames", type=frame_of, nargs="+", default=[(32, 32)],
+                        help="of the latents, such as 64x96, each as often as named, in both orientations")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=16, help="pictures of 32x32 cells in a step; of larger ones fewer")
     parser.add_argument("--coarse", type=float, default=0.4, help="share of the budget spent first on half-size frames")
-    parser.add_argument("--coarse-batch", type=int, default=4, help="how many times larger the batch is on those")
     parser.add_argument("--text", type=float, default=0.03, help="share of the budget that teaches the text encoder first")
-    parser.add_argument("--examples", type=int, default=24000)
+    parser.add_argument("--captions", type=int, default=24000, help="that teach the text encoder")
     parser.add_argument("--compile", action="store_true", help="torch.compile: worth it on a GPU")
-    parser.add_argument("--init", action="store_true", help="start from the committed weights")
+    parser.add_argument("--init", action="store_true", help="go on from the committed weights, the text encoder as it is")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--workers", type=int, default=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())
