@@ -12,6 +12,7 @@ from ..engine.partial.cache import ImageRows, Keys
 from .context_windows import frames_of
 from .control import Residuals
 
+REFERENCE_LATENTS = "ref_latents"  # the input that most models are given reference pictures by
 ATTENTION_OVERRIDE = "optimized_attention_override"  # in transformer_options: what is called in place of attention
 
 
@@ -53,12 +54,16 @@ class ModelCall:
         """This call for one image of the batch; control and options stay."""
 
         def own(value: Any) -> Any:
-            return self.rows_of(rows, value)
+            return [self.rows_of(rows, item) for item in value] if isinstance(value, list) else self.rows_of(rows, value)
 
         return replace(
             self, x=own(self.x), t=own(self.t), c_concat=own(self.c_concat), c_crossattn=own(self.c_crossattn),
             extra={name: own(value) for name, value in self.extra.items()},
         )  # fmt: skip
+
+    def without_references(self) -> ModelCall:
+        """This call without reference pictures."""
+        return replace(self, extra={name: value for name, value in self.extra.items() if name != REFERENCE_LATENTS})
 
     def overriding(self, override: Callable[..., Tensor]) -> ModelCall:
         """This call with another function in place of attention."""

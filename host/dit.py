@@ -15,7 +15,7 @@ from torch import Tensor
 from ..engine.job import Job
 from ..engine.merging.execute import compute_merged, recording_for
 from ..engine.merging.job import MergeJob
-from ..engine.partial.attention_override import AttentionOverride, Capture, Function, RecordingOverride
+from ..engine.partial.attention_override import AttentionOverride, Capture, Function, RecordingOverride, ReferenceKeeper
 from ..engine.partial.cache import ImageRows, Keys
 from ..engine.partial.order import Around, Order
 from ..engine.partial.token_gather import ALL_FIRST, TokenGather
@@ -28,6 +28,7 @@ from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
 from .methods import METHODS
+from .references import are_cached
 from .run import NOT_RECORDED, ModelRun, Sampling, check_latent, time_axis_of
 
 CAPTURED_BLOCKS = 4
@@ -105,7 +106,7 @@ class DiTRun(ModelRun):
         self.network, family = model.get_model_object("diffusion_model"), family_of(model)
         if family is None:
             raise ValueError(f"{type(self.network).__name__} is of no family of transformers that is known")
-        self.family = family
+        self.family, self.beside_references = family, family.references != "refused"
         patch, frames = self.family.patch(self.network), record.shape[2] if len(record.shape) == 5 else 1
         self.grid = TokenGrid(record.frame, patch, frames)
         self.transformer = transformer_of(self.family, self.network)
@@ -138,31 +139,40 @@ class DiTRun(ModelRun):
     def _done(self, job: Job, call: ModelCall, grid: TokenGrid) -> Tensor:
         """Do a job in a call that has the tokens of this grid."""
         orders = self._orders(call, grid)
-        around = orders[-1].around if orders else ALL_FIRST
+        leave_out = self.family.references == "left out" and any(order.spans("reference") for order in orders)
+        without = orders[-1].without("reference").around if orders else ALL_FIRST
+        around = orders[-1].around if orders and not are_cached(call.options) else without
         if job.compute:
-            return self._subsets(job, call, around)
-        task, own = job.task(MergeJob), DiTCall(call, self.family)
+            return self._subsets(job, *((call.without_references(), without) if leave_out else (call, around)))
+        task = job.task(MergeJob)
         if task is None:
-            return self._dense(job, call, orders, around, grid)
+            return self._dense(job, call, orders, around, grid, [] if leave_out else None)
         if not task.record:
-            return compute_merged(self.transformer, self.family.sites, own, task, around, grid.count)
-        with recording_for(self.transformer, self.family.sites, own, task, around):
-            return self._dense(job, call, orders, around, grid)
+            left_out = leave_out and task.keeps_references(call.keys)
+            own, around = (call.without_references(), without) if left_out else (call, around)
+            of_family = DiTCall(own, self.family)
+            return compute_merged(self.transformer, self.family.sites, of_family, task, around, grid.count, left_out)
+        with recording_for(self.transformer, self.family.sites, DiTCall(call, self.family), task, around):
+            apart = [image.residuals for image in task.images] if leave_out else None
+            return self._dense(job, call, orders, around, grid, apart)
 
     def _orders(self, call: ModelCall, grid: TokenGrid) -> Sequence[Order]:
         """What stands in the sequences of tokens of a call."""
         text = 0 if call.c_crossattn is None else call.c_crossattn.shape[1]
         return self.family.orders(self.network, Call(grid, text, call.extra))
 
-    def _dense(self, job: Job, call: ModelCall, orders: Sequence[Order], around: Around, grid: TokenGrid) -> Tensor:
-        """A dense call, whose attention is overridden where something is recorded or captured."""
+    def _dense(
+        self, job: Job, call: ModelCall, orders: Sequence[Order], around: Around, grid: TokenGrid,
+        apart: Sequence[ReferenceKeeper] | None,
+    ) -> Tensor:  # fmt: skip
+        """A dense call, whose attention is overridden where something is recorded or captured; `apart` is that override's."""
         capture = self._capture(job.capture, call, grid)
-        if not job.record and capture is None and not self.engine.state.methods:
+        if not (job.record or apart or capture or self.engine.state.methods):
             return call()
         cropped = self.cropped_control(job, call.control, lambda subset: self._crop(self._gather(subset, around), call))
         foreign_tokens = call.control is not None and not _fits(call.control, grid)
         own = DiTCall(call, self.family)
-        output, seen = record_subsets(self.transformer, own, job.record, grid.count, orders, capture)
+        output, seen = record_subsets(self.transformer, own, job.record, grid.count, orders, capture, apart)
         self.keep_control(job, call.keys, cropped)
         self._judge(seen, foreign_tokens)
         if capture is not None and not seen.captured:

@@ -37,6 +37,7 @@ from .context_windows import IN_USE, WINDOW, in_windows
 from .control import Crop, RecordedControl, Residuals, active_net, chain, in_effect, nets_at, reuses, without_nets
 from .live import Live
 from .profiles import profile_of
+from .references import REFERENCES, is_reference_cache
 from .sampler import sampler_noise, sampler_response
 from .words import weights_of
 
@@ -92,6 +93,7 @@ class ModelRun:
     """
 
     unknown = False  # whether nothing but a model's predictions is known
+    beside_references = False  # whether parts are computed beside reference pictures
     exact = False  # whether any cells of the frame can be computed by themselves, not windows alone
 
     def __init__(
@@ -193,7 +195,9 @@ class ModelRun:
     def _beside(self, conds, sigma: float, model_options: dict) -> str | None:
         """Why parts cannot be computed beside what else is at work, or None."""
         nets = in_windows(model_options) and nets_at(conds, sigma)
-        return f"{IN_USE} beside a control net" if nets else foreign(in_effect(conds, sigma), model_options)
+        if nets:
+            return f"{IN_USE} beside a control net"
+        return foreign(in_effect(conds, sigma), model_options, self.beside_references)
 
     def _prompt_branch(self, conds: list) -> int:
         """Which of the batches of conds is the prompt's."""
@@ -281,28 +285,21 @@ def check_latent(shape: tuple[int, ...], model: ModelPatcher) -> None:
         )
 
 
-# What models are given besides the picture that is sampled, as more tokens of the same sequence.
-REFERENCES = (
-    "ref_latents", "ref_latent", "reference_latent", "guiding_frame_index", "context_latents", "ref_contexts", "image_cond",
-    "time_dim_concat",
-)  # fmt: skip
-
-
-def foreign(conds, model_options: dict) -> str | None:
+def foreign(conds, model_options: dict, beside_references: bool = False) -> str | None:
     """Why parts cannot be computed beside what other nodes attached, or None."""
     options = model_options.get("transformer_options", {})
     wraps = "another node wraps the model's function" if "model_function_wrapper" in model_options else None
-    return _foreign_conds(conds) or wraps or _foreign_patches(options) or _foreign_wrappers(options)
+    return _foreign_conds(conds, beside_references) or wraps or _foreign_patches(options) or _foreign_wrappers(options)
 
 
-def _foreign_conds(conds) -> str | None:
+def _foreign_conds(conds, beside_references: bool) -> str | None:
     """What a conditioning carries that parts are not computed beside, or None."""
     all_conds = [cond for group in conds if group for cond in group]
     for name, reason in CONDITIONING_WITHOUT_WINDOWS.items():
         if any(cond.get(name) is not None for cond in all_conds):
             return reason
     used = {name for cond in all_conds for name in cond.get("model_conds", {})}
-    return "reference images are in use" if used.intersection(REFERENCES) else None
+    return "reference images are in use" if used.intersection(REFERENCES) and not beside_references else None
 
 
 def _foreign_patches(options: dict) -> str | None:
@@ -325,7 +322,9 @@ def _foreign_wrappers(options: dict) -> str | None:
 
 def _known(key: str, patches: Any) -> bool:
     """Whether patches are of a kind that parts are computed beside."""
-    return key == "attn2" and isinstance(patches, dict) and all(ip_adapter.is_ip_adapter(p) for p in patches.values())
+    if isinstance(patches, dict):
+        return key == "attn2" and all(ip_adapter.is_ip_adapter(p) for p in patches.values())
+    return all(is_reference_cache(patch) for patch in patches)
 
 
 def _signature(conds, x: Tensor, sigma: float) -> tuple:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..partial.attention_override import AttentionOverride
 from ..partial.order import Around
 from ..partial.transformer import Transformer, TransformerCall, patched_blocks
 from .job import ImageMerge, MergeJob
@@ -31,23 +33,30 @@ def recording_for(
 
 
 def compute_merged(
-    network: Transformer, sites: MergeSites, call: TransformerCall, task: MergeJob, around: Around, image_tokens: int
-) -> Tensor:
+    network: Transformer, sites: MergeSites, call: TransformerCall, task: MergeJob, around: Around, image_tokens: int,
+    without_references: bool = False,
+) -> Tensor:  # fmt: skip
     """The denoised rows of a call with merged tokens: every image by itself, since each has its own merge, but one call for a
-    single one."""
-    parts = [_compute_image(network, sites, call, task, image, around, image_tokens) for image in task.images]
+    single one. without_references: whether the call leaves references out, so that attention is given what was recorded of
+    them."""
+    parts = [
+        _compute_image(network, sites, call, task, image, around, image_tokens, without_references) for image in task.images
+    ]
     return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
 
 
 def _compute_image(
     network: Transformer, sites: MergeSites, call: TransformerCall, task: MergeJob, image: ImageMerge, around: Around,
-    image_tokens: int,
+    image_tokens: int, without_references: bool,
 ) -> Tensor:  # fmt: skip
-    override = None
+    override, further = None, partial(image.residuals.references, keys=call.keys) if without_references else None
     with ExitStack() as stack:
         if task.key_bias is not None:
             seen = image.merge if ATTENTION in task.parts else None
-            override = KeyBiasOverride(image_tokens, seen, task.key_bias, task.spared, around, call.previous)
+            override = KeyBiasOverride(image_tokens, seen, task.key_bias, task.spared, around, call.previous, further)
+        elif further is not None:
+            override = AttentionOverride(image_tokens, around, call.previous, further)
+        if override is not None:
             stack.enter_context(patched_blocks(network, override))
         if image.merge is not None:
             residuals = image.residuals if task.uses_residuals else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..partial.cache import Keys
 from .key_bias import KeyBias
 from .matching import Merge
 from .sites import MergeResiduals
@@ -48,6 +49,10 @@ class MergeJob:
     def remembers(self) -> bool:
         """Whether anything was recorded of what is merged."""
         return any(image.residuals.entry.parts for image in self.images)
+
+    def keeps_references(self, keys: Keys) -> bool:
+        """Whether it was recorded of every image what the references of these streams have in each attention."""
+        return all(image.residuals.keeps_references(keys) for image in self.images)
 
     @property
     def silent(self) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..partial.attention_override import AttentionOverride, Function, Layout, split_mask
+from ..partial.attention_override import AttentionOverride, Function, Further, Layout, split_mask
 from ..partial.order import Around
 from ..partial.token_gather import ALL_FIRST
 from .matching import Merge
@@ -38,14 +38,14 @@ class KeyBiasOverride(AttentionOverride):
     """Adds log weights to the keys of the image's attention, by a mask, which every backend of attention takes.
 
     image_tokens: of a whole sequence. merge: what is merged in blocks other than `spared`, None where nothing is. bias: what is
-    added. around: where other tokens stand.
+    added. around, further: as `AttentionOverride` has them; what is looked at further keeps its weight.
     """
 
     def __init__(
         self, image_tokens: int, merge: Merge | None, bias: KeyBias, spared: frozenset[int] = frozenset(),
-        around: Around = ALL_FIRST, previous: Function | None = None,
+        around: Around = ALL_FIRST, previous: Function | None = None, further: Further | None = None,
     ):  # fmt: skip
-        super().__init__(image_tokens, around, previous)
+        super().__init__(image_tokens, around, previous, further)
         self.full_count, self.merge, self.bias, self.spared = image_tokens, merge, bias, spared
         self.running: Merge | None = None  # what the running block merges
         self.biases: dict[tuple[int, bool, Layout], Tensor] = {}

@@ -19,6 +19,7 @@ from ..partial.cache import ONE_IMAGE, CacheEntry, ImageRows, Keys, Place
 from ..partial.order import Around
 from ..partial.patching import patched_forward
 from ..partial.token_gather import ALL_FIRST, GatherInputs
+from ..partial.token_subset import REFERENCES
 from .matching import Merge
 
 ATTENTION, MLP = "attention", "mlp"
@@ -76,7 +77,7 @@ class MergedTokens:
         """How many tokens of a sequence come before the image's, of which it has `count`."""
         return self.around.before(length - count)
 
-    def tokens(self, x: Tensor, text: bool = False) -> Tensor:
+    def tokens(self, x: Tensor, text: bool = False, alone: bool = False) -> Tensor:
         """Hidden states stay whole between the sites."""
         return x
 
@@ -84,7 +85,7 @@ class MergedTokens:
         """So does text."""
         return x
 
-    def positions(self, x: Tensor, axis: int) -> Tensor:
+    def positions(self, x: Tensor, axis: int, alone: bool = False) -> Tensor:
         """A table of positions of a whole sequence, for one whose image tokens are merged."""
         before = self.before(x.shape[axis], self.of.count)
         ends = torch.arange(x.shape[axis], device=x.device)
@@ -154,8 +155,20 @@ class MergeResiduals:
 
     def get(self, place: Place, keys: Keys) -> Tensor | None:
         """The residual of these streams at a place, None where none was recorded."""
-        held = place in self.entry.parts and self.entry.holds(keys)
-        return self.entry.get(place, keys) if held else None
+        return self.entry.get(place, keys) if self.entry.holds(keys, place) else None
+
+    def put_references(self, place: tuple[int, int], keys: Keys, part: Tensor) -> None:
+        """Keep the keys and values (rows, ..., n, 2 C), side by side, that these streams' references have in an attention."""
+        self.entry.put((*place, REFERENCES), keys, part, self.memory)
+
+    def references(self, place: tuple[int, int], keys: Keys) -> Tensor | None:
+        """Those keys and values, None where none were recorded."""
+        return self.get((*place, REFERENCES), keys)
+
+    def keeps_references(self, keys: Keys) -> bool:
+        """Whether those of these streams were recorded."""
+        kept = [place for place in self.entry.parts if isinstance(place, tuple) and place[-1] == REFERENCES]
+        return any(self.entry.holds(keys, place) for place in kept)
 
 
 def _item(output, index: int | None) -> Tensor:

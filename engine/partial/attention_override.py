@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from .cache import Key
+from .cache import ImageRows, Key, Keys
 from .order import Around, Order, found, picked, unaccounted
 from .token_gather import ALL_FIRST, TokenGather
 from .token_subset import TEXT, TokenSubset
@@ -40,6 +40,11 @@ class Layout:
     after: int
 
 
+# Gives the keys and values (rows, ..., n, 2 C), side by side, of tokens that one attention looks at and that do not run in this
+# call; None where there are none.
+Further = Callable[[Place], Tensor | None]
+
+
 class AttentionOverride:
     """Takes the place of attention for one call of a model, where a host lets it be overridden.
 
@@ -47,11 +52,13 @@ class AttentionOverride:
     at least the image's. Attentions outside the blocks pass by.
 
     image_tokens: how many run in this call. around: where other tokens stand. previous: an override that was there before,
-    which is called in place of the model's own attention.
+    which is called in place of the model's own attention. further: what is looked at besides, behind all other tokens.
     """
 
-    def __init__(self, image_tokens: int, around: Around = ALL_FIRST, previous: Function | None = None):
-        self.image_tokens, self.around, self.previous = image_tokens, around, previous
+    def __init__(
+        self, image_tokens: int, around: Around = ALL_FIRST, previous: Function | None = None, further: Further | None = None
+    ):  # fmt: skip
+        self.image_tokens, self.around, self.previous, self.further = image_tokens, around, previous, further
         self.block: int | None = None
         self.count = 0
 
@@ -72,6 +79,8 @@ class AttentionOverride:
             return function(q, k, v, heads, *args, **kwargs)
         place = self.block, self.count
         self.count += 1
+        if self.further is not None and (part := self.further(place)) is not None:
+            function = partial(_looking_further, function, part)
         return self.attend(place, function, q, k, v, heads, *args, **kwargs)
 
     def layout(self, q: Tensor, k: Tensor) -> Layout | None:
@@ -84,7 +93,20 @@ class AttentionOverride:
 
     def attend(self, place: Place, function: Function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
         """Attend in place of `function`; place: the block, and which of its attentions this is."""
-        raise NotImplementedError
+        return function(q, k, v, heads, *args, **kwargs)
+
+
+def _looking_further(
+    function: Function, part: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
+) -> Tensor:  # fmt: skip
+    """Attention with further keys and values behind its own, which a mask leaves free to be looked at."""
+    further = part.chunk(2, dim=-1)
+    k, v = (torch.cat([own, more.to(own)], dim=-2) for own, more in zip((k, _as(q, v)), further, strict=True))
+    mask, kwargs = split_mask(args, kwargs)
+    if mask is not None:
+        free = True if mask.dtype == torch.bool else 0
+        kwargs["mask"] = torch.cat([mask, mask.new_full((*mask.shape[:-1], further[0].shape[-2]), free)], dim=-1)
+    return function(q, k, v, heads, **kwargs)
 
 
 def _as(q: Tensor, v: Tensor) -> Tensor:
@@ -97,12 +119,22 @@ def _joined(x: Tensor) -> Tensor:
     return rearrange(x, "b h n c -> b n (h c)") if x.ndim == 4 else x
 
 
+class ReferenceKeeper(Protocol):
+    """What takes the keys and values of references, for calls that leave them out."""
+
+    rows: ImageRows
+
+    def put_references(self, place: Place, keys: Keys, part: Tensor) -> None:
+        """Keep the keys and values (rows, ..., n, 2 C), side by side, that these streams' references have at a place."""
+
+
 class RecordingOverride(AttentionOverride):
     """Records what each subset lacks, and lets attention be captured.
 
     orders: what stands in the sequences of this call; by default text comes first and the image's tokens last. What does not
     add up to one of them is neither recorded nor captured. capture: called with a block, the queries of the picture, the keys
-    of the text, both (rows, n, C), and the number of heads.
+    of the text, both (rows, n, C), and the number of heads. apart: what takes the keys and values of the references besides the
+    subsets, which then keep them apart from other tokens, for calls that leave them out; None where no call does.
 
     Afterwards, passed: the blocks that ran. seen: those in which the image's tokens were seen looking at each other, without
     which a block cannot be computed in part. captured: how many attentions were handed to `capture`. odd: what did not add
@@ -111,10 +143,10 @@ class RecordingOverride(AttentionOverride):
 
     def __init__(
         self, subsets: Sequence[TokenSubset], keys: Sequence[Key], image_tokens: int, orders: Sequence[Order] | None = None,
-        previous: Function | None = None, capture: Capture | None = None,
+        previous: Function | None = None, capture: Capture | None = None, apart: Sequence[ReferenceKeeper] | None = None,
     ):  # fmt: skip
         super().__init__(image_tokens, previous=previous)
-        self.subsets, self.keys, self.orders, self.capture = subsets, tuple(keys), orders, capture
+        self.subsets, self.keys, self.orders, self.capture, self.apart = subsets, tuple(keys), orders, capture, apart
         self.seen: set[int] = set()
         self.passed: set[int] = set()
         self.captured = 0
@@ -133,9 +165,9 @@ class RecordingOverride(AttentionOverride):
             return function(q, k, v, heads, *args, **kwargs)
         runs = order.spans("picture")
         is_cross = order.looks_at is not None and place[1] > 0
-        if not is_cross and (not self.subsets or queries == keys and len(runs) == 1):
+        if not is_cross and (not self.subsets or (queries == keys or self.apart is not None) and len(runs) == 1):
             self.seen.add(place[0])
-            self._record(place, slice(*runs[0]), q, k, v)
+            self._record(place, order, q, k, v)
         text = self._text(order, is_cross, keys)
         if self.capture is not None and text:
             self.captured += 1
@@ -154,10 +186,18 @@ class RecordingOverride(AttentionOverride):
             return self.orders
         return [Order((("text", max(0, k.shape[-2] - self.image_tokens)), ("picture", self.image_tokens)))]
 
-    def _record(self, place: Place, image: slice, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Keep the keys and values that each subset lacks."""
+    def _record(self, place: Place, order: Order, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values that each subset lacks, those of references apart where some calls leave these out."""
+        v = _as(q, v)
+        if self.apart is not None and (references := order.spans("reference")):
+            part = torch.cat([picked(k, references), picked(v, references)], dim=-1)
+            for keeper in (*self.subsets, *self.apart):
+                keeper.put_references(place, self.keys, keeper.rows.of(part))
+            others = order.spans("text", "picture", "other")
+            k, v, order = picked(k, others), picked(v, others), order.without("reference")
+        image = slice(*order.spans("picture")[0])
         for subset in self.subsets:
-            k_own, v_own = subset.rows.of(k), subset.rows.of(_as(q, v))
+            k_own, v_own = subset.rows.of(k), subset.rows.of(v)
             part = torch.cat([t[..., image, :].index_select(-2, subset.rest) for t in (k_own, v_own)], dim=-1)
             subset.put(place, self.keys, part, tokens=True)
             if image.start or image.stop < k.shape[-2]:
@@ -173,8 +213,11 @@ class SubsetOverride(AttentionOverride):
     """
 
     def __init__(self, gather: TokenGather, keys: Sequence[Key], sigma: float, previous: Function | None = None):
-        super().__init__(len(gather.subset.active), gather.around, previous)
+        super().__init__(len(gather.subset.active), gather.around, previous, self._references)
         self.gather, self.subset, self.keys, self.sigma = gather, gather.subset, tuple(keys), sigma
+
+    def _references(self, place: Place) -> Tensor | None:
+        return self.subset.references(place, self.keys, self.sigma)
 
     def layout(self, q: Tensor, k: Tensor) -> Layout | None:
         """The same, with the text that is left out of this call."""
@@ -190,7 +233,7 @@ class SubsetOverride(AttentionOverride):
             return function(q, k, v, heads, *args, **kwargs)
         rest, full = self.subset.get(place, self.keys, self.sigma).chunk(2, dim=-1), layout
         ends = [self._ends(k, layout), self._ends(_as(q, v), layout)]
-        if self.gather.drops_text and layout.before + layout.after:
+        if self.gather.drops_text and self.subset.entries[-1].holds(self.keys, (*place, TEXT)):
             ends = self.subset.get((*place, TEXT), self.keys, self.sigma).chunk(2, dim=-1)
             count = ends[0].shape[-2]
             before = self.around.before(count)

@@ -51,9 +51,9 @@ class CacheEntry:
     def bytes(self) -> int:
         return sum(part.bytes for calls in self.parts.values() for part in calls.values())
 
-    def holds(self, keys: Keys) -> bool:
-        """Whether these streams were recorded, in one call or several."""
-        calls = next(iter(self.parts.values()), {})
+    def holds(self, keys: Keys, place: Place | None = None) -> bool:
+        """Whether these streams were recorded at a place, by default the first, in one call or several."""
+        calls = next(iter(self.parts.values()), {}) if place is None else self.parts.get(place, {})
         return keys in calls or set(keys) <= {key for call in calls for key in call}
 
     def put(self, place: Place, keys: Keys, part: Tensor, memory: Memory = "device") -> None:
@@ -116,7 +116,7 @@ class ActivationCache:
         """What was recorded at a place for these streams, extrapolated to sigma."""
         newer = self.entries[-1]
         part = newer.get(place, keys)
-        if len(self.entries) < 2 or not self.entries[0].holds(keys):
+        if len(self.entries) < 2 or not self.entries[0].holds(keys, place):
             return part
         older = self.entries[0]
         before = older.get(place, keys)

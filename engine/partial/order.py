@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -71,14 +71,18 @@ class Order:
         """Where the tokens that are not the picture's stand, as far as they stand at its ends."""
         return Around(self.before > 0, self.after if self.before else 0, self.looks_at is not None)
 
-    def spans(self, part: Part) -> list[tuple[int, int]]:
-        """(start, stop) of each run of this part's tokens."""
+    def without(self, part: Part) -> Order:
+        """The same sequence, with the tokens of one part left out."""
+        return replace(self, parts=tuple(own for own in self.parts if own[0] != part))
+
+    def spans(self, *parts: Part) -> list[tuple[int, int]]:
+        """(start, stop) of each run of these parts' tokens."""
         found: list[tuple[int, int]] = []
         start = 0
         for name, count in self.parts:
-            if name == part and count and found and found[-1][1] == start:
+            if name in parts and count and found and found[-1][1] == start:
                 found[-1] = found[-1][0], start + count
-            elif name == part and count:
+            elif name in parts and count:
                 found.append((start, start + count))
             start += count
         return found

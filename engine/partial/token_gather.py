@@ -24,10 +24,10 @@ class Gather(Protocol):
     def text(self, x: Tensor) -> Tensor:
         """Hidden states (B, n, C) of text alone."""
 
-    def tokens(self, x: Tensor, text: bool = False) -> Tensor:
+    def tokens(self, x: Tensor, text: bool = False, alone: bool = False) -> Tensor:
         """Hidden states (B, n, C) of a sequence that holds the image's tokens."""
 
-    def positions(self, x: Tensor, axis: int) -> Tensor:
+    def positions(self, x: Tensor, axis: int, alone: bool = False) -> Tensor:
         """A table with all tokens of a sequence on its axis."""
 
     def image(self, x: Tensor) -> Tensor:
@@ -76,10 +76,13 @@ class TokenGather:
         self.drops_text |= not self.keep_text
         return x[:, : self.left(x.shape[1])]
 
-    def tokens(self, x: Tensor, text: bool = False) -> Tensor:
-        """Gather from hidden states (B, n, C) of a sequence; `text` says that its other tokens are text, to be left out."""
+    def tokens(self, x: Tensor, text: bool = False, alone: bool = False) -> Tensor:
+        """Gather from hidden states (B, n, C) of a sequence; `text` says that its other tokens are text, to be left out, but for
+        what models reshape by; `alone` that not even that much of them is to run."""
         if not self.entering:
             return x
+        if alone:
+            return self.positions(x, 1, alone)
         if x.ndim > 3:  # tokens in their rows and columns, which a subset has none of
             self.rows = tuple(x.shape[1:-1])
             return self.positions(x.flatten(1, -2), 1)[(slice(None), *[None] * (len(self.rows) - 1))]
@@ -87,10 +90,12 @@ class TokenGather:
         self.joint = x.shape[1] - self.count
         return self.positions(x, 1)
 
-    def positions(self, x: Tensor, axis: int) -> Tensor:
+    def positions(self, x: Tensor, axis: int, alone: bool = False) -> Tensor:
         """Gather from a table that has all tokens of a sequence on its `axis` in every block."""
         others = x.shape[axis] - self.count
         before = self.around.before(others)
+        if alone:
+            return x.narrow(axis, before, self.count).index_select(axis, self.subset.active)
         return x.index_select(axis, self.places(before, others - before))
 
     def image(self, x: Tensor) -> Tensor:

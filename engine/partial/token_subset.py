@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..time_axis import DIFFUSION, TimeAxis
 from ..trace import Box
-from .cache import ONE_IMAGE, ActivationCache, ImageRows, Key
+from .cache import ONE_IMAGE, ActivationCache, ImageRows, Key, Keys
 
 TEXT = "text"  # part of the place of what is recorded of the tokens that are not the image's
+REFERENCES = "references"  # the same of references, where they are left out of a subset's call
 BUCKETS = 64  # counts of active tokens are multiples of 1 / BUCKETS of all, so that compiled and tuned kernels are met again
 
 
@@ -88,6 +89,15 @@ class TokenSubset(ActivationCache):
             self._over[frames] = own
         return self._over[frames]
 
+    def put_references(self, place: tuple[int, int], keys: Keys, part: Tensor) -> None:
+        """Record the keys and values (rows, ..., n, 2 C), side by side, of the references of these streams at a place."""
+        self.put((*place, REFERENCES), keys, part, tokens=True)
+
+    def references(self, place: tuple[int, int], keys: Keys, sigma: float) -> Tensor | None:
+        """Those keys and values, extrapolated to sigma; None where none were recorded."""
+        held = self.entries[-1].holds(keys, (*place, REFERENCES))
+        return self.get((*place, REFERENCES), keys, sigma) if held else None
+
     def to(self, device: torch.device) -> TokenSubset:
         """Move the indices to a device; recordings stay where they were made."""
         if self.active.device != device:
@@ -105,11 +115,14 @@ class TokenSubset(ActivationCache):
         return self._places[before, after, kept]
 
     def joins(self, keys: Sequence[Key]) -> bool:
-        """Whether what was recorded of these streams' text fits into one call: of several calls it may differ in length."""
+        """Whether what was recorded of these streams' text and references fits into one call: of several calls it may differ in
+        length."""
+        lengths: dict[str, set[int]] = {}
         for place, calls in self.entries[-1].parts.items():
-            if isinstance(place, tuple) and TEXT in place and tuple(keys) not in calls:
-                return len({part.bytes // len(call) for call, part in calls.items() if set(call) & set(keys)}) == 1
-        return True
+            if isinstance(place, tuple) and place[-1] in (TEXT, REFERENCES) and tuple(keys) not in calls:
+                own = {part.bytes // len(call) for call, part in calls.items() if set(call) & set(keys)}
+                lengths.setdefault(place[-1], own)
+        return all(len(own) == 1 for own in lengths.values())
 
 
 def subsets_of(grid: TokenGrid, axis: TimeAxis = DIFFUSION) -> Callable[[Sequence[tuple[Box, ...]]], list[TokenSubset]]:

@@ -10,7 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .attention_override import AttentionOverride, Capture, Function, RecordingOverride, SubsetOverride
+from .attention_override import (
+    AttentionOverride,
+    Capture,
+    Function,
+    RecordingOverride,
+    ReferenceKeeper,
+    SubsetOverride,
+)
 from .cache import ImageRows, Keys
 from .order import Around, Order
 from .patching import patched_forward
@@ -93,13 +100,13 @@ def _block_forward(
 
 def record_subsets(
     network: Transformer, call: TransformerCall, subsets: Sequence[TokenSubset], image_tokens: int,
-    orders: Sequence[Order] | None = None, capture: Capture | None = None,
+    orders: Sequence[Order] | None = None, capture: Capture | None = None, apart: Sequence[ReferenceKeeper] | None = None,
 ) -> tuple[Tensor, RecordingOverride]:  # fmt: skip
-    """A dense call in which each subset records what it lacks and attention is captured; returns the denoised rows, and what
-    was seen of the attentions."""
+    """A dense call in which each subset records what it lacks and attention is captured, as `RecordingOverride` has it; returns
+    the denoised rows, and what was seen of the attentions."""
     for subset in subsets:
         subset.to(call.x.device)
-    override = RecordingOverride(subsets, call.keys, image_tokens, orders, call.previous, capture)
+    override = RecordingOverride(subsets, call.keys, image_tokens, orders, call.previous, capture, apart)
     with patched_blocks(network, override):
         return call(override), override
 

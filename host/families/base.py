@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -72,6 +72,9 @@ class Family:
     model wants them in between. sites: where in a block attention and MLP are, for merging image tokens around them.
     orders: what stands in the sequences of tokens of a call, of which its blocks compute one or several; the last one is
     that of most blocks. Empty where it cannot be known. patch: the side of a token's patch, in latent cells.
+    references: what becomes of reference pictures where a part is computed or tokens are merged. They are "left out" of the
+    call, and attention is given their recorded keys and values, where their tokens end the sequence and the places of all
+    others do not hang on them; they run "along" where the places do; else no part is computed beside them.
     attention_modules: modules whose `optimized_attention` is not told the transformer_options, so that it has to be replaced by
     name for the length of a call. supports: whether a network of these classes is built as it has to be, which differs between
     versions of ComfyUI. no_regions: why no part of the frame can be computed by itself, although tokens can be merged; empty
@@ -87,6 +90,7 @@ class Family:
     orders: Callable[[Any, Call], Sequence[Order]] = text_then_picture
     patch: Callable[[Any], int] = lambda network: network.patch_size
     full_sequence_after: Callable[[Any], Sequence[nn.Module]] = lambda network: ()
+    references: Literal["left out", "along", "refused"] = "refused"
     attention_modules: tuple[str, ...] = ()
     supports: Callable[[Any], bool] = lambda network: True
     no_regions: str = ""

@@ -11,8 +11,8 @@ def gather_inputs(block, args, kwargs, gather: Gather):
     if not hasattr(block, "img_instruct_attn"):
         return omnigen.gather_inputs(block, args, kwargs, gather)
     image, text, of_both, of_image, *rest = args
-    image, text = gather.tokens(image), gather.text(text)
-    return [image, text, gather.positions(of_both, 1), gather.positions(of_image, 1), *rest], kwargs
+    image, text = gather.tokens(image, alone=True), gather.text(text)  # references stand before the picture
+    return [image, text, gather.positions(of_both, 1), gather.positions(of_image, 1, alone=True), *rest], kwargs
 
 
 def sites(block):

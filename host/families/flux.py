@@ -33,4 +33,5 @@ FAMILY = Family(
     gather_inputs=gather_inputs,
     sites=sites,
     final_layer=lambda network: network.final_layer,
+    references="left out",
 )

@@ -25,6 +25,7 @@ FAMILY = replace(
     title="HunyuanVideo",
     network=("comfy.ldm.hunyuan_video.model.HunyuanVideo",),
     orders=orders,
+    references="refused",
     patch=lambda network: network.patch_size[-1],
     # up to 0.8 at least ComfyUI had the image before the text
     supports=lambda network: not any(getattr(block, "flipped_img_txt", False) for block in flux.blocks(network)),

@@ -33,5 +33,6 @@ FAMILY = Family(
     sites=sites,
     orders=orders,
     final_layer=lambda network: network.norm_out,
+    references="left out",
     patch=lambda network: network.patch_size[-1],
 )

@@ -31,5 +31,6 @@ FAMILY = Family(
     sites=sites,
     orders=orders,
     final_layer=lambda network: network.last,
+    references="left out",
     patch=lambda network: network.patch,
 )

@@ -34,5 +34,6 @@ FAMILY = Family(
     sites=sites,
     orders=orders,
     final_layer=lambda network: network.norm_out,
+    references="along",
     full_sequence_after=lambda network: network.noise_refiner[-1:],
 )

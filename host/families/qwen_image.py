@@ -25,4 +25,5 @@ FAMILY = Family(
     gather_inputs=gather_inputs,
     sites=sites,
     final_layer=lambda network: network.norm_out,
+    references="left out",
 )
