@@ -77,8 +77,8 @@ class TokenGather:
         return x[:, : self.left(x.shape[1])]
 
     def tokens(self, x: Tensor, text: bool = False, alone: bool = False) -> Tensor:
-        """Gather from hidden states (B, n, C) of a sequence; `text` says that its other tokens are text, to be left out, but for
-        what models reshape by; `alone` that not even that much of them is to run."""
+        """Gather from hidden states (B, n, C) of a sequence; `text` says that its other tokens are text, to be left out but for
+        what models reshape by, `alone` that not even that much of them is to run."""
         if not self.entering:
             return x
         if alone:
