@@ -77,7 +77,7 @@ class DensePath:
             step = Step(sigma, x, self._do(index, x, capture=capture))
             if capture is not None:
                 reading = tracker.read(capture, step.outputs[0])
-                self.highlight, _ = tracker.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
+                self.highlight, _ = tracker.aim(reading)
                 self.heatmap, self.region = reading.heatmap, tracker.regions[0]
             self.run.append(step)
             x = x + (x - self.guided(step.outputs)) / sigma * (following - sigma)

@@ -110,7 +110,7 @@ class Ways:
         accumulator.weights = dict.fromkeys(accumulator.weights, self.words)
         reading = self.tracker.read(accumulator, guide)
         self.tracker.take(reading)
-        highlight, _ = self.tracker.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
+        highlight, _ = self.tracker.aim(reading)
         self.phrases = {name: word_highlighted(heat[0], HighlightConfig.threshold) for name, heat in reading.words.items()}
         if not heard.cross:
             return {"this pack": highlight[0]}

@@ -150,7 +150,7 @@ class Dense:
         state.record.cache_bytes = max(state.record.cache_bytes, state.bytes)
         reading = None
         if capture is not None and capture.maps:
-            reading = state.region.read(capture, state.picture(outputs[request.prompt_branch]))
+            reading = state.region.read(capture, state.picture(outputs[request.prompt_branch]), request.reference)
         self._measure(state, evaluation, reading, errors)
         return answers
 
@@ -214,7 +214,9 @@ class Dense:
     def _measure(self, state: RunState, evaluation: Evaluation, reading: Reading | None, errors: list[Tensor]) -> None:
         """Take up what was read from attention and the errors of the forecasts, with one transfer to the CPU for both, and for
         whether all was finite."""
-        maps = [] if reading is None else [reading.heatmap, reading.unfiltered, *reading.words.values(), reading.prominence]
+        maps: list[Tensor] = []
+        if reading is not None:
+            maps = [reading.heatmap, reading.unfiltered, *reading.words.values(), reading.prominence, reading.edited]
         received = state.finite.told([*maps, *([torch.stack(errors).mean()] if errors else [])])
         if received is None:
             return state.begin_anew()
@@ -226,12 +228,13 @@ class Dense:
             return
         sizes = [own.numel() for own in maps]
         parts = received[: sum(sizes)].split(sizes)
-        heatmap, unfiltered, *words, prominence = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
+        read = (part.reshape(own.shape) for part, own in zip(parts, maps, strict=True))
+        heatmap, unfiltered, *words, prominence, edited = read
         if not all(own.isfinite().all() for own in (heatmap, *words)):
             state.record.highlight_reason = "no highlight: what the model attended to was not finite"
             return
         state.region.take(reading)
-        own = replace(reading, heatmap=heatmap, unfiltered=unfiltered, prominence=prominence)
+        own = replace(reading, heatmap=heatmap, unfiltered=unfiltered, prominence=prominence, edited=edited)
         self._take_reading(state, evaluation, own, words)
 
     def _take_reading(self, state: RunState, evaluation: Evaluation, reading: Reading, words: list[Tensor]) -> None:
@@ -242,7 +245,7 @@ class Dense:
             state.record.words = tuple(reading.words)
         if not state.config.active:
             return
-        state.record.highlight, reasons = state.region.aim(reading.heatmap, reading.prominence.tolist(), reading.unfiltered)
+        state.record.highlight, reasons = state.region.aim(reading)
         if not state.plan.regional:
             reasons.append(NEVER_WANTED if state.config.correct == "never" else NOT_WORTH_IT)
         state.record.highlight_reason = "; ".join(dict.fromkeys(reasons))

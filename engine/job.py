@@ -19,7 +19,8 @@ class Request:
     x: the state (B, C, ...). sigma: its noise level. signature: what is evaluated (prompts, control nets, shapes); when it
     changes, what was predicted before is void. dense_because: why nothing may be saved, None where something may.
     no_parts_because: why no part of the frame may be computed by itself, and no tokens may be merged. no_regions_because: why
-    the former may not be. prompt_branch: which of the predictions is that of the prompt.
+    the former may not be. prompt_branch: which of the predictions is that of the prompt. reference: a picture that the model is
+    given to edit, of the frame of what is sampled (1 or B, C, [F,] H, W) and on its scale; None where there is none.
     """
 
     x: Tensor
@@ -29,6 +30,7 @@ class Request:
     no_parts_because: str | None = None
     no_regions_because: str | None = None
     prompt_branch: int = 0
+    reference: Tensor | None = None
 
 
 class Task(Protocol):

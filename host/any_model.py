@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..engine.job import Job
+from ..engine.region.tracking import Reading
 from .call import ModelCall
 from .methods import not_merging
 from .run import ModelRun, Sampling, time_axis_of
@@ -31,8 +31,7 @@ class ForecastRun(ModelRun):
         super().__init__(sampling, 1, lambda boxes: [], time_axis_of(sampling.model), methods=methods)
         self.no_parts = why
         if sampling.config.threshold == 0 or sampling.masks:
-            unlit = torch.zeros(record.shape[0], 1, *self.frame)
-            record.highlight, _ = self.engine.state.region.aim(unlit, [0.0] * len(unlit))
+            record.highlight, _ = self.engine.state.region.aim(Reading.of_nothing(record.shape[0], self.frame))
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         return call()

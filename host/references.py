@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from .call import REFERENCE_LATENTS
+
 # The inputs that models are given them by.
 REFERENCES = (
     "ref_latents", "ref_latent", "reference_latent", "guiding_frame_index", "context_latents", "ref_contexts", "image_cond",
     "time_dim_concat",
 )  # fmt: skip
 CACHE_MODULE = "comfy_extras.nodes_flux"  # of ComfyUI's FluxKVCache, whose patches have no class or name to be imported by
+
+
+def reference_latents(cond: dict[str, Any]) -> list[Tensor]:
+    """The references of a cond as the model is given them, on the scale of what it samples."""
+    given = cond.get("model_conds", {}).get(REFERENCE_LATENTS)
+    return list(getattr(given, "cond", None) or ())
 
 
 def is_reference_cache(patch: Any) -> bool:

@@ -37,7 +37,7 @@ from .context_windows import IN_USE, WINDOW, in_windows
 from .control import Crop, RecordedControl, Residuals, active_net, chain, in_effect, nets_at, reuses, without_nets
 from .live import Live
 from .profiles import profile_of
-from .references import REFERENCES, is_reference_cache
+from .references import REFERENCES, is_reference_cache, reference_latents
 from .sampler import sampler_noise, sampler_response
 from .words import weights_of
 
@@ -180,8 +180,15 @@ class ModelRun:
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
             self.no_parts or self._unseen_because(model_options) or self._beside(conds, sigma, model_options),
-            self.no_regions, self._prompt_branch(conds),
+            self.no_regions, self._prompt_branch(conds), self._reference(conds, x_in),
         )  # fmt: skip
+
+    def _reference(self, conds: list, x_in: Tensor) -> Tensor | None:
+        """The first reference of the prompt that has the frame of what is sampled, None where there is none."""
+        group = conds[self._prompt_branch(conds)]
+        given = [latent for cond in group or () for latent in reference_latents(cond)]
+        own = self.first_of(x_in)
+        return next((latent for latent in given if latent.shape[1:] == own.shape[1:] and len(latent) in (1, len(own))), None)
 
     def windows_because(self, model_options: dict) -> str | None:
         """Why nothing is done in the context windows that an evaluation is computed in, or None."""

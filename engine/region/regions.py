@@ -18,7 +18,8 @@ from ..trace import Box
 from ..tuning import MAX_BOXES, MAX_TILES, MAX_WINDOWS, MIN_PROMINENCE, MOVED_SHARE, SHRUNK_SHARE
 from .refinement import highlighted
 
-NOISE_MASK = "the noise mask"  # why a region is where it is
+# Why a region is where it is.
+NOISE_MASK, BY_PROMPT, BY_REFERENCE = "the noise mask", "highlight", "what differs from the reference"
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,14 @@ def _bounding_boxes(mask: np.ndarray, frame: tuple[int, int]) -> list[Box]:
 def find_region(
     heatmap: Tensor, frame: tuple[int, int], align: int, config: HighlightConfig, given: UserMasks | None = None,
     image: int = 0, prominence: float = math.inf, unfiltered: Tensor | None = None, exact: bool = False,
+    reason: str = BY_PROMPT,
 ) -> tuple[Tensor, Region]:  # fmt: skip
     """One image's heatmap (1, 1, h, w) -> its highlight (1, h, w) and the region of its latent frame (H, W).
 
     align: a UNet's downsampling, or the side of a token. exact: whether any cells can be computed by themselves, as tokens can,
-    and not windows alone. prominence: as of `HeatmapAccumulator`. unfiltered: as of `highlighted`. Refused when no word stands
-    out, or when the region covers more than `config.max_area` of the frame; what a user gave as masks is never refused for its
-    area, and a noise mask that is too large gives way to the heatmap.
+    and not windows alone. prominence: as of `HeatmapAccumulator`. unfiltered: as of `highlighted`. reason: what the heatmap is
+    of. Refused when no word stands out, or when the region covers more than `config.max_area` of the frame; what a user gave as
+    masks is never refused for its area, and a noise mask that is too large gives way to the heatmap.
     """
     heatmap = heatmap.float().cpu()
     given, size = given or UserMasks(), (heatmap.shape[-2], heatmap.shape[-1])
@@ -170,7 +172,7 @@ def find_region(
         highlight, region = torch.zeros(1, *size, dtype=torch.bool), Region((), (), frame, f"no highlight: {why}")
     else:
         highlight = highlighted(heatmap[0, 0], config.threshold, unfiltered)[None]
-        region = place(highlight, max_area=config.max_area, reason="highlight")
+        region = place(highlight, max_area=config.max_area, reason=reason)
     if protect is not None:
         highlight = (highlight if region.outer else torch.zeros_like(highlight)) | protect
         return highlight, place(highlight, max_area=1.0, reason=f"{region.reason}, and what is protected")

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..config import HighlightConfig
 from ..partial.cache import ActivationCache
 from ..trace import Box
-from ..tuning import NEWEST_HEATMAP
+from ..tuning import MIN_PROMINENCE, NEWEST_HEATMAP
+from .edits import difference
 from .heatmap import HeatmapAccumulator, normalised
 from .refinement import guided_filter, resized
-from .regions import NOISE_MASK, Region, UserMasks, find_region
+from .regions import BY_PROMPT, BY_REFERENCE, NOISE_MASK, Region, UserMasks, find_region
 
 # Boxes of each image of a batch -> the caches of what they lack.
 MakeCaches = Callable[[Sequence[tuple[Box, ...]]], Sequence[ActivationCache]]
@@ -28,15 +29,23 @@ class Reading:
 
     mean: the running mean with it, float (B * frames, 1, h, w). heatmap: that refined, float (B, 1, H, W) in 0..1. unfiltered:
     the same only enlarged. prominence: float (B,), as of `HeatmapAccumulator`, the greatest so far: what stood out once is in
-    the picture, though in some models attention to it levels out as the noise goes. words: a refined heatmap (B, H, W) for each
-    word that has one.
+    the picture, though in some models attention to it levels out as the noise goes. edited: float (B,), how far the difference
+    to a reference stands out; 0 without one. Where it does, heatmap and unfiltered are of that difference. words: a refined
+    heatmap (B, H, W) for each word that has one.
     """
 
     mean: Tensor
     heatmap: Tensor
     unfiltered: Tensor
     prominence: Tensor
+    edited: Tensor
     words: dict[str, Tensor]
+
+    @classmethod
+    def of_nothing(cls, images: int, frame: tuple[int, int]) -> Reading:
+        """What is read where attention cannot be captured: nothing stands out anywhere."""
+        dark, none = torch.zeros(images, 1, *frame), torch.zeros(images)
+        return cls(dark, dark, dark, none, none, {})
 
 
 def refined_by(maps: Tensor, guide: Tensor) -> Tensor:
@@ -87,9 +96,10 @@ class RegionTracker:
         self._move(tuple(region for _, region in found))
         return torch.cat([highlight for highlight, _ in found])
 
-    def read(self, capture: HeatmapAccumulator, guide: Tensor) -> Reading:
-        """What was captured in an evaluation, refined by the denoised latent (B, C, [F,] H, W) of the same. Nothing is kept of
-        it before `take`."""
+    def read(self, capture: HeatmapAccumulator, guide: Tensor, reference: Tensor | None = None) -> Reading:
+        """What was captured in an evaluation, refined by the denoised latent (B, C, [F,] H, W) of the same; or how that differs
+        from a reference (1 or B, C, [F,] H, W), in the pictures where the difference stands out. Nothing is kept of it before
+        `take`."""
         heatmap = capture.heatmap()
         newest = max(NEWEST_HEATMAP, 1 / (self.captures + 1))
         mean = heatmap if self._mean is None else self._mean.to(heatmap).lerp(heatmap, newest)
@@ -100,22 +110,26 @@ class RegionTracker:
         if self._prominence is not None:
             prominence = prominence.maximum(self._prominence.to(prominence))
         unfiltered = resized(mean.unflatten(0, (len(guide), -1)).amax(1), self.frame)
-        return Reading(mean, refined[:, :1], unfiltered, prominence, {name: refined[:, i] for i, name in enumerate(words, 1)})
+        heat, edited = refined[:, :1], torch.zeros_like(prominence)
+        if reference is not None:
+            differs, edited = difference(guide, reference)
+            stands_out = edited >= MIN_PROMINENCE
+            heat, unfiltered = (torch.where(stands_out[:, None, None, None], differs, own) for own in (heat, unfiltered))
+        return Reading(mean, heat, unfiltered, prominence, edited, {name: refined[:, i] for i, name in enumerate(words, 1)})
 
     def take(self, reading: Reading) -> None:
         """Take up what was read."""
         self._mean, self.heatmap, self._prominence = reading.mean, reading.heatmap, reading.prominence
         self.captures += 1
 
-    def aim(self, heatmap: Tensor, prominence: Sequence[float], unfiltered: Tensor | None = None) -> tuple[Tensor, list[str]]:
-        """Find the highlight of each image in a refined heatmap (B, 1, H, W) on the CPU, and move the regions where they miss
-        it or are much too large. prominence, unfiltered: as of a `Reading`. Returns the highlight, bool (B, H, W), and why
-        there is one or none in each image."""
-        plain = [None] * len(heatmap) if unfiltered is None else unfiltered[:, 0]
-        found = [
-            self._find(heat[None], image=image, prominence=prominent, unfiltered=own)
-            for image, (heat, prominent, own) in enumerate(zip(heatmap, prominence, plain, strict=True))
-        ]
+    def aim(self, reading: Reading) -> tuple[Tensor, list[str]]:
+        """Find the highlight of each image by a reading, all on the CPU, and move the regions where they miss it or are too
+        large by far. Returns the highlight, bool (B, H, W), and why there is one or none in each image."""
+        found: list[tuple[Tensor, Region]] = []
+        known = reading.heatmap, reading.unfiltered[:, 0], reading.prominence.tolist(), reading.edited.tolist()
+        for image, (heat, plain, prominent, edited) in enumerate(zip(*known, strict=True)):
+            reason, stands_out = (BY_REFERENCE, edited) if edited >= MIN_PROMINENCE else (BY_PROMPT, prominent)
+            found.append(self._find(heat[None], image=image, prominence=stands_out, unfiltered=plain, reason=reason))
         new = tuple(region for _, region in found)
         if self.regions:
             new = tuple(old if old.covers(region) else region for old, region in zip(self.regions, new, strict=True))
