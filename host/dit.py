@@ -17,8 +17,8 @@ from ..engine.merging.execute import compute_merged, recording_for
 from ..engine.merging.job import MergeJob
 from ..engine.partial.attention_override import AttentionOverride, Capture, Function, RecordingOverride, ReferenceKeeper
 from ..engine.partial.cache import ImageRows, Keys
-from ..engine.partial.order import Around, Order
-from ..engine.partial.token_gather import ALL_FIRST, TokenGather
+from ..engine.partial.order import Around
+from ..engine.partial.token_gather import TokenGather
 from ..engine.partial.token_subset import TokenGrid, subsets_of
 from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
@@ -28,7 +28,7 @@ from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
 from .methods import METHODS
-from .references import are_cached
+from .references import Sequences
 from .run import NOT_RECORDED, ModelRun, Sampling, check_latent, time_axis_of
 
 CAPTURED_BLOCKS = 4
@@ -138,34 +138,36 @@ class DiTRun(ModelRun):
 
     def _done(self, job: Job, call: ModelCall, grid: TokenGrid) -> Tensor:
         """Do a job in a call that has the tokens of this grid."""
-        orders = self._orders(call, grid)
-        leave_out = self.family.references == "left out" and any(order.spans("reference") for order in orders)
-        without = orders[-1].without("reference").around if orders else ALL_FIRST
-        around = orders[-1].around if orders and not are_cached(call.options) else without
+        sequences = self._sequences(call, grid)
         if job.compute:
-            return self._subsets(job, *((call.without_references(), without) if leave_out else (call, around)))
+            return self._subsets(job, *sequences.left_of(call))
         task = job.task(MergeJob)
         if task is None:
-            return self._dense(job, call, orders, around, grid, [] if leave_out else None)
+            return self._dense(job, call, sequences, grid)
         if not task.record:
-            left_out = leave_out and task.keeps_references(call.keys)
-            own, around = (call.without_references(), without) if left_out else (call, around)
-            of_family = DiTCall(own, self.family)
-            return compute_merged(self.transformer, self.family.sites, of_family, task, around, grid.count, left_out)
-        with recording_for(self.transformer, self.family.sites, DiTCall(call, self.family), task, around):
-            apart = [image.residuals for image in task.images] if leave_out else None
-            return self._dense(job, call, orders, around, grid, apart)
+            return self._merged(task, call, sequences, grid)
+        with recording_for(self.transformer, self.family.sites, DiTCall(call, self.family), task, sequences.around):
+            return self._dense(job, call, sequences, grid, [image.residuals for image in task.images])
 
-    def _orders(self, call: ModelCall, grid: TokenGrid) -> Sequence[Order]:
+    def _sequences(self, call: ModelCall, grid: TokenGrid) -> Sequences:
         """What stands in the sequences of tokens of a call."""
         text = 0 if call.c_crossattn is None else call.c_crossattn.shape[1]
-        return self.family.orders(self.network, Call(grid, text, call.extra))
+        orders = self.family.orders(self.network, Call(grid, text, call.extra))
+        return Sequences.of(orders, self.family.references == "left out", call)
+
+    def _merged(self, task: MergeJob, call: ModelCall, sequences: Sequences, grid: TokenGrid) -> Tensor:
+        """A call on merged tokens, without references where these were recorded."""
+        left_out = sequences.leaves_out and task.keeps_references(call.keys)
+        own, around = sequences.left_of(call) if left_out else (call, sequences.around)
+        of_family = DiTCall(own, self.family)
+        return compute_merged(self.transformer, self.family.sites, of_family, task, around, grid.count, left_out)
 
     def _dense(
-        self, job: Job, call: ModelCall, orders: Sequence[Order], around: Around, grid: TokenGrid,
-        apart: Sequence[ReferenceKeeper] | None,
-    ) -> Tensor:  # fmt: skip
-        """A dense call, whose attention is overridden where something is recorded or captured; `apart` is that override's."""
+        self, job: Job, call: ModelCall, sequences: Sequences, grid: TokenGrid, keepers: Sequence[ReferenceKeeper] = ()
+    ) -> Tensor:
+        """A dense call, whose attention is overridden where something is recorded or captured. keepers: what takes the keys and
+        values of references besides the regions' caches, where some calls leave these out."""
+        around, orders, apart = sequences.around, sequences.orders, keepers if sequences.leaves_out else None
         capture = self._capture(job.capture, call, grid)
         if not (job.record or apart or capture or self.engine.state.methods):
             return call()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 MOST_ATTRIBUTES, MOST_LINES, MOST_DECISIONS, LONGEST_LOOP, LONGEST_FAMILY = 12, 200, 10, 180, 59
-# Records of data without behaviour: one field for each knob of a node, or for each figure that is kept or told.
-RECORDS = {"HighlightConfig", "SDTMConfig", "Evaluation", "RunRecord", "Report"}
+# Records of data without behaviour: one field for each knob of a node, for each figure that is kept or told, or for each way in
+# which transformers differ.
+RECORDS = {"HighlightConfig", "SDTMConfig", "Evaluation", "RunRecord", "Report", "Family"}
 # What is on a floor of the engine may import from its own and from those above it in this list.
 FLOORS = (
     {"config", "trace", "tuning", "time_axis", "extrapolation", "stopwatch", "finite", "profile"},
