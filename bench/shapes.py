@@ -24,12 +24,14 @@ from ..tools.comfy import boot
 from ..tools.console import say
 from ..tools.server import PACK
 from .cost import macs
+from .dit_shapes import TURBO, measure_transformer
 from .merge_shapes import measure_merging
 from .shapes_control import measure_control
 from .timing import Clock, timed
 from .true_shape import SIDE, STREAMS, build, build_sd3, square
 
-AREAS = (0.10, 0.25, 0.50, 0.75)
+FAMILIES = ("SD15", "SD15+ControlNet", "SDXL", "SD3", "SDTM-1024", "SDTM-2048", *TURBO)
+AREAS = (0.05, 0.10, 0.25, 0.50, 0.75)
 
 
 def by_kind(window: Window) -> tuple[int, int, int]:
@@ -184,15 +186,17 @@ def measure_sd3(repeats: int, blocks: int = 2) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py shapes", description="Cost of partial evaluations at true shape.")
-    parser.add_argument("--families", default="SD15,SD15+ControlNet,SDXL,SD3,SDTM-1024,SDTM-2048")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--levels", type=int, default=HighlightConfig.levels, help="of the UNet that windows compute; 0: all")
     parser.add_argument("--out", type=Path, default=PACK / "out" / "bench")
     args = parser.parse_args()
     boot()
     args.out.mkdir(parents=True, exist_ok=True)
-    for family in args.families.split(","):
-        if family.startswith("SDTM-"):
+    for family in args.families:
+        if family in TURBO:
+            table = measure_transformer(family, args.repeats)
+        elif family.startswith("SDTM-"):
             table = measure_merging(int(family.removeprefix("SDTM-")), args.repeats)
         elif family == "SD15+ControlNet":
             table = measure_control(args.repeats, args.levels)

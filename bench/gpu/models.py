@@ -101,10 +101,10 @@ class Subject:
 
     @torch.inference_mode()
     def sample(self, model: Any, steps: int) -> Tensor:
-        """Latent (1, C, side, side) on the CPU in float32, by Euler, on this MODEL with nodes applied."""
+        """Latent (1, C, [1,] side, side) on the CPU in float32, by Euler, on this MODEL with nodes applied."""
         import comfy.sample
 
-        latent = torch.zeros(1, self.channels, self.side, self.side)
+        latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, self.channels, self.side, self.side))
         noise = comfy.sample.prepare_noise(latent, 1)
         return comfy.sample.sample(
             model, noise, steps, self.cfg, "euler", self.scheduler, self.positive, self.negative, latent, disable_pbar=True,
@@ -136,7 +136,7 @@ def published(shape: Shape, precision: str, device: torch.device) -> Subject:
     model = config.get_model({}, "", device=device)
     _fill(model.diffusion_model, device)
     patcher = ModelPatcher(model, load_device=device, offload_device=device)
-    transformer = shape.kind in ("SD3", "Flux")
+    transformer = shape.kind not in ("SD15", "SDXL")
     return Subject(
         patcher, _conditioning(shape, 1), _conditioning(shape, 2), shape.channels, shape.side, shape.cfg,
         "simple" if transformer else "normal", transformer,
