@@ -156,7 +156,7 @@ class DensePath:
         """What computes merged tokens, of which what sets them apart is remembered from the step before. attended: those that
         the prompt looks at stay as they are. detail: what sets them apart is taken from the forecast picture instead."""
         config = SDTMConfig(r=ratio, delta=0.0, **({"mcw": 1.0, "protect_steps": 0} if detail else {}))
-        state = self.model.merging(config, self.run[0].x.shape, self.sigmas)
+        (state,) = self.model.methods(config, self.run[0].x.shape, self.sigmas)
         context = DenseContext(highlight=self.highlight, heatmap=self.heatmap) if attended else DenseContext()
 
         def task_at(at: int) -> MergeJob | None:

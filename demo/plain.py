@@ -18,6 +18,7 @@ from ..engine.config import HighlightConfig
 from ..engine.extrapolation import PredictionType
 from ..engine.job import Job, Request
 from ..engine.merging.config import SDTMConfig
+from ..engine.merging.stages import MergingRun
 from ..engine.partial.cache import ActivationCache
 from ..engine.partial.patching import patched_forward
 from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
@@ -104,6 +105,10 @@ class PlainModel:
         depth, align = depth_and_alignment(self.unet, frame, levels)
         return Parts(align, windows_of(frame, depth=depth), depth, shallow_window(frame))
 
+    def methods(self, merging: SDTMConfig | None, shape: Sequence[int], sigmas: Sequence[float]) -> list[MergingRun]:
+        """What takes part in dense evaluations: nothing."""
+        return []
+
     def do(self, job: Job, x: Tensor) -> list[Tensor]:
         """Do a job at x."""
         return window_call(self, job, x) if job.compute else dense_call(self, job, x)
@@ -169,7 +174,7 @@ def sample(
 
     run = start_run(
         config, record, parts.align, parts.make_caches, axis=model.axis, respond=respond, shallow=parts.shallow,
-        methods=[] if merging is None else [model.merging(merging, noise.shape, sigmas)],
+        methods=model.methods(merging, noise.shape, sigmas),
         profile=bundled(model.axis), exact=parts.exact, unguided=cfg == 1,
     )  # fmt: skip
 

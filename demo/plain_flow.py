@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine.job import Job
-from ..engine.merging.config import SDTMConfig
+from ..engine.merging.config import PLANNED, SDTMConfig
 from ..engine.merging.execute import compute_merged, recording_for
 from ..engine.merging.job import MergeJob
 from ..engine.merging.sites import MergeSite, attention, mlp
@@ -111,10 +111,11 @@ class PlainFlow:
         patch = self.mmdit.config.patch_size
         return Parts(patch, subsets_of(TokenGrid(frame, patch), self.axis), exact=True)
 
-    def merging(self, config: SDTMConfig, shape: Sequence[int], sigmas: Sequence[float]) -> MergingRun:
-        """The state of merging for latents of a shape."""
+    def methods(self, merging: SDTMConfig | None, shape: Sequence[int], sigmas: Sequence[float]) -> list[MergingRun]:
+        """Merging of latents of a shape, where the plan wants it unless there is a config of its own."""
         grid = TokenGrid((shape[-2], shape[-1]), self.mmdit.config.patch_size)
-        return MergingRun(config, sigmas, grid, shape[0], len(self.mmdit.joint_blocks))
+        depth = len(self.mmdit.joint_blocks)
+        return [MergingRun(merging or PLANNED, sigmas, grid, shape[0], depth, by_plan=merging is None)]
 
     def __call__(self, x: Tensor, sigma: float) -> list[Tensor]:
         batch = len(x)

@@ -202,6 +202,7 @@ class Dense:
             exact_because=self._exact_because(state, evaluation, records),
             highlight=state.record.highlight if state.config.active else None,
             heatmap=state.region.heatmap,
+            planned=state.plan.merging(evaluation.step) if evaluation.planned == "dense" else None,
         )
 
     def _exact_because(self, state: RunState, evaluation: Evaluation, records: bool) -> str | None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .job import Task
+from .placement.plan import Merging
 from .trace import Evaluation
 
 
@@ -19,7 +20,7 @@ class DenseContext:
     to give.
     blocked_because: why the method may do nothing, and has to forget what it recorded. exact_because: why this evaluation has
     to be exact. highlight: bool (B, h, w), what the prompt looks at. heatmap: float (B, 1, h, w), how much. Both are None
-    where they are not known.
+    where they are not known. planned: what the plan has for methods that merge, None where it leaves that to them.
     """
 
     alone: bool = False
@@ -27,15 +28,22 @@ class DenseContext:
     exact_because: str | None = None
     highlight: Tensor | None = None
     heatmap: Tensor | None = None
+    planned: Merging | None = None
 
 
 class Method(Protocol):
     """The state of one method over one sampling run. A new one is a folder of the engine, a node, and a row in
     `host/methods.py`."""
 
+    by_plan: bool  # whether it does nothing, and says nothing, but where the plan wants it
+
     @property
     def active(self) -> bool:
         """Whether it does anything in this run."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can merge tokens where a plan wants that."""
 
     def before_dense(self, evaluation: Evaluation, context: DenseContext) -> Task | None:
         """Returns what a dense call is to do for this method, None for nothing, and says so in the evaluation's reason."""

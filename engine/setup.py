@@ -47,7 +47,8 @@ def start_run(
     user's. respond: gives the sampler's impulse response, by which a computed evaluation makes up for the forecasts before it.
     fresh_noise: gives how much of the noise the sampler makes anew in each step, None where that cannot be measured.
     shallow: the cache of what shallow evaluations lack, where the model has them. methods: what takes part in dense
-    evaluations. profile: the model's, None where nothing is known of it. picture: as of `RunState`.
+    evaluations; those that go by the plan are left out where it has nothing for them. profile: the model's, None where nothing
+    is known of it. picture: as of `RunState`.
     unknown: whether the model is of a class that is not known. exact: whether any cells can be computed by themselves, as a
     transformer's tokens can, and not windows alone. unguided: as of `SamplerTraits`.
     """
@@ -70,13 +71,18 @@ def start_run(
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
         _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
     )  # fmt: skip
-    plan = Plan(context)
+    plan = Plan(context, can_merge=any(own.merges for own in methods))
     record.expected_error = plan.expected
     record.limits = (*record.limits, *said_of(context))
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
-        region, shallow, tuple(methods), picture=picture,
+        region, shallow, _taking_part(methods, plan), picture=picture,
     ))  # fmt: skip
+
+
+def _taking_part(methods: Sequence[Method], plan: Plan) -> tuple[Method, ...]:
+    """The methods of a run, without those that go by a plan which has nothing for them."""
+    return tuple(own for own in methods if plan.merges or not own.by_plan)
 
 
 def _error_model(

@@ -27,7 +27,7 @@ from .context_windows import FRAMES, frames_of, over_frames
 from .control import Crop, Residuals, mapped
 from .families import family_of
 from .families.base import Call, Family, chosen
-from .methods import METHODS
+from .methods import methods_of
 from .references import Sequences
 from .run import NOT_RECORDED, ModelRun, Sampling, check_latent, time_axis_of
 
@@ -112,7 +112,7 @@ class DiTRun(ModelRun):
         self.transformer = transformer_of(self.family, self.network)
         axis = time_axis_of(model)
         depth = len(self.transformer.blocks)
-        methods = [METHODS[name](config, sampling, self.grid, depth) for name, config in sampling.methods.items()]
+        methods = methods_of(sampling, self.grid, depth)
         super().__init__(sampling, patch, subsets_of(self.grid, axis), axis, methods=methods)
         several = "several latents are sampled as one" if self.shape != record.shape else None
         self.no_regions = self.family.no_regions or several

@@ -88,3 +88,7 @@ class SDTMConfig:
 
     def spared_blocks(self, count: int) -> frozenset[int]:
         return frozenset(block % count for block in self.protect_blocks if -count <= block < count)
+
+
+# What a plan of Highlight Diffusion merges with: half of the tokens, window by window; python run.py few
+PLANNED = SDTMConfig(r=0.5, delta=0.0, switch=1.0)

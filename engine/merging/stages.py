@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..method import DenseContext
 from ..partial.token_subset import TokenGrid
+from ..placement.plan import Merging
 from ..trace import Evaluation
 from .config import SDTMConfig
 from .job import MergeJob
@@ -38,15 +39,17 @@ class MergingRun:
 
     sigmas: the schedule, its final 0 included. grid: the tokens of an image. images: how many images a batch has. depth: how
     many blocks the transformer has. sigma_range: the highest and the lowest sigma between which anything may be merged.
+    by_plan: whether nothing is merged, or said, but where a plan wants it.
     """
 
     held_as = "merging remembers"
 
     def __init__(
         self, config: SDTMConfig, sigmas: Sequence[float], grid: TokenGrid, images: int, depth: int,
-        sigma_range: tuple[float, float] = (float("inf"), 0.0),
+        sigma_range: tuple[float, float] = (float("inf"), 0.0), by_plan: bool = False,
     ):  # fmt: skip
         self.config, self.sigmas, self.depth, self.sigma_range = config, tuple(sigmas), depth, sigma_range
+        self.by_plan = by_plan
         self.matcher = Matcher(config, grid, images)
         self.stage, self.target = "", ("", 0)  # of the present matching
         self.age = 0  # merged evaluations of the present matching
@@ -56,6 +59,11 @@ class MergingRun:
     @property
     def active(self) -> bool:
         return self.config.active
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can merge where a plan wants that, which needs what sets tokens apart."""
+        return self.active and self.remembers
 
     @property
     def remembers(self) -> bool:
@@ -68,7 +76,7 @@ class MergingRun:
 
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
         """In exact evaluations from the second step on, while there is something to merge."""
-        return self.active and evaluation.step >= 1
+        return self.active and not self.by_plan and evaluation.step >= 1
 
     def before_dense(self, evaluation: Evaluation, context: DenseContext) -> MergeJob | None:
         """Decide what is merged in a dense evaluation, None for nothing."""
@@ -77,9 +85,10 @@ class MergingRun:
             self._say(evaluation, context, f"not merged: {blocked}")
             self.forget()
             return None
-        if exact := context.exact_because or self._exact_because(progress):
+        if exact := context.exact_because or self._exact_because(progress, context.planned):
             self._say(evaluation, context, f"whole: {exact}")
-            self.since_exact, self.recorded = 0, self.remembers and self._match(progress, context)
+            wanted = self.remembers and (context.planned == "record" or not self.by_plan)
+            self.since_exact, self.recorded = 0, wanted and self._match(progress, context)
             return self._job(record=True) if self.recorded else None
         return self._merged(evaluation, context, progress)
 
@@ -107,22 +116,29 @@ class MergingRun:
             images_of=self.matcher.matched_within,
         )  # fmt: skip
 
-    def _exact_because(self, progress: float) -> str | None:
+    def _exact_because(self, progress: float, planned: Merging | None) -> str | None:
         """Why an evaluation is to be exact, or None."""
         if not self.matcher.ready:
             return "no prediction yet to match tokens by"
         if not self._target(progress)[1]:
             return "the ratio has fallen to 0"
-        if self.config.protect_steps and self.since_exact >= self.config.protect_steps - 1:
-            return f"one of {self.config.protect_steps} is"
+        if kept := self._kept_exact(planned):
+            return kept
         if self.remembers and not self.recorded:
             some = self.matcher.saved or not self.matcher.turns
             return "no detail recorded yet" if some else "no window is free to be merged"
         return None
 
-    @staticmethod
-    def _say(evaluation: Evaluation, context: DenseContext, text: str) -> None:
-        evaluation.reason = text if context.alone else f"{evaluation.reason}; {text}"
+    def _kept_exact(self, planned: Merging | None) -> str | None:
+        """Why the plan, or our own schedule where that is silent, keeps an evaluation exact, or None."""
+        if planned is not None or self.by_plan:
+            return None if planned == "merge" else "as planned"
+        due = self.config.protect_steps and self.since_exact >= self.config.protect_steps - 1
+        return f"one of {self.config.protect_steps} is" if due else None
+
+    def _say(self, evaluation: Evaluation, context: DenseContext, text: str) -> None:
+        if not self.by_plan or context.planned == "merge":
+            evaluation.reason = text if context.alone else f"{evaluation.reason}; {text}"
 
     @property
     def _parts(self) -> frozenset[str]:

@@ -17,10 +17,12 @@ from .traits import SamplerTraits
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """`kind` is what is wanted of every evaluation in this step; what really happens is in the trace."""
+    """`kind` is what is wanted of every evaluation in this step; what really happens is in the trace. merged: whether a dense
+    one is to be computed on merged tokens."""
 
     kind: Kind
     reason: str
+    merged: bool = False
 
 
 FORECAST = PlannedStep("skipped", "forecast")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -29,6 +30,7 @@ from .flow import FlowGaps
 from .inpainting import InpaintingGaps
 from .interval import Intervals
 from .log_sigma import LogSigmaGaps
+from .merged import merged_in_few
 from .noise import hold_to_noise
 from .path import ShortestPath
 from .shallow import ShallowGaps
@@ -37,6 +39,7 @@ from .shallow import ShallowGaps
 PLACEMENTS: tuple[Placement, ...] = (
     AdaptivePlacement(), ShallowGaps(), Intervals(), ShortestPath(), InpaintingGaps(), FlowGaps(), LogSigmaGaps(),
 )  # fmt: skip
+Merging = Literal["exact", "record", "merge"]  # "record": exact, and what sets tokens apart is remembered
 STEP_TOLERANCE = 1e-4  # relative: samplers may nudge a sigma
 
 
@@ -84,8 +87,8 @@ def make_plan(context: Context) -> list[PlannedStep]:
 
 def expected_error(context: Context, plan: Sequence[PlannedStep]) -> float | None:
     """What the result of a plan is expected to lack, in decibels (`ErrorModel.of`); None where that is not known."""
-    kinds = {step.kind for step in plan}
-    if context.errors is None or kinds - {"dense", "skipped"} or context.config.interval == ADAPTIVE:
+    known = all(step.kind in ("dense", "skipped") and not step.merged for step in plan)
+    if context.errors is None or not known or context.config.interval == ADAPTIVE:
         return None
     return context.errors.of([i for i, step in enumerate(plan) if step.kind == "dense"])
 
@@ -96,12 +99,18 @@ def inactive_because(config: HighlightConfig) -> str:
 
 
 class Plan:
-    """The steps of a run, and how an adaptive interval changes them while sampling."""
+    """The steps of a run, and how an adaptive interval changes them while sampling.
 
-    def __init__(self, context: Context):
+    can_merge: whether tokens can be merged where the plan wants that.
+    """
+
+    def __init__(self, context: Context, can_merge: bool = False):
         self.steps, self.regional = make_plan(context), context.regional
+        if can_merge:
+            self.steps = merged_in_few(self.steps, context)
         # What is done where no region can be computed: where all was left to the region, the plan of a run without one.
         self.without_region = make_plan(replace(context, inpaints=False)) if context.inpaints else None
+        self.merges = any(step.merged for step in self.steps)
         self.tail = context.traits.dense_tail
         self.expected = expected_error(context, self.steps)
         self.adaptive = AdaptiveGaps(context.config.pace) if context.config.interval == ADAPTIVE else None
@@ -134,6 +143,15 @@ class Plan:
     def is_dense_without_region(self, step: int) -> bool:
         """Whether a step is to be dense where it was to compute the region and cannot; else it is forecast."""
         return self.without_region is not None and self.without_region[step].kind == "dense"
+
+    def merging(self, step: int) -> Merging | None:
+        """What methods that merge tokens are to do in a dense evaluation of this step; None where that is theirs to say."""
+        if not self.merges:
+            return None
+        if self.steps[step].merged:
+            return "merge"
+        following = next((planned for planned in self.steps[step + 1 :] if planned.kind == "dense"), None)
+        return "record" if following is not None and following.merged else "exact"
 
     def records(self, step: int, kind: Kind) -> bool:
         """Whether a dense evaluation of this step is to record what later ones of a kind will lack."""

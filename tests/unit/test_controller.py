@@ -174,7 +174,7 @@ def test_shallow_evaluations_need_a_cache_and_say_so():
 class Counting:
     """A method that only looks on. silent: whether attention cannot be captured beside its task."""
 
-    held_as, bytes, active = "a test remembers", 0, True
+    held_as, bytes, active, merges, by_plan = "a test remembers", 0, True, False, False
 
     def __init__(self, silent: bool):
         self.silent = silent

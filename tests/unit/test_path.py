@@ -248,3 +248,35 @@ def test_a_fidelity_is_kept_with_a_margin_where_the_profile_is_another_models():
 
 def test_without_speed_or_fidelity_nothing_is_said_of_a_path():
     assert not said_of(careful_plan(8)[1])
+
+
+def merged_steps(steps: int, pace: float, merges: bool = True, axis: TimeAxis = FLOW, unguided: bool = True, **config) -> str:
+    """The plan of few steps where tokens can be merged: d dense, m merged, s skipped."""
+    errors, inpaints = errors_of(steps, axis), config.pop("inpaints", False)
+    context = Context.of(
+        errors.sigmas, HighlightConfig(pace=pace, **config), axis=axis, errors=errors, unguided=unguided, inpaints=inpaints,
+        regional=False,
+    )  # fmt: skip
+    return "".join("m" if step.merged else step.kind[0] for step in Plan(context, merges).steps)
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+@pytest.mark.parametrize("pace", PACES.values())
+def test_in_few_unguided_steps_dense_ones_between_gaps_merge_and_nothing_else_changes(steps, pace):
+    plan = merged_steps(steps, pace)
+    assert plan.replace("m", "d") == merged_steps(steps, pace, merges=False)
+    computed = plan.replace("s", "")
+    assert "mm" not in computed and not computed.endswith("m") and not plan.startswith(("m", "dm"))
+    assert all(plan[i - 1] == "s" for i, letter in enumerate(plan) if letter == "m")
+
+
+def test_in_few_unguided_steps_the_faster_presets_merge():
+    assert "m" in merged_steps(8, PACES["balanced"]) and "m" in merged_steps(8, PACES["fast"])
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"unguided": False}, {"axis": DIFFUSION}, {"interval": (2,)}, {"speed": 2.0}, {"inpaints": True}, {"enabled": False}],
+)
+def test_nothing_merges_by_plan_elsewhere(own):
+    assert "m" not in merged_steps(8, 5.0, **own)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.job import Job, Request
-from highlight_diffusion.engine.merging.config import PRESETS, SDTMConfig, parse_blocks
+from highlight_diffusion.engine.merging.config import PLANNED, PRESETS, SDTMConfig, parse_blocks
 from highlight_diffusion.engine.merging.job import MergeJob
 from highlight_diffusion.engine.merging.matcher import BUCKETS, patches
 from highlight_diffusion.engine.merging.sites import ATTENTION, MLP
@@ -202,3 +202,40 @@ def test_where_memory_runs_out_the_run_goes_on_without_merging():
     assert reasons[2].startswith("memory ran out beside what merging remembers: computed without") and merging.bytes == 0
     assert all("not merged: memory ran out" in reason for reason in reasons[3:])
     assert all(e.merged is None and e.active == 1 for e in own.evaluations)
+
+
+# -- by a plan of Highlight Diffusion ------------------------------------------------------------------------------------
+
+
+def by_plan(*wanted, own: bool = True) -> list[tuple[str, bool]]:
+    """What merging does over evaluations of which the plan wants something: what it says, and whether it merges."""
+    merging = MergingRun(PLANNED if own else SDTMConfig(), SIGMAS, TokenGrid((16, 16)), 1, depth=4, by_plan=own)
+    done = []
+    for index, planned in enumerate(wanted, 1):
+        evaluation = Evaluation(index, index, SIGMAS[index], "dense", "refresh", 1.0)
+        job = merging.before_dense(evaluation, DenseContext(planned=planned))
+        record(job)
+        merging.after_dense([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))])
+        done.append((evaluation.reason, merges(job)))
+    return done
+
+
+def test_by_plan_tokens_are_merged_where_the_plan_says_so_and_nothing_is_said_elsewhere():
+    done = by_plan("exact", "record", "merge", "exact", "record", "merge")
+    assert [merged for _, merged in done] == [False, False, True, False, False, True]
+    assert [reason for reason, merged in done if not merged] == ["refresh"] * 4
+    assert all("tokens saved in attention and MLP" in reason for reason, merged in done if merged)
+
+
+def test_by_plan_without_a_recording_the_evaluation_is_whole_and_says_why():
+    (reason, merged), *_ = by_plan("merge")
+    assert not merged and "no prediction yet" in reason
+    *_, (reason, merged) = by_plan("exact", "merge")
+    assert not merged and "no detail recorded yet" in reason
+
+
+def test_a_node_that_merges_goes_by_the_plan_where_there_is_one():
+    done = by_plan("exact", "record", "merge", "exact", "exact", "exact", own=False)
+    assert [merged for _, merged in done] == [False, False, True, False, False, False]
+    assert any(merged for _, merged in by_plan(*[None] * 6, own=False))
+    assert not any(merged for _, merged in by_plan(*[None] * 6))
