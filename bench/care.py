@@ -24,7 +24,6 @@ from ..engine.placement.context import Context
 from ..tools.console import say
 from ..tools.server import PACK
 from .fidelity import psnr
-from .stochastic import letters
 
 CFG, SEED = 3.0, 9101
 LIMITS = (2, 4, None)  # steps of the longest gap
@@ -43,7 +42,7 @@ def rows(kind: str, steps: int, speeds: list[float], scenes: int) -> Iterator[st
                 with patch.object(Context, "careful_gap", PropertyMock(return_value=limit)):
                     latent, run = sample(model, noise, steps, CFG, HighlightConfig(speed=speed))
                 near.append(psnr(dense, picture_of(vae, latent).numpy()))
-                drawn[speed, limit] = letters(run), near
+                drawn[speed, limit] = run.letters, near
     for speed in speeds:
         cells = (f"`{plan}` {np.mean(near):.1f} / {min(near):.1f}" for plan, near in (drawn[speed, own] for own in LIMITS))
         yield f"| {kind} | {steps} | {speed:g} | " + " | ".join(cells) + " |"

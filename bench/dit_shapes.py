@@ -24,9 +24,9 @@ from ..engine.method import DenseContext
 from ..engine.partial.token_subset import TokenSubset
 from ..engine.region.heatmap import HeatmapAccumulator
 from ..engine.region.regions import UserMasks
-from ..engine.trace import Evaluation, Trace
+from ..engine.trace import LETTERS, Evaluation, Trace
 from .cost import macs
-from .gpu.models import LETTERS, Shape, Subject, published
+from .gpu.models import Shape, Subject, published
 from .timing import timed
 from .true_shape import square
 

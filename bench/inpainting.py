@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..demo.scenes import Scene, render, unseen_scenes
 from ..engine.config import PACES, HighlightConfig
-from ..engine.trace import RunRecord, Trace
+from ..engine.trace import Trace
 from ..tools.comfy import Subject, boot
 from ..tools.console import say
 from .cost import CPU_ATTENTION
@@ -31,7 +31,6 @@ SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
 CFG, PIXELS = 3.0, 8
 MARGIN = 6  # cells around the mask that are decoded with it
 MOST = 0.155  # of the frame: half the side of the largest mask, just under 10% of the area
-LETTERS = {"dense": "D", "partial": "P", "shallow": "h", "skipped": "."}
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Inpainting:
                 yield (
                     f"| {self.kind} | {steps} | {preset}{'' if known else ', mask not known'} "
                     f"| {1 / statistics.fmean(ratios):.2f} / {1 / max(ratios):.2f} "
-                    f"| {statistics.fmean(near):.1f} / {min(near):.1f} | `{kinds(trace.runs[-1])}` |"
+                    f"| {statistics.fmean(near):.1f} / {min(near):.1f} | `{trace.runs[-1].letters}` |"
                 )
 
 
@@ -119,10 +118,6 @@ def nullified(hidden: bool) -> Iterator[None]:
         yield
     finally:
         attach.changing = own
-
-
-def kinds(run: RunRecord) -> str:
-    return "".join(LETTERS[evaluation.kind] for evaluation in run.evaluations)
 
 
 def main() -> int:

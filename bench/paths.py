@@ -30,7 +30,7 @@ from .compare import Table
 from .cost import CostModel
 from .fidelity import psnr
 from .prompts import OBJECTS
-from .stochastic import Stochastic, letters
+from .stochastic import Stochastic
 
 SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
 WORST_SHARE = 10  # percent of the pictures
@@ -95,7 +95,7 @@ class Paths:
         trace = Trace()
         images = self.bench.pictures(attach(self.bench.subject.model, config, trace), sampling)
         run = trace.last
-        kinds = letters(run)
+        kinds = run.letters
         cost, near = self.costs.of(run), [psnr(a, b) for a, b in zip(reference, images, strict=True)]
         for index, own in enumerate(near):
             self.results.add(Result(*key, method, index, own, cost, run.expected_error, kinds))

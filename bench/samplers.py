@@ -26,7 +26,7 @@ from .compare import Table
 from .fidelity import psnr
 from .paths import SCHEDULERS
 from .prompts import JUDGED, OBJECTS
-from .stochastic import Stochastic, letters
+from .stochastic import Stochastic
 
 SAMPLERS = ("euler", "dpmpp_2m", "uni_pc", "deis", "ipndm", "res_multistep")
 TIMES = (2, 3)  # as many steps as are paid for, where ours skips the others
@@ -74,7 +74,7 @@ class Samplers:
         images = self.bench.pictures(attach(self.bench.subject.model, config, trace), Sampling(sampler, steps, 3.0, scheduler))
         near = [psnr(a, b) for a, b in zip(self.limit, images, strict=True)]
         for index, own in enumerate(near):
-            self.results.add(Result(*key, index, own, letters(trace.last)))
+            self.results.add(Result(*key, index, own, trace.last.letters))
         say(" ".join(map(str, key)) + f": {np.mean(near):.1f} / {min(near):.1f}")
 
 

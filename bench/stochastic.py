@@ -87,11 +87,6 @@ def cost(run: RunRecord) -> float:
     return min(1.0, sum(e.seconds for e in run.evaluations) / (dense * len(run.evaluations)))
 
 
-def letters(run: RunRecord) -> str:
-    """One letter for each evaluation: D is a dense one, a dot a forecast."""
-    return "".join({"skipped": ".", "dense": "D"}.get(e.kind, e.kind[0]) for e in run.evaluations)
-
-
 class Stochastic:
     """Samples scenes in one batch on one of the demo models."""
 
@@ -137,7 +132,7 @@ class Stochastic:
             trace = Trace()
             images = self.pictures(attached(self.subject.model, preset, trace), sampling)
             share = cost(trace.last)
-            kinds = letters(trace.last)
+            kinds = trace.last.letters
             self._judge((*key, preset), reference, found, images, 1 - share, kinds)
             steps = round(share * sampling.steps)
             if fewer and steps < sampling.steps:

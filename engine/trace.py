@@ -14,6 +14,7 @@ from torch import Tensor
 
 Kind = Literal["dense", "partial", "shallow", "skipped"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LETTERS: dict[Kind, str] = {"dense": "D", "partial": "P", "shallow": "h", "skipped": "."}
 ControlUse = Literal["", "computed", "reused"]
 Box = tuple[int, int, int, int]  # y0, y1, x0, x1 in latent cells
 Boxes = tuple[tuple[Box, ...], ...]  # those of each image of a batch
@@ -147,6 +148,11 @@ class RunRecord:
 
     def count(self, kind: Kind) -> int:
         return sum(e.kind == kind for e in self.evaluations)
+
+    @property
+    def letters(self) -> str:
+        """One letter for each evaluation: those of LETTERS, and M for a dense one with merged tokens."""
+        return "".join("M" if e.merged is not None else LETTERS[e.kind] for e in self.evaluations)
 
     @property
     def mean_active(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +23,14 @@ def load_pack() -> ModuleType:
     return sys.modules[NAME]
 
 
-if __name__ == "__main__":
+def program_of(name: str) -> ModuleType:
+    """Import a program of the pack, which may import ComfyUI's modules where COMFYUI_PATH says where they are."""
     load_pack()
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() not in (PACK, PACK / "tools")]
-    program = importlib.import_module(f"{NAME}.{sys.argv.pop(1)}")
-    sys.exit(program.main())
+    if os.environ.get("COMFYUI_PATH"):
+        importlib.import_module(f"{NAME}.tools.comfy").find_core()
+    return importlib.import_module(f"{NAME}.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(program_of(sys.argv.pop(1)).main())

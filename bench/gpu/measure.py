@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...engine.trace import RunRecord
 from ..timing import timed
-from .models import TINY, Subject, demo, in_letters, methods, published, run_of
+from .models import TINY, Subject, demo, methods, published, run_of
 from .setup import Row, Rows, Setup
 
 SAMPLED = ("vanilla", "quality", "balanced", "fast")
@@ -64,7 +64,7 @@ def correct(setup: Setup, names: tuple[str, ...]) -> Rows:
                 latent, run = run_of(subject, method, setup.steps)
                 finite = run is None or run.not_finite is None
                 row[f"{method}, %"] = 100 * _distance(latent, reference) if finite else "not finite"
-                row[f"{method} was"] = in_letters(run) or None
+                row[f"{method} was"] = run.letters if run else None
             yield {key: value for key, value in row.items() if key != "vanilla was"}
 
 
@@ -106,7 +106,7 @@ def seconds(setup: Setup, subject: Subject) -> Rows:
         yield {
             "method": method, "seconds": took[method], "times faster": took["vanilla"] / took[method],
             "peak, GB": peaks[method], "recorded, MB": run.cache_bytes / 2**20 if run else None,
-            "evaluations": in_letters(run) or "D" * setup.steps,
+            "evaluations": run.letters if run else "D" * setup.steps,
         }  # fmt: skip
 
 
@@ -160,5 +160,5 @@ def compiled(setup: Setup, family: str, precision: str) -> Rows:
     for method in tried:
         yield {
             "model": family, "precision": precision, "method": method, "first": first[method], "seconds": took[method],
-            "times faster": plain / took[method], "evaluations": in_letters(runs[method]) or "D" * setup.steps,
+            "times faster": plain / took[method], "evaluations": own.letters if (own := runs[method]) else "D" * setup.steps,
         }  # fmt: skip

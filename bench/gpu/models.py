@@ -17,7 +17,6 @@ from ...engine.region.regions import UserMasks
 from ...engine.trace import RunRecord, Trace
 from ..true_shape import FLUX, SD3, SD15, SDXL, randomise, square
 
-LETTERS = {"dense": "D", "partial": "P", "shallow": "h", "skipped": "."}
 AREA = 0.10  # of the frame, which the highlight is given
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "fp32": (torch.float32, None), "fp16": (torch.float16, None), "bf16": (torch.bfloat16, None),
@@ -197,9 +196,3 @@ def run_of(subject: Subject, method: str, steps: int) -> tuple[Tensor, RunRecord
     trace = Trace()
     latent = subject.sample(methods(subject)[method](subject.model, trace), steps)
     return latent, trace.last
-
-
-def in_letters(run: RunRecord | None) -> str:
-    """The kinds of a run's evaluations: D dense, M with merged tokens, P partial, h shallow, a dot skipped."""
-    evaluations = [] if run is None else run.evaluations
-    return "".join("M" if own.merged is not None else LETTERS[own.kind] for own in evaluations)

@@ -1,7 +1,10 @@
 """The commands of run.py, and what the documents say of them."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +43,23 @@ def test_documents_and_sources_name_commands_that_there_are(run, pack):
     named = {(path.name, word) for path in files for word in re.findall(r"python run\.py ([a-z][\w-]*)", path.read_text())}
     assert len(named) > 10
     assert not [(name, word) for name, word in named if word not in run.COMMANDS]
+
+
+def started(pack, modules: list[str], comfyui: str | None) -> subprocess.CompletedProcess:
+    """Import programs as tools/start.py does, in a process that knows of no ComfyUI but this."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COMFYUI_PATH")}
+    found = f"import sys; sys.path.insert(0, {str(pack / 'tools')!r}); import start"
+    command = [sys.executable, "-c", f"{found}\nfor name in {modules!r}: start.program_of(name)"]
+    given = {"COMFYUI_PATH": comfyui} if comfyui else {}
+    return subprocess.run(command, env=environment | given, capture_output=True, text=True, cwd=pack)
+
+
+def test_bug_programs_did_not_start_but_where_comfyui_was_importable_by_itself(run, pack):
+    """`python run.py bench` and `few` failed at their first import for everyone but those who had set PYTHONPATH."""
+    modules = [command.module for command in run.COMMANDS.values() if command.module]
+    if comfyui := run.find_comfyui():
+        done = started(pack, modules, str(comfyui))
+        assert not done.returncode, done.stderr[-2000:]
+    alone = [f"bench.{name}" for name in ("demo", "few", "judge", "evaluations", "ablate")]
+    done = started(pack, [*alone, "tools.train", "tools.profiles"], None)
+    assert not done.returncode, done.stderr[-2000:]
