@@ -193,7 +193,8 @@ class Dense:
     ) -> DenseContext:  # fmt: skip
         """What methods are told: what is attended is computed as it is, and recording needs every token."""
         blocked = request.dense_because or state.exhausted or request.no_parts_because
-        if captures and not state.region.captures and evaluation.index <= CAPTURES:
+        planned = state.plan.merging(evaluation.step) if evaluation.planned == "dense" else None
+        if captures and not state.region.captures and evaluation.index <= CAPTURES and planned != "record":
             blocked = blocked or "the highlight is looked for first"
         as_planned = evaluation.reason == state.plan.steps[evaluation.step].reason
         return DenseContext(
@@ -202,7 +203,7 @@ class Dense:
             exact_because=self._exact_because(state, evaluation, records),
             highlight=state.record.highlight if state.config.active else None,
             heatmap=state.region.heatmap,
-            planned=state.plan.merging(evaluation.step) if evaluation.planned == "dense" else None,
+            planned=planned,
         )
 
     def _exact_because(self, state: RunState, evaluation: Evaluation, records: bool) -> str | None:

@@ -14,9 +14,10 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from highlight_diffusion.engine.config import PACES, HighlightConfig
+from highlight_diffusion.engine.merging.config import SDTMConfig
 from highlight_diffusion.engine.region.regions import UserMasks
 from highlight_diffusion.engine.trace import Trace
-from highlight_diffusion.host.attach import attach
+from highlight_diffusion.host.attach import attach, attach_merging
 from highlight_diffusion.host.families import family_of
 from highlight_diffusion.host.run import is_unguided
 
@@ -98,6 +99,28 @@ def test_in_few_steps_at_cfg_1_presets_forecast_more_than_with_guidance(sd3):
             tiny.sample(sd3, attach(sd3.patcher, HighlightConfig(pace=pace), trace), steps=8, cfg=cfg, size=SIZE)
             counts.append(trace.last.count("skipped"))
     assert forecast[1.0] == [2, 3, 4] and max(forecast[3.0]) == 2, forecast
+
+
+@pytest.mark.parametrize("sdtm", [False, True], ids=["alone", "beside SDTM"])
+def test_in_few_steps_at_cfg_1_a_dense_evaluation_between_gaps_is_merged(model, sdtm):
+    """In one plan with SDTM where that is on the same MODEL; each run is the first, and CFG is none of it."""
+    traces = [Trace() for _ in range(3)]
+
+    def attached(trace: Trace):
+        patcher = attach_merging(model.patcher, SDTMConfig(r=0.4), Trace()) if sdtm else model.patcher
+        return attach(patcher, HighlightConfig(pace=PACES["fast"]), trace)
+
+    used, settings = attached(traces[0]), {"steps": 8, "cfg": 1.0, "size": SIZE}
+    latents = [tiny.sample(model, patcher, **settings) for patcher in (used, used, attached(traces[1]))]
+    assert all(torch.equal(latents[0], other) for other in latents[1:])
+    run = traces[0].last
+    computed = run.letters.replace(".", "")
+    assert computed.count("M") == 1 and computed[2] == "M" and run.letters.index("M") > run.letters.index("."), run.letters
+    merged = next(e for e in run.evaluations if e.merged is not None)
+    assert 0.4 < merged.active < 0.75 and "tokens saved in attention and MLP" in merged.reason
+    assert not any("merged" in e.reason or "whole" in e.reason for e in run.evaluations if e.kind == "skipped")
+    tiny.sample(model, attached(traces[2]), **{**settings, "cfg": 4.0})
+    assert sdtm or not any(e.merged is not None for e in traces[2].last.evaluations)
 
 
 def test_only_comfyuis_own_guidance_is_known_to_be_none(sd3):
