@@ -44,8 +44,8 @@ FEW_STEPS, GAP_IN_FEW_STEPS, CAREFUL_GAP, CAREFUL_DB = 12, 2, 4, 6.0
 # latter of all steps but the first are forecast, which makes the presets differ from 6 steps on. Of 4 steps it is one at most,
 # and in less than LEAST_UNGUIDED none: with more, fewer steps are better (python run.py few).
 UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
-# From this pace on, dense evaluations between the gaps of few steps at CFG 1 merge tokens: below it that costs more fidelity than
-# one evaluation less (python run.py few: at 8 steps quality fell from 53.9 to 47.7 dB for 8% of its cost).
+# From this pace on, dense evaluations between the gaps of few steps at CFG 1 merge tokens: below it that costs more fidelity
+# than one evaluation less (python run.py few: at 8 steps quality fell from 52.0 to 47.7 dB for 8% of its cost).
 MERGING_PACE = 8.0
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
 # Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of
