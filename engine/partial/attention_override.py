@@ -188,10 +188,13 @@ class RecordingOverride(AttentionOverride):
 
     def _record(self, place: Place, order: Order, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep the keys and values that each subset lacks, those of references apart where some calls leave these out."""
+        keepers: Sequence[ReferenceKeeper] = (*self.subsets, *(self.apart or ()))
+        if not keepers:
+            return
         v = _as(q, v)
         if self.apart is not None and (references := order.spans("reference")):
             part = torch.cat([picked(k, references), picked(v, references)], dim=-1)
-            for keeper in (*self.subsets, *self.apart):
+            for keeper in keepers:
                 keeper.put_references(place, self.keys, keeper.rows.of(part))
             others = order.spans("text", "picture", "other")
             k, v, order = picked(k, others), picked(v, others), order.without("reference")

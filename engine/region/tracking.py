@@ -30,8 +30,8 @@ class Reading:
     mean: the running mean with it, float (B * frames, 1, h, w). heatmap: that refined, float (B, 1, H, W) in 0..1. unfiltered:
     the same only enlarged. prominence: float (B,), as of `HeatmapAccumulator`, the greatest so far: what stood out once is in
     the picture, though in some models attention to it levels out as the noise goes. edited: float (B,), how far the difference
-    to a reference stands out; 0 without one. Where it does, heatmap and unfiltered are of that difference. words: a refined
-    heatmap (B, H, W) for each word that has one.
+    to a reference stands out; 0 without one, and where words were named. Where it does, heatmap and unfiltered are of that
+    difference. words: a refined heatmap (B, H, W) for each word that has one.
     """
 
     mean: Tensor
@@ -98,8 +98,8 @@ class RegionTracker:
 
     def read(self, capture: HeatmapAccumulator, guide: Tensor, reference: Tensor | None = None) -> Reading:
         """What was captured in an evaluation, refined by the denoised latent (B, C, [F,] H, W) of the same; or how that differs
-        from a reference (1 or B, C, [F,] H, W), in the pictures where the difference stands out. Nothing is kept of it before
-        `take`."""
+        from a reference (1 or B, C, [F,] H, W), in the pictures where the difference stands out and no words were named. Nothing
+        is kept of it before `take`."""
         heatmap = capture.heatmap()
         newest = max(NEWEST_HEATMAP, 1 / (self.captures + 1))
         mean = heatmap if self._mean is None else self._mean.to(heatmap).lerp(heatmap, newest)
@@ -113,6 +113,7 @@ class RegionTracker:
         heat, edited = refined[:, :1], torch.zeros_like(prominence)
         if reference is not None:
             differs, edited = difference(guide, reference)
+            edited = torch.where(prominence.isinf(), 0.0, edited)
             stands_out = edited >= MIN_PROMINENCE
             heat, unfiltered = (torch.where(stands_out[:, None, None, None], differs, own) for own in (heat, unfiltered))
         return Reading(mean, heat, unfiltered, prominence, edited, {name: refined[:, i] for i, name in enumerate(words, 1)})

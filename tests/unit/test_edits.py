@@ -1,7 +1,7 @@
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
 from highlight_diffusion.engine.region.edits import difference
-from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator
+from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights
 from highlight_diffusion.engine.region.regions import BY_PROMPT, BY_REFERENCE, UserMasks, boxes_mask
 from highlight_diffusion.engine.region.tracking import RegionTracker
 from highlight_diffusion.engine.tuning import MIN_PROMINENCE
@@ -45,14 +45,14 @@ def test_a_video_counts_its_greatest_difference_and_takes_a_still_reference():
     assert heat[0, 0][EDIT].mean() > 0.5
 
 
-def read(guide: torch.Tensor, reference: torch.Tensor | None, spot=(0, 6, 0, 6)):
+def read(guide: torch.Tensor, reference: torch.Tensor | None, spot=(0, 6, 0, 6), weights: TokenWeights | None = None):
     """What a tracker makes of attention to a spot and of a reference."""
     tracker = RegionTracker(HighlightConfig(halo=0), (32, 40), 2, lambda boxes: [], UserMasks(), exact=True)
     maps = 0.01 * torch.rand(1, 5, 16 * 20, generator=torch.Generator().manual_seed(4)).repeat(len(guide), 1, 1)
     y0, y1, x0, x1 = spot
     maps.unflatten(-1, (16, 20))[:, 2:4, y0:y1, x0:x1] += 0.5
     capture = HeatmapAccumulator()
-    capture.add(maps, (16, 20))
+    capture.add(maps, (16, 20), weights=weights)
     reading = tracker.read(capture, guide, reference)
     tracker.take(reading)
     highlight, reasons = tracker.aim(reading)
@@ -77,3 +77,11 @@ def test_an_even_difference_leaves_what_the_prompt_looks_at_as_it_is():
     _, highlight, reasons = read(guide, pictures(1, 16, 32, 40))
     _, alone, own = read(guide, None)
     assert torch.equal(highlight, alone) and reasons == own == [BY_PROMPT]
+
+
+def test_words_that_a_user_named_count_more_than_the_reference():
+    reference = pictures(1, 16, 32, 40)
+    named = TokenWeights((0.0, 0.0, 1.0, 1.0, 0.0), named=True)
+    _, highlight, reasons = read(edited(reference), reference, weights=named)
+    _, alone, _ = read(edited(reference), None, weights=named)
+    assert torch.equal(highlight, alone) and reasons == [BY_PROMPT]
