@@ -98,8 +98,8 @@ class RegionTracker:
 
     def read(self, capture: HeatmapAccumulator, guide: Tensor, reference: Tensor | None = None) -> Reading:
         """What was captured in an evaluation, refined by the denoised latent (B, C, [F,] H, W) of the same; or how that differs
-        from a reference (1 or B, C, [F,] H, W), in the pictures where the difference stands out and no words were named. Nothing
-        is kept of it before `take`."""
+        from a reference (1 or B, C, [F,] H, W), in the pictures where the difference stands out and no words were named.
+        Nothing is kept of it before `take`."""
         heatmap = capture.heatmap()
         newest = max(NEWEST_HEATMAP, 1 / (self.captures + 1))
         mean = heatmap if self._mean is None else self._mean.to(heatmap).lerp(heatmap, newest)
