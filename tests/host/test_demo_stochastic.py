@@ -24,4 +24,4 @@ def test_bug_objects_that_are_not_there_under_samplers_that_add_noise(tmp_path, 
         (row,) = csv.DictReader(file)
     assert row["new"] == "0" and row["right"] == row["dense_right"]
     assert float(row["psnr"]) > 25  # the same picture
-    assert set(row["kinds"]) == {"D", "s"}
+    assert set(row["kinds"]) == {"D", "h"}
