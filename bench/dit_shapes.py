@@ -26,12 +26,12 @@ from ..engine.region.heatmap import HeatmapAccumulator
 from ..engine.region.regions import UserMasks
 from ..engine.trace import LETTERS, Evaluation, Trace
 from .cost import macs
+from .gpu.models import AREA as MASK
 from .gpu.models import Shape, Subject, published
 from .timing import timed
 from .true_shape import square
 
-AREAS = (0.10, 0.25)
-MASK = AREAS[0]  # of the frame, which a plan with a mask computes
+AREAS = (MASK, 0.25)
 SAVED = BUCKETS // 2  # of BUCKETS parts of the tokens, that a merged evaluation saves
 AT = Evaluation(0, 0, 0.8, "dense", "", 1.0)
 
@@ -157,11 +157,8 @@ def planned(subject: Subject, steps: int, pace: float, masked: bool) -> str:
 
     from ..host.attach import attach
 
-    trace, side = Trace(), subject.side
-    y0, y1, x0, x1 = square(MASK, side, 2)
-    mask = torch.zeros(1, side, side)
-    mask[:, y0:y1, x0:x1] = 1
-    model = attach(subject.model, HighlightConfig(pace=pace), trace, given=UserMasks(mask) if masked else None)
+    trace = Trace()
+    model = attach(subject.model, HighlightConfig(pace=pace), trace, given=UserMasks(subject.mask) if masked else None)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "idle", lambda executor, x, *args, **kwargs: torch.zeros_like(x))
     subject.sample(model, steps)
     assert trace.last is not None

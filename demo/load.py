@@ -25,9 +25,6 @@ IN_MODEL = "diffusion_model."  # what those loaders call the network in a MODEL
 SECOND_UNET, SECOND_TEXT = ("second/encoder", "second/decoder"), "second/text"
 
 
-NEXT = "next/"  # the folder of weights that are still trained and that nothing reads but their trainer
-
-
 def read_weights(part: str) -> dict[str, Tensor]:
     """State dict of "unet", "mmdit", "text", "vae", the control net, a LoRA or a file of the second model, in float32.
 

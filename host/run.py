@@ -176,16 +176,16 @@ class ModelRun:
         for cond in (c for group in conds if group for c in group):
             if cond["uuid"] not in self.words:
                 self.words[cond["uuid"]] = weights_of(cond)
+        branch = self._prompt_branch(conds)
         adapters = ip_adapter.active(model_options.get("transformer_options", {}), sigma)
         return Request(
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
             self.no_parts or self._unseen_because(model_options) or self._beside(conds, sigma, model_options),
-            self.no_regions, self._prompt_branch(conds), self._reference(conds, x_in),
+            self.no_regions, branch, self._reference(conds[branch], x_in),
         )  # fmt: skip
 
-    def _reference(self, conds: list, x_in: Tensor) -> Tensor | None:
-        """The first reference of the prompt that has the frame of what is sampled, None where there is none."""
-        group = conds[self._prompt_branch(conds)]
+    def _reference(self, group: list | None, x_in: Tensor) -> Tensor | None:
+        """The first reference of the prompt's conds that has the frame of what is sampled, None where there is none."""
         given = [latent for cond in group or () for latent in reference_latents(cond)]
         own = self.first_of(x_in)
         return next((latent for latent in given if latent.shape[1:] == own.shape[1:] and len(latent) in (1, len(own))), None)

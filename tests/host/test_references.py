@@ -330,6 +330,7 @@ def settings_of(model: tiny.Tiny, case: Case, **kwargs) -> dict:
     return {"steps": STEPS, "cfg": case.cfg, **conditioning(model, case), **kwargs}
 
 
+UPPER_HALF = UserMasks(torch.zeros(1, 16, 16).index_fill(1, torch.arange(8), 1.0))
 ONE_EACH = ["flux, several, offset", "flux2, index_timestep_zero", "qwen, several", "krea", "mage", "joy"]
 
 
@@ -353,8 +354,7 @@ def test_parts_are_computed_and_tokens_merged_beside_references(observe, name):
     case = CASES[name]
     model, trace = case.model(), Trace()
     settings = settings_of(model, case, steps=14)
-    given = UserMasks(torch.zeros(1, 16, 16).index_fill(1, torch.arange(8), 1.0))
-    used, fresh = (attach(model.patcher, CONFIG, t, given=given) for t in (trace, Trace()))
+    used, fresh = (attach(model.patcher, CONFIG, t, given=UPPER_HALF) for t in (trace, Trace()))
     first = tiny.sample(model, used, **settings)
     observe(trace.last)
     assert torch.isfinite(first).all() and trace.last.count("partial"), [e.reason for e in trace.last.evaluations]
@@ -384,8 +384,10 @@ def tokens_by_call(model: tiny.Tiny) -> list[int]:
 def test_references_are_computed_in_whole_evaluations_alone(name, merging):
     case, trace = CASES[name], Trace()
     model = case.model()
-    counts, given = tokens_by_call(model), UserMasks(torch.zeros(1, 16, 16).index_fill(1, torch.arange(8), 1.0))
-    attached = attach_merging(model.patcher, MERGING, trace) if merging else attach(model.patcher, CONFIG, trace, given=given)
+    counts = tokens_by_call(model)
+    attached = (
+        attach_merging(model.patcher, MERGING, trace) if merging else attach(model.patcher, CONFIG, trace, given=UPPER_HALF)
+    )
     tiny.sample(model, attached, **settings_of(model, case, steps=14))
     some = [e for e in trace.last.evaluations if e.kind != "skipped"]
     calls = [counts[i * len(counts) // len(some)] for i in range(len(some))]
@@ -491,10 +493,9 @@ def test_parts_are_computed_and_tokens_merged_beside_flux_kv_cache(name, merging
     case, trace = CASES[name], Trace()
     model = case.model()
     settings = settings_of(model, case, steps=14, cfg=1.0)
-    given = UserMasks(torch.zeros(1, 16, 16).index_fill(1, torch.arange(8), 1.0))
 
     def own(patcher, t):
-        return attach_merging(patcher, MERGING, t) if merging else attach(patcher, CONFIG, t, given=given)
+        return attach_merging(patcher, MERGING, t) if merging else attach(patcher, CONFIG, t, given=UPPER_HALF)
 
     def both(t):
         cached = lambda patcher: FluxKVCache.execute(patcher).args[0]  # noqa: E731

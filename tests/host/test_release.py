@@ -35,7 +35,7 @@ def test_the_zip_holds_the_pack_and_nothing_of_its_workshop(packed, pack):
     }
     assert ours and ours <= files, f"not in the zip: {sorted(ours - files)}; committed, and not in .comfyignore?"
     assert not [name for name in files if name.split("/")[0] in ("tests", "bench", "tools", ".ci", ".github", "run.py")]
-    assert not [name for name in files if name.startswith(("docs/benchmarks/", "demo/weights/second/", "demo/weights/next/"))]
+    assert not [name for name in files if name.startswith(("docs/benchmarks/", "demo/weights/second/"))]
 
 
 def test_the_readme_in_the_zip_links_to_what_is_in_it(packed):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ...demo.diffusion import corrupt_by_flow, corrupt_by_schedule
 from ...demo.layout import LayoutHeads, answers, layout, teach_text
-from ...demo.load import NEXT, read_weights
+from ...demo.load import read_weights
 from ...demo.mmdit import FinalLayer, JointBlock, MMDiT, StreamBlock
 from ...demo.scenes import object_masks, render, training_scenes
 from ...demo.text import TextEncoder, tokenize
@@ -57,7 +57,7 @@ def draw_examples(rng: np.random.Generator, frame: Frame, count: int) -> Example
     """Fresh scenes in a frame, none of them held out."""
     scenes = training_scenes(rng, count)
     pictures = np.stack([render(scene, (PIXELS * frame[0], PIXELS * frame[1])) for scene in scenes])
-    masks = np.stack([object_masks(scene, frame).any(0) if scene.things else np.zeros(frame, bool) for scene in scenes])
+    masks = np.stack([object_masks(scene, frame).any(0) for scene in scenes])
     return Examples(
         ideal_latent(torch.from_numpy(pictures).permute(0, 3, 1, 2)),
         torch.from_numpy(masks)[:, None].float(),
@@ -239,11 +239,11 @@ def train(args: argparse.Namespace) -> None:
     model = Pair(args.model).to(device)
     checkpoint = args.out / "last.pt"
     saved = torch.load(checkpoint, map_location=device) if checkpoint.exists() else None
-    if args.init is not None:
+    if args.init:
         model.text.requires_grad_(False)  # it is the other models' too
     if saved is None:
-        if args.init is not None:
-            model.denoiser.load_state_dict(read_weights(f"{args.init}{args.model}"))
+        if args.init:
+            model.denoiser.load_state_dict(read_weights(args.model))
             model.text.load_state_dict(read_weights("text"))
         elif args.text and args.model != "mmdit":
             teach(model.text, args.captions, args.text * args.hours * 3600)
@@ -309,8 +309,7 @@ def main() -> None:
     parser.add_argument("--text", type=float, default=0.03, help="share of the budget that teaches the text encoder first")
     parser.add_argument("--captions", type=int, default=24000, help="that teach the text encoder")
     parser.add_argument("--compile", action="store_true", help="torch.compile: worth it on a GPU")
-    parser.add_argument("--init", nargs="?", const="", choices=("", NEXT),
-                        help=f"go on from the weights in use, or from those in {NEXT}, the text encoder as it is")  # fmt: skip
+    parser.add_argument("--init", action="store_true", help="go on from the committed weights, the text encoder as it is")
     parser.add_argument("--lr", type=float, default=1e-3)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(parser.parse_args())

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ...demo.control import WEIGHTS as CONTROL
 from ...demo.image_prompt import ADAPTER, VISION
-from ...demo.load import NEXT, SECOND_TEXT, SECOND_UNET, TURBO, WEIGHTS
+from ...demo.load import SECOND_TEXT, SECOND_UNET, TURBO, WEIGHTS
 
 LIMIT = 24 * 2**20
 
@@ -39,14 +39,10 @@ def main() -> None:
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--control", type=Path)
     parser.add_argument("--image", type=Path)
-    parser.add_argument(
-        "--next", action="store_true", help=f"of --unet and --mmdit: to {NEXT}, to be trained on, unused till then"
-    )
     args = parser.parse_args()
-    folder = NEXT if args.next else ""
     if args.unet:
         average = torch.load(args.unet, map_location="cpu")["average"]
-        save(f"{folder}unet", of(average, "unet"))
+        save("unet", of(average, "unet"))
         if own_text := of(average, "text"):  # none where it was not trained
             save("text", own_text)
     if args.second:
@@ -57,7 +53,7 @@ def main() -> None:
         save(decoder, {name: weight for name, weight in unet.items() if name in late})
         save(SECOND_TEXT, of(average, "text"))
     if args.mmdit:
-        save(f"{folder}mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
+        save("mmdit", of(torch.load(args.mmdit, map_location="cpu")["average"], "mmdit"))
     for trained, lora in zip((args.turbo8, args.turbo4), TURBO.values(), strict=True):
         if trained:
             save(lora, torch.load(trained, map_location="cpu")["average"])

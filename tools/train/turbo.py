@@ -112,7 +112,7 @@ def lessons(student: Denoise, teacher: Denoise, x: Tensor, steps: int, context: 
 
 def weights_of(scenes: list[Scene], side: int) -> Tensor:
     """What an error counts in each cell, (B, 1, side, side)."""
-    masks = [object_masks(s, side).any(0) if s.things else np.zeros((side, side), bool) for s in scenes]
+    masks = [object_masks(s, side).any(0) for s in scenes]
     return 1 + OBJECT_WEIGHT * torch.from_numpy(np.stack(masks)).float()[:, None]
 
 
