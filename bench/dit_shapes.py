@@ -20,11 +20,11 @@ from ..engine.merging.config import SDTMConfig
 from ..engine.merging.job import MergeJob
 from ..engine.merging.matcher import BUCKETS, Matcher
 from ..engine.merging.sites import ATTENTION, MLP
-from ..engine.method import DenseContext
+from ..engine.method import DenseContext, Merging
 from ..engine.partial.token_subset import TokenSubset
 from ..engine.region.heatmap import HeatmapAccumulator
 from ..engine.region.regions import UserMasks
-from ..engine.trace import LETTERS, Evaluation, Trace
+from ..engine.trace import LETTERS, Evaluation, Kind, Trace
 from .cost import macs
 from .gpu.models import AREA as MASK
 from .gpu.models import Shape, Subject, published
@@ -33,6 +33,8 @@ from .true_shape import square
 
 AREAS = (MASK, 0.25)
 SAVED = BUCKETS // 2  # of BUCKETS parts of the tokens, that a merged evaluation saves
+PART, MERGE, REMEMBER = f"regional {MASK:.0%}", f"merged, {SAVED}/{BUCKETS} saved", "recording for merging"
+MERGED = {"merge": ("M", MERGE), "record": ("D", REMEMBER)}  # of dense evaluations, by what the plan has for merging
 AT = Evaluation(0, 0, 0.8, "dense", "", 1.0)
 
 
@@ -79,9 +81,14 @@ TURBO = {
 }  # fmt: skip
 
 
+def native_precision(device: torch.device) -> str:
+    """Of PRECISIONS: bfloat16 on a GPU and on a CPU that multiplies matrices of it by itself (AMX), else float32."""
+    return "bf16" if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 def subject_of(model: Turbo, device: torch.device) -> Subject:
     """The MODEL, with a prompt of the usual length and its references."""
-    own = published(model.shape, "bf16" if device.type == "cuda" else "fp32", device)
+    own = published(model.shape, native_precision(device), device)
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randn(1, model.tokens, model.shape.context, generator=generator)
     frames = (1,) if model.shape.kind in ("QwenImage", "Krea2") else ()
@@ -120,8 +127,8 @@ def jobs(state: Any, call: Any) -> dict[str, Callable[[], object]]:
         "recording 25%": lambda: recorded("25%"),
         "listening": lambda: state.apply_model(Job(AT, capture=HeatmapAccumulator()), call),
         **{f"regional {name}": done(Job(AT, compute=(subset,))) for name, subset in subsets.items()},
-        "recording for merging": done(Job(AT, tasks=(record,))),
-        f"merged, {SAVED}/{BUCKETS} saved": done(Job(AT, tasks=(replace(record, record=False),))),
+        REMEMBER: done(Job(AT, tasks=(record,))),
+        MERGE: done(Job(AT, tasks=(replace(record, record=False),))),
     }
 
 
@@ -134,7 +141,7 @@ def costs_of(subject: Subject, repeats: int, device: torch.device) -> dict[str, 
 
     found: dict[str, tuple[int, float]] = {}
 
-    def measure(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    def measure(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
         call = ModelCall(executor, x, t, c_concat, c_crossattn, control, transformer_options, kwargs)
         calls = jobs(transformer_options[KEY], call)
         counted = {name: macs(own) for name, own in calls.items()}
@@ -151,18 +158,31 @@ def costs_of(subject: Subject, repeats: int, device: torch.device) -> dict[str, 
     raise AssertionError("the model was never called")
 
 
-def planned(subject: Subject, steps: int, pace: float, masked: bool) -> str:
-    """The kinds that the node plans, in letters; the network itself does not run."""
+def planned(subject: Subject, steps: int, pace: float, masked: bool) -> list[tuple[str, str]]:
+    """The letter of every evaluation that the node plans, and which of `jobs` it is; the network itself does not run."""
     from comfy.patcher_extension import WrappersMP
 
-    from ..host.attach import attach
+    from ..host.attach import KEY, attach
 
-    trace = Trace()
+    trace, states = Trace(), []
+
+    def idle(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        states[:] = [transformer_options[KEY]]
+        return torch.zeros_like(x)
+
     model = attach(subject.model, HighlightConfig(pace=pace), trace, given=UserMasks(subject.mask) if masked else None)
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "idle", lambda executor, x, *args, **kwargs: torch.zeros_like(x))
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "idle", idle)
     subject.sample(model, steps)
     assert trace.last is not None
-    return "".join(LETTERS[evaluation.planned or evaluation.kind] for evaluation in trace.last.evaluations)
+    plan = states[0].plan
+    return [step_in_plan(e.planned or e.kind, plan.merging(e.step)) for e in trace.last.evaluations]
+
+
+def step_in_plan(kind: Kind, merging: Merging | None) -> tuple[str, str]:
+    """The letter of an evaluation and its name among `jobs`, empty where nothing is computed."""
+    if kind == "dense" and merging in MERGED:
+        return MERGED[merging]
+    return LETTERS[kind], {"dense": "dense", "partial": PART, "skipped": ""}[kind]
 
 
 @torch.no_grad()
@@ -172,18 +192,18 @@ def measure_transformer(name: str, repeats: int) -> list[str]:
     subject = subject_of(model, device)
     costs = costs_of(subject, repeats, device)
     counted, took = costs["dense"]
-    lines = [f"### {name}, 1024x1024, one stream, {device.type}, blocks: {model.blocks}", "",
+    lines = [f"### {name}, 1024x1024, one stream, {native_precision(device)}, {device.type}, blocks: {model.blocks}", "",
              "| evaluation | MACs / dense | seconds / dense |", "|---|---|---|"]  # fmt: skip
     lines += [f"| {kind} | {own / counted:.3f} | {seconds / took:.3f} |" for kind, (own, seconds) in costs.items()]
-    part = costs[f"regional {MASK:.0%}"]
-    cost = {"D": (1.0, 1.0), "P": (part[0] / counted, part[1] / took), ".": (0.0, 0.0)}
+    cost = {"": (0.0, 0.0)} | {name: (own / counted, seconds / took) for name, (own, seconds) in costs.items()}
     lines += ["", "| plan, euler, simple, CFG 1 | steps | evaluations | times faster, by MACs | by the sum of medians |",
               "|---|---|---|---|---|"]  # fmt: skip
     for steps in model.steps:
         for preset, pace in PACES.items():
             for masked in (False, True):
                 plan = planned(subject, steps, pace, masked)
-                by_macs, by_clock = (steps / sum(cost[letter][i] for letter in plan) for i in range(2))
+                by_macs, by_clock = (steps / sum(cost[name][i] for _, name in plan) for i in range(2))
                 title = f"{preset}, mask of {MASK:.0%}" if masked else preset
-                lines.append(f"| {title} | {steps} | `{plan}` | {by_macs:.2f} | {by_clock:.2f} |")
+                letters = "".join(letter for letter, _ in plan)
+                lines.append(f"| {title} | {steps} | `{letters}` | {by_macs:.2f} | {by_clock:.2f} |")
     return [*lines, "", f"Dense: {took:.2f} s, {counted / 1e9:.0f} GMACs.", ""]

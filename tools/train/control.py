@@ -22,14 +22,13 @@ from ...demo.control import ControlNet, controlled, moved, outline
 from ...demo.diffusion import corrupt_by_schedule
 from ...demo.load import encode_prompt, load_plain
 from ...demo.scenes import held_out, object_masks, render, sample_scene
-from ...demo.unet import CrossAttention
 from ...demo.vae import ideal_latent
 from .denoiser import (
     EMA,
     OBJECT_WEIGHT,
     RENDER_SIZE,
     Masters,
-    attend_explicitly,
+    choose_attention,
     encode_captions,
     kept_examples,
     learning_rate,
@@ -83,7 +82,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     examples = kept_examples(args.out / "examples.npz", lambda: make_examples(20261121, args.examples))
     latents, masks = torch.from_numpy(examples["latents"]), torch.from_numpy(examples["masks"])
-    CrossAttention.attend = staticmethod(attend_explicitly)
+    choose_attention()
     torch.manual_seed(0)
     unet, text, _ = load_plain()
     empty, contexts = encode_prompt(text, ""), encode_captions(text, examples["captions"]).half()

@@ -26,9 +26,9 @@ from ...demo.image_prompt import CONFIG, IMAGE_SIZE, PATCH, Adapter, VisionEncod
 from ...demo.layout import CLASSES, TextReader, answers
 from ...demo.load import encode_prompt, load_plain
 from ...demo.scenes import render, training_scenes
-from ...demo.unet import CrossAttention, UNet
+from ...demo.unet import UNet
 from ...demo.vae import ideal_latent
-from .denoiser import RENDER_SIZE, attend_explicitly, encode_captions, kept_examples, learning_rate, note, save_checkpoint
+from .denoiser import RENDER_SIZE, choose_attention, encode_captions, kept_examples, learning_rate, note, save_checkpoint
 
 log = logging.getLogger("train.image_prompt")
 BLACK = 0.1  # share of black pictures
@@ -109,7 +109,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     examples = kept_examples(args.out / "examples.npz", lambda: make_examples(20261122, args.examples))
     latents, pictures, truth = (torch.from_numpy(examples[name]) for name in ("latents", "pictures", "answers"))
-    CrossAttention.attend = staticmethod(attend_explicitly)
+    choose_attention()
     unet, text, _ = load_plain()
     empty, contexts = encode_prompt(text, "").bfloat16(), encode_captions(text, examples["captions"]).bfloat16()
     torch.manual_seed(0)

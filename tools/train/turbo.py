@@ -26,9 +26,9 @@ from torch.nn.utils import parametrize
 
 from ...demo.diffusion import STEPS, flow_sigmas
 from ...demo.load import IN_MODEL, add_lora, encode_prompt, load_plain
-from ...demo.mmdit import JointBlock, MMDiT
+from ...demo.mmdit import MMDiT
 from ...demo.scenes import Scene, object_masks, training_scenes
-from .denoiser import EMA, OBJECT_WEIGHT, attend_explicitly, learning_rate, note, save_checkpoint
+from .denoiser import EMA, OBJECT_WEIGHT, choose_attention, learning_rate, note, save_checkpoint
 
 log = logging.getLogger("train.turbo")
 RANK = 24
@@ -77,13 +77,14 @@ def load_lora(mmdit: MMDiT, state: dict[str, Tensor]) -> None:
 
 
 def velocity_of(mmdit: MMDiT, guidance: float = 1.0, empty: Tensor | None = None) -> Denoise:
-    """The velocity of a transformer, guided away from the empty context where one is given."""
+    """The velocity of a transformer, guided away from the empty context where one is given; its products in bfloat16."""
 
     def velocity(x: Tensor, sigma: float, context: Tensor) -> Tensor:
-        if empty is None:
-            return mmdit(x, torch.full((len(x),), sigma * STEPS), context)
-        both = torch.cat([context, empty.expand_as(context)])
-        told, untold = mmdit(torch.cat([x, x]), torch.full((2 * len(x),), sigma * STEPS), both).chunk(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            if empty is None:
+                return mmdit(x, torch.full((len(x),), sigma * STEPS), context).float()
+            both = torch.cat([context, empty.expand_as(context)])
+            told, untold = mmdit(torch.cat([x, x]), torch.full((2 * len(x),), sigma * STEPS), both).float().chunk(2)
         return untold + guidance * (told - untold)
 
     return velocity
@@ -118,7 +119,7 @@ def weights_of(scenes: list[Scene], side: int) -> Tensor:
 
 def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    JointBlock.attend = staticmethod(attend_explicitly)
+    choose_attention()
     torch.manual_seed(0)
     base, text, _ = load_plain("mmdit")
     empty, checkpoint = encode_prompt(text, "").clone(), args.out / "last.pt"
