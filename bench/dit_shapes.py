@@ -174,7 +174,7 @@ def planned(subject: Subject, steps: int, pace: float, masked: bool) -> list[tup
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "idle", idle)
     subject.sample(model, steps)
     assert trace.last is not None
-    plan = states[0].plan
+    plan = states[0].engine.state.plan
     return [step_in_plan(e.planned or e.kind, plan.merging(e.step)) for e in trace.last.evaluations]
 
 
