@@ -57,6 +57,11 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
+def test_the_readme_names_every_node(pages, pack):
+    nodes = re.findall(r"^## (.*)$", pages[pack / "docs" / "nodes.md"], re.MULTILINE)
+    assert set(re.findall(r"^\| \*\*(.+?)\*\* \|", pages[pack / "README.md"], re.MULTILINE)) == set(nodes)
+
+
 def test_the_results_in_the_readme_are_those_of_the_pages(pages, pack):
     results = pages[pack / "README.md"].partition("## Results")[2].partition("## ")[0]
     figures = [cell for row in rows(results) for cell in row if re.match(r"\d+\.\d+: ", cell)]
