@@ -21,11 +21,11 @@ from ..engine.config import PACES, HighlightConfig
 from ..tools.console import say
 from ..tools.server import PACK
 from .demo import CFG, FEW
-from .fidelity import psnr
+from .fidelity import SPREAD, psnr, spread
 
 SEED = 7700  # of scenes and noise, that nothing was tuned on
 MERGED_COST = 0.56  # of a merged evaluation at 32x32 cells, in multiply-accumulates of a dense one; run.py evaluations
-HEAD = "| way | dense evaluations | plan | PSNR mean / worst decile / worst | objects right |\n|---|---|---|---|---|"
+HEAD = f"| way | dense evaluations | plan | PSNR {SPREAD} | objects right |\n|---|---|---|---|---|"
 
 
 def table(kind: str, side: int, steps: int, cfg: float, count: int) -> str:
@@ -48,8 +48,7 @@ def table(kind: str, side: int, steps: int, cfg: float, count: int) -> str:
         pictures, plan = drawn(number, config)
         near = [psnr(a, b) for a, b in zip(reference, pictures, strict=True)]
         right, computed = sum(map(objects_right, scenes, pictures)), plan.count("D") + MERGED_COST * plan.count("M")
-        fidelity = f"{np.mean(near):.1f} / {np.percentile(near, 10):.1f} / {min(near):.1f}"
-        return f"| {name} | {computed:.3g} | `{plan}` | {fidelity} | {right} of {total} |", computed
+        return f"| {name} | {computed:.3g} | `{plan}` | {spread(near)} | {right} of {total} |", computed
 
     rows = [row(name, steps, HighlightConfig(pace=pace)) for name, pace in PACES.items()]
     fewer = sorted({round(computed) for _, computed in rows if computed < steps}, reverse=True)

@@ -20,13 +20,13 @@ import numpy as np
 from ..engine.config import PACES
 from ..tools.console import say
 from ..tools.server import PACK
+from .fidelity import DECILE, spread
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 OURS = "Highlight Diffusion"
 RANGE = (1.2, 3.5)  # times cheaper, of the strengths that are compared
-DECILE = 10  # percent
 RESAMPLES = 1000
 FOLDER = PACK / "docs" / "benchmarks"
 # The models that share a table, by the names of their files; a file that is not here has a table of its own.
@@ -211,8 +211,8 @@ def presets(cells: dict[Cell, dict[str, Points]]) -> list[str]:
 def _preset(ours: Points, setting: str) -> str:
     if setting not in ours.settings:
         return "-"
-    psnr = ours.fidelity[i := ours.settings.index(setting)]
-    return f"{ours.ratio[i]:.2f}x: {psnr.mean():.1f} / {np.percentile(psnr, DECILE):.1f} / {psnr.min():.1f}"
+    index = ours.settings.index(setting)
+    return f"{ours.ratio[index]:.2f}x: {spread(ours.fidelity[index])}"
 
 
 def behind(found: Compared) -> tuple[list[str], int]:

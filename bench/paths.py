@@ -28,12 +28,11 @@ from ..tools.console import say
 from ..tools.server import PACK
 from .compare import Table
 from .cost import CostModel
-from .fidelity import psnr
+from .fidelity import SPREAD, psnr, spread
 from .prompts import OBJECTS
 from .stochastic import Stochastic
 
 SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
-WORST_SHARE = 10  # percent of the pictures
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def report(path: Path) -> list[str]:
 
 
 def _cell(rows: list[dict]) -> str:
-    near = [float(row["psnr"]) for row in rows]
-    return f"{np.mean(near):.1f} / {np.percentile(near, WORST_SHARE):.1f} / {min(near):.1f}"
+    return spread([float(row["psnr"]) for row in rows])
 
 
 def main() -> int:
@@ -151,7 +149,7 @@ def main() -> int:
             for sampler in args.samplers.split(","):
                 for pace in (float(p) for p in args.paces.split(",")):
                     bench.compare(sampler, steps, pace)
-    text = "PSNR to the dense picture in decibels: mean / worst decile / worst.\n\n" + "\n".join(report(args.out / "paths.csv"))
+    text = f"PSNR to the dense picture in decibels: {SPREAD}.\n\n" + "\n".join(report(args.out / "paths.csv"))
     (args.out / "paths.md").write_text(text + "\n")
     say(text)
     return 0

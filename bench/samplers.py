@@ -23,7 +23,7 @@ from ..tools.comfy import Sampling, boot
 from ..tools.console import say
 from ..tools.server import PACK
 from .compare import Table
-from .fidelity import psnr
+from .fidelity import psnr, spread
 from .paths import SCHEDULERS
 from .prompts import JUDGED, OBJECTS
 from .stochastic import Stochastic
@@ -98,7 +98,7 @@ def report(path: Path) -> list[str]:
 
 
 def _cell(near: list[float] | None) -> str:
-    return f"{np.mean(near):.1f} / {np.percentile(near, 10):.1f}" if near else "-"
+    return spread(near) if near else "-"
 
 
 def main() -> int:
