@@ -11,9 +11,10 @@ import csv
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from ..engine.trace import KINDS
 from ..tools.comfy import Sampling, Subject, boot
 from ..tools.console import say
 from ..tools.server import PACK
-from . import prompts
+from . import page, prompts, worst
 from .fidelity import psnr, ssim
 from .meter import Meter
+from .page import OURS
 from .shared import Shared
 
 TIMED = 5  # rounds of timed runs
@@ -206,6 +208,21 @@ class Comparison:
             judged = self._judge(index, reference, image)
             self.results.add(Result(*key, self.asked[index].kind, macs=executed, dense_macs=dense_macs, **counts, **judged))
 
+    def worst(self, samplings: Sequence[Sampling]) -> list[worst.Picture]:
+        """The worst picture of presets in every way of sampling, each after the dense one."""
+        with self.results.path.open() as file:
+            rows = list(csv.DictReader(file))
+        shown: list[worst.Picture] = []
+        for sampling, preset in product(samplings, worst.SHOWN):
+            cell = [sampling.sampler, str(sampling.steps), str(self.subject.size)]
+            own = [row for row in rows if [row["sampler"], row["steps"], row["cells"]] == cell]
+            method = next((m for m in self.methods if (m.name, m.setting) == (OURS, preset)), None)
+            if method and (row := worst.worst_of(own, OURS, preset)) and int(row["prompt"]) < len(self.asked):
+                index, seed = int(row["prompt"]), int(row["seed"])
+                dense, _ = self.dense(index, seed, sampling)
+                shown += worst.pair(dense, self.picture(method, index, seed, sampling)[0], sampling.steps, preset)
+        return shown
+
     def seconds(self, sampling: Sampling) -> None:
         """Timed rounds on the first prompts: a dense run, then a few methods, which are compared with it."""
         timed = [i for i, p in enumerate(self.asked) if p.kind == self.asked[0].kind][:TIMED]
@@ -370,7 +387,6 @@ def samplings(args: argparse.Namespace, subject: Subject) -> list[Sampling]:
 def main() -> int:
     args = parser().parse_args()
     boot()
-    from . import page
     from .methods import methods
 
     name, subject = subject_of(args)
@@ -382,11 +398,14 @@ def main() -> int:
     say(f"{name}: {len(asked)} prompts, {len(chosen)} methods and strengths, torch {torch.__version__}")
     folder = DOCS if args.docs else args.out
     comparison = Comparison(subject, asked, chosen, folder / f"{name}.csv", args.out / name)
-    for sampling in samplings(args, subject):
+    ways = samplings(args, subject)
+    for sampling in ways:
         if not (args.no_profile or (demo_of(args) and args.model != "second")):
             log_profile(subject, sampling)
         comparison.fidelity(sampling, args.seeds)
         if args.clock:
             comparison.seconds(sampling)
+    if pictures := comparison.worst(ways):
+        worst.draw(pictures, folder / worst.NAME.format(name))
     say(str(page.write(folder)))
     return 0

@@ -21,6 +21,7 @@ from ..engine.config import PACES
 from ..tools.console import say
 from ..tools.server import PACK
 from .fidelity import DECILE, spread
+from .worst import NAME as WORST
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -54,11 +55,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Objects:
+    """What became of the objects that prompts ask for. inside: PSNR in decibels over their cells, mean over pictures. right:
+    how many a detector finds as asked for. dense: how many it finds in the dense pictures."""
+
+    inside: float
+    right: int
+    dense: int
+
+
+@dataclass(frozen=True)
 class Points:
     """A method's strengths on the same pictures.
 
     ratio: times cheaper (strengths,). fidelity: PSNR in decibels (strengths, pictures). prompts: of each picture, by which they
-    are resampled.
+    are resampled. objects: of each strength, none where prompts ask for no objects that a detector knows.
     """
 
     name: str
@@ -66,6 +77,7 @@ class Points:
     ratio: np.ndarray
     fidelity: np.ndarray
     prompts: np.ndarray
+    objects: tuple[Objects, ...] = ()
 
     @cached_property
     def resampled(self) -> list[tuple[np.ndarray, Curve]]:
@@ -99,14 +111,26 @@ def complete(rows: list[Row]) -> dict[str, Points]:
     common = sorted(max(sets, key=worth, default=frozenset()))
     table = {key: own for key, own in table.items() if set(common) <= set(own)}
     found: dict[str, Points] = {}
+    number = lambda rows, field: np.array([float(row[field]) for row in rows])  # noqa: E731
+    dense = table.get(("dense", ""), {})
+    asked = [p for p in common if p in dense and int(dense[p]["wanted"])]
     for name in dict.fromkeys(name for name, _ in table):
         own = {setting: [table[name, setting][p] for p in common] for method, setting in table if method == name}
         if name == "dense":
             continue
-        number = lambda rows, field: np.array([float(row[field]) for row in rows])  # noqa: E731
         ratio = [number(r, "dense_macs").sum() / max(number(r, "macs").sum(), 1) for r in own.values()]
         fidelity = [number(r, "psnr") for r in own.values()]
-        found[name] = Points(name, tuple(own), np.array(ratio), np.array(fidelity), np.array([p for p, _ in common]))
+        pictures = [[table[name, setting][p] for p in asked] for setting in own]
+        objects = tuple(
+            Objects(
+                float(np.nanmean(number(r, "psnr_inside"))),
+                int(number(r, "right").sum()),
+                sum(int(dense[p]["right"]) for p in asked),
+            )
+            for r in pictures
+            if r
+        )
+        found[name] = Points(name, tuple(own), np.array(ratio), np.array(fidelity), np.array([p for p, _ in common]), objects)
     return found
 
 
@@ -212,7 +236,11 @@ def _preset(ours: Points, setting: str) -> str:
     if setting not in ours.settings:
         return "-"
     index = ours.settings.index(setting)
-    return f"{ours.ratio[index]:.2f}x: {spread(ours.fidelity[index])}"
+    told = f"{ours.ratio[index]:.2f}x: {spread(ours.fidelity[index])}"
+    if ours.objects:
+        own = ours.objects[index]
+        told += f"; objects {own.inside:.1f}, {own.right} right of {own.dense}"
+    return told
 
 
 def behind(found: Compared) -> tuple[list[str], int]:
@@ -271,30 +299,42 @@ Made by `python run.py bench`.
 GUIDE = f"""
 - **Fidelity** is the PSNR in dB of the decoded picture to the *dense* one: of the same seed, sampler and number of steps, with
   every evaluation computed. **Cost** is multiply-accumulates executed, which a machine's load cannot disturb.
-- The first table of a model has what the presets give: how many times cheaper, PSNR mean / worst decile / worst picture.
+- The first table of a model has what the presets give: how many times cheaper, PSNR mean / worst decile / worst picture,
+  then its mean inside the objects that the prompts ask for, and how many of them a detector finds as asked for, of as many as
+  in the dense pictures.
 - A cell of the second says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**, in
   brackets the lower end of the mean's 95% interval (paired bootstrap over prompts), and how many times cheaper it is **at the
   peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is there. Of the peer's strengths between
   {RANGE[0]} and {RANGE[1]} times cheaper it is the one that does best beside ours. Bold: the peer is ahead. A dash: no strength
   of the peer, or of ours, is there. Ours is the curve through the presets and `speed`.
+- Below a plot stand the worst pictures of two presets, each after the dense one.
+- LPIPS is not given: no package ships its weights, and none can be fetched where this is made. SSIM is in the CSV files.
 - Peers are small entries by their papers' descriptions, in `bench/peers/`, each with its source; EasyCache, LazyCache, ToMe
   and HyperTile are ComfyUI's own nodes.
 """
 
 
-def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, drawn: Path) -> list[str]:
-    """A group's tables, what is behind, and its plot."""
+def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, folder: Path, path: Path) -> list[str]:
+    """A group's tables, what is behind, its plot and its worst pictures, on the page at `path`."""
     pictures = ", ".join(f"{len(methods[OURS].prompts)} at {cell}" for cell, methods in cells.items())
     found = compared(cells)
     lost, count = behind(found)
-    one = (
-        f" One row, in minutes: `python run.py bench --model {name} --steps N --limit 4 --only NAME`." if name in DEMOS else ""
-    )
+    models = sorted({cell.model for cell in cells})
+    one = [
+        f'`python run.py bench --model "{m.replace("-", " ")}" --steps N --limit 4 --only NAME`' for m in models if m in DEMOS
+    ]
+    reproduced = f" One row, in minutes: {' or '.join(one)}." if one else ""
     told = f"Ours is above {count - len(lost)} of {count} strengths" + (f"; not above {'; '.join(lost)}." if lost else ".")
+    drawn = [folder / f"{name}.png", *(folder / WORST.format(model) for model in models)]
     return [
-        f"## {title}", "", f"Pictures: {pictures}.{one}", "", *presets(cells), "",
-        *table(found), "", told, "", f"![curves]({drawn.as_posix()})", "",
+        f"## {title}", "", f"Pictures: {pictures}.{reproduced}", "", *presets(cells), "",
+        *table(found), "", told, "", *(line for file in drawn if file.exists() for line in (_shown(file, path), "")),
     ]  # fmt: skip
+
+
+def _shown(file: Path, path: Path) -> str:
+    """A picture on the page at `path`."""
+    return f"![{file.stem}]({file.relative_to(path.parent).as_posix()})"
 
 
 def _groups(folder: Path) -> dict[str, tuple[str, dict[Cell, dict[str, Points]]]]:
@@ -313,7 +353,7 @@ def text(folder: Path, path: Path) -> str:
     """The page at `path` of all CSV files in a folder."""
     lines = [(HEAD if folder == FOLDER else OWN) + GUIDE]
     for title, (name, cells) in _groups(folder).items():
-        lines += section(title, cells, name, (folder / f"{name}.png").relative_to(path.parent))
+        lines += section(title, cells, name, folder, path)
     return "\n".join(lines)
 
 

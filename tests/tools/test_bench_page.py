@@ -17,7 +17,18 @@ def points(name: str, ratios: list[float], fidelities: list[float], prompts: int
 
 
 def row(method: str, setting: str, prompt: int, psnr: float = 40.0, macs: int = 50, **more) -> dict[str, str]:
-    given = {"method": method, "setting": setting, "prompt": prompt, "seed": 0, "psnr": psnr, "dense_macs": 100, "macs": macs}
+    given = {
+        "method": method,
+        "setting": setting,
+        "prompt": prompt,
+        "seed": 0,
+        "psnr": psnr,
+        "dense_macs": 100,
+        "macs": macs,
+        "wanted": 0,
+        "right": 0,
+        "psnr_inside": "nan",
+    }
     return {name: str(value) for name, value in (given | more).items()}
 
 
@@ -58,6 +69,15 @@ def test_a_strength_that_a_later_run_adds_does_not_drop_the_others_pictures():
     whole = [row(method, "1", prompt) for method in ("dense", OURS, "b") for prompt in range(3)]
     found = complete([*whole, row("b", "2", 0)])
     assert found["b"].settings == ("1",) and found[OURS].fidelity.shape == (1, 3)
+
+
+def test_objects_are_counted_beside_those_of_the_dense_pictures():
+    kinds = {"dense": (2, "100"), OURS: (1, "30")}
+    rows = [row(name, "1" if name == OURS else "", prompt, wanted=2, right=right, psnr_inside=inside)
+            for name, (right, inside) in kinds.items() for prompt in range(3)]  # fmt: skip
+    bare = [row(name, "1" if name == OURS else "", 3, psnr_inside="nan") for name in kinds]
+    (found,) = complete([*rows, *bare])[OURS].objects
+    assert (found.inside, found.right, found.dense) == (30, 3, 6), "a background alone counts for none"
 
 
 def test_where_a_peer_is_ahead_the_page_says_so(tmp_path, monkeypatch):
