@@ -307,13 +307,14 @@ def log_profile(subject: Subject, sampling: Sampling) -> None:
     """Make the profile of a model that has none of its own, as Profile a Model does, from dense runs on prompts that are not
     judged. It is kept in ComfyUI's user directory, where every Highlight node finds it."""
     from ..engine.profile import write_profile
-    from ..host.profiles import path_of
-    from ..host.profiling import begun, with_picture
+    from ..host.profiles import begun, path_of
+    from ..host.profiling import with_picture
+    from ..host.run import time_axis_of
 
     path = path_of(subject.model)
     if path.exists():
         return
-    profile = begun(subject.model, path)
+    profile = begun(subject.model, path, time_axis_of(subject.model))
     for number, prompt in enumerate(PROFILED):
         say(f"profile: picture {number + 1} of {len(PROFILED)}")
         sample = partial(subject.sample, prompt=prompt, seed=number, sampling=sampling)

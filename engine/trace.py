@@ -115,7 +115,8 @@ class RunRecord:
     that is not known.
     words: those that have heatmaps of their own. key: names this run and no other. preview_seconds: what showing it took
     of the sampler's thread. not_finite: index of the first evaluation whose latent or prediction was not finite, None where all
-    were; from there on everything was computed. limits: what cannot be saved on this model, and why. drawn: cleared while
+    were; from there on everything was computed. limits: what cannot be saved on this model, and why. learnt: what became of the
+    run in the model's profile, empty where none was asked for. drawn: cleared while
     pictures of its evaluations are still being drawn.
     """
 
@@ -139,6 +140,7 @@ class RunRecord:
     preview_seconds: float = 0.0
     not_finite: int | None = None
     limits: tuple[str, ...] = ()
+    learnt: str = ""
     drawn: Event = field(default_factory=_set)
 
     @property

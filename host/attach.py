@@ -27,10 +27,11 @@ from .call import ModelCall
 from .context_windows import CONTEXT_HANDLER, WholeVideo, in_windows
 from .dit import DiTRun
 from .families import FAMILIES, family_of
+from .learning import Learner
 from .live import latent_colours, watch
 from .methods import HIGHLIGHT, MERGING, TITLES
 from .noise_mask import changing
-from .run import JOB, KEY, ModelRun, Sampling
+from .run import JOB, KEY, ModelRun, Sampling, time_axis_of
 from .unet import UNetRun, is_unet
 
 log = logging.getLogger("highlight_diffusion")
@@ -41,13 +42,15 @@ WRAPPED = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_CO
 class MethodRequest:
     """What one node of the pack asks of a MODEL.
 
-    config: its settings. trace: where its runs are handed out. node_id: of the node. masks: the user's.
+    config: its settings. trace: where its runs are handed out. node_id: of the node. masks: the user's. learns: whether runs
+    in which everything is computed go into the model's profile.
     """
 
     config: Any
     trace: Trace
     node_id: str = ""
     masks: UserMasks = UserMasks()  # noqa: RUF009
+    learns: bool = False
 
 
 Requests = Mapping[str, MethodRequest]  # by the method's id: each method at most once
@@ -55,14 +58,16 @@ Backend = Callable[[Sampling], ModelRun]  # starts a run
 
 
 def attach(
-    model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "", given: UserMasks | None = None
-) -> ModelPatcher:
+    model: ModelPatcher, config: HighlightConfig, trace: Trace, node_id: str = "", given: UserMasks | None = None,
+    learns: bool = False,
+) -> ModelPatcher:  # fmt: skip
     """A clone of `model` that samples with Highlight Diffusion and writes every run into `trace`.
 
-    given: a user's masks. Applied again, it replaces what it attached before. A model of a class that is not known is forecast
-    without regional evaluations, and the trace says so.
+    given: a user's masks. learns: whether runs in which everything is computed go into the model's profile. Applied again, it
+    replaces what it attached before. A model of a class that is not known is forecast without regional evaluations, and the
+    trace says so.
     """
-    return _attached(model, HIGHLIGHT, MethodRequest(config, trace, node_id, given or UserMasks()))
+    return _attached(model, HIGHLIGHT, MethodRequest(config, trace, node_id, given or UserMasks(), learns))
 
 
 def attach_merging(model: ModelPatcher, config: SDTMConfig, trace: Trace, node_id: str = "") -> ModelPatcher:
@@ -132,6 +137,9 @@ class _OuterSample:
         noise_mask = args[0] if args else kwargs.get("denoise_mask")
         masks = replace(masks, noise=changing(guider, sampler, noise_mask, run.shape))
         state = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods, tuple(noise.shape)))
+        learner = None
+        if any(own.learns for own in self.requests.values()):
+            learner = state.learner = Learner(guider, sampler, sigmas, run, time_axis_of(guider.model_patcher))
         for own in self.requests.values():
             own.trace.runs.append(run)
         started = time.perf_counter()
@@ -149,6 +157,8 @@ class _OuterSample:
             if handler is not None:
                 guider.model_options[CONTEXT_HANDLER] = handler
             state.engine.settle()
+            if learner:
+                run.learnt = learner.keep()
             run.seconds = time.perf_counter() - started
             if state.live:
                 state.live.close()

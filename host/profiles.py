@@ -49,6 +49,11 @@ def kept_profile(path: Path) -> Profile | None:
     return _read(path, path.stat().st_mtime_ns) if path.exists() else None
 
 
+def begun(model: ModelPatcher, path: Path, axis: TimeAxis) -> Profile:
+    """The model's profile that is kept at `path`, or one without runs. Raises ProfileError for a file that cannot be read."""
+    return kept_profile(path) or Profile((), axis, type(model.model).__name__)
+
+
 @lru_cache(maxsize=8)
 def _read(path: Path, changed: int) -> Profile:
     return read_profile(path)

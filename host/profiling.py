@@ -22,7 +22,7 @@ from ..engine.prediction.forecast import prediction_type
 from ..engine.profile import Profile, Recorder, write_profile
 from ..engine.tuning import PATH_WARMUP
 from .attach import detached
-from .profiles import kept_profile, path_of
+from .profiles import begun, path_of
 from .run import time_axis_of
 from .sampler import sampler_response
 
@@ -69,11 +69,6 @@ def _recorded(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     return clone
 
 
-def begun(model: ModelPatcher, path: Path) -> Profile:
-    """The model's profile that is kept at `path`, or one without runs. Raises ProfileError for a file that cannot be read."""
-    return kept_profile(path) or Profile((), time_axis_of(model), type(model.model).__name__)
-
-
 def with_picture(profile: Profile, model: ModelPatcher, cfg: float, sample: Callable[[ModelPatcher], object]) -> Profile:
     """The profile with one more dense run. sample: samples a MODEL at this CFG."""
     recorder = Recorder((cfg, 1 - cfg))
@@ -84,7 +79,7 @@ def with_picture(profile: Profile, model: ModelPatcher, cfg: float, sample: Call
 def make_profile(model: ModelPatcher, pictures: Pictures, path: Path) -> Profile:
     """Sample pictures densely and add them to the model's profile, which is kept at `path`, after each of them, so that an
     interrupt loses only the one under way. Returns the profile. Raises ProfileError for a file that cannot be read."""
-    profile = begun(model, path)
+    profile = begun(model, path, time_axis_of(model))
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = len(pictures.sigmas) - 1
     bar = comfy.utils.ProgressBar(pictures.count * steps)

@@ -35,6 +35,7 @@ from . import ip_adapter
 from .call import ModelCall
 from .context_windows import IN_USE, WINDOW, in_windows
 from .control import Crop, RecordedControl, Residuals, active_net, chain, in_effect, nets_at, reuses, without_nets
+from .learning import Learner
 from .live import Live
 from .profiles import profile_of
 from .references import REFERENCES, is_reference_cache, reference_latents
@@ -117,6 +118,7 @@ class ModelRun:
         self.no_regions: str | None = None  # why this model cannot be, although its tokens can be merged
         self.calls = 0
         self.live: Live | None = None
+        self.learner: Learner | None = None
         self.control = RecordedControl()
 
     @property
@@ -169,7 +171,10 @@ class ModelRun:
             options = {**model_options, "transformer_options": carried}
             return executor(model, without_nets(conds, sigma) if reused else conds, x_in, timestep, options)
 
-        return self.engine.evaluate(request, compute, ran_out)
+        outputs = self.engine.evaluate(request, compute, ran_out)
+        if self.learner:
+            self.learner.add(x_in, outputs, sigma)
+        return outputs
 
     def _request(self, conds, x_in: Tensor, sigma: float, model_options: dict) -> Request:
         """What is asked for, and what else is at work: some things rule out regions, some rule out saving anything."""

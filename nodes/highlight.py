@@ -125,6 +125,11 @@ class HighlightDiffusion(io.ComfyNode):
                     tooltip="Least signal-to-noise ratio to the unaccelerated latent, in decibels, to be expected, with as "
                     "few evaluations computed in full as that takes. 0 for no limit.",
                 ),
+                io.Boolean.Input(
+                    "learn", default=False, optional=True, extra_dict=ADVANCED,
+                    tooltip="Adds runs in which every step is computed, as with enabled off, to this model's own profile, as "
+                    "Profile a Model does, at no cost. The report says what became of each run.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, sampling with Highlight Diffusion."),
@@ -148,7 +153,7 @@ class HighlightDiffusion(io.ComfyNode):
         start_percent: float, end_percent: float, threshold: float, halo: int, levels: int, max_area: float,
         forecast: ForecastOf, mask: io.Mask.Type | None = None, protect: io.Mask.Type | None = None,
         memory: Memory = "device", control: Control = "auto", shallow: When = "auto",
-        speed: float = 0.0, fidelity: float = 0.0,
+        speed: float = 0.0, fidelity: float = 0.0, learn: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         config = HighlightConfig(
             pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
@@ -158,4 +163,4 @@ class HighlightDiffusion(io.ComfyNode):
         )  # fmt: skip
         trace = Trace()
         node_id = str(getattr(cls.hidden, "unique_id", None) or "")
-        return io.NodeOutput(attach(model, config, trace, node_id, UserMasks(mask, protect)), trace)
+        return io.NodeOutput(attach(model, config, trace, node_id, UserMasks(mask, protect), learn), trace)

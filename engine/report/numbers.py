@@ -22,7 +22,8 @@ class Report(TypedDict):
     """`ratio`: how many times longer the run would have taken dense; None, as `dense_seconds`, where nothing tells.
     `planned` counts what the plan wanted, `evaluations` what was done. `not_finite` names the first evaluation that was
     not, and is empty where all were. `expected_error` is the plan's, in decibels, None where that is not known. `idle` says why
-    nothing was saved; None where something was. `limits`: what cannot be saved on this model, and why."""
+    nothing was saved; None where something was. `limits`: what cannot be saved on this model, and why. `learnt`: what
+    became of the run in the model's profile, empty where none was asked for."""
 
     sampler: str
     shape: list[int]
@@ -42,6 +43,7 @@ class Report(TypedDict):
     fallbacks: list[Fallback]
     idle: str | None
     limits: list[str]
+    learnt: str
 
 
 def estimate_dense(run: RunRecord) -> tuple[float | None, str]:
@@ -82,7 +84,7 @@ def report(run: RunRecord) -> Report:
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
         highlight=run.highlight_reason, not_finite=run.not_finite_in_words,
         expected_error=None if run.expected_error is None else round(run.expected_error, 2), fallbacks=fallbacks(run),
-        idle=_idle(run), limits=list(run.limits),
+        idle=_idle(run), limits=list(run.limits), learnt=run.learnt,
     )  # fmt: skip
 
 
@@ -118,6 +120,8 @@ def as_text(told: Report) -> str:
     lines.append(f"region: {told['highlight']}")
     if told["expected_error"] is not None:
         lines.append(f"expected signal-to-noise ratio to the dense run: {told['expected_error']:.1f} dB")
+    if told["learnt"]:
+        lines.append(told["learnt"])
     if told["not_finite"]:
         lines.append(f"{told['not_finite']}: nothing was saved after it")
     lines += [f"fall-back, {f['count']} times {f['kind']} instead of {f['planned']}: {f['reason']}" for f in told["fallbacks"]]
@@ -129,5 +133,5 @@ def as_line(run: RunRecord) -> str:
     dense, _ = estimate_dense(run)
     ratio = f", about {dense / run.seconds:.2f} times faster than dense" if dense else ""
     fallen = sum(f["count"] for f in fallbacks(run))
-    told = "".join(f"; {limit}" for limit in run.limits)
+    told = "".join(f"; {limit}" for limit in (*run.limits, run.learnt) if limit)
     return f"{run.summary()}{ratio}{f'; {fallen} fall-backs' if fallen else ''}{told}"
