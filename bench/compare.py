@@ -334,7 +334,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--clip-type", default="stable_diffusion", help="as Load CLIP has it")
     own.add_argument("--vae", type=Path)
     own.add_argument("--workflow", type=Path, help="a workflow with one sampler node, saved, or exported for the API")
-    own.add_argument("--no-profile", action="store_true", help="plan by the bundled profile, instead of making the model's own")
+    own.add_argument("--no-profile", action="store_true", help="do not make the model's own profile where it has none")
     made.add_argument("--size", type=int, help="of the pictures, in pixels; 256 for the demo models, 512 for others")
     made.add_argument("--prompts", type=Path, help="your own prompts: one a line, '# name' before a class of them")
     made.add_argument("--limit", type=int, default=48, help="at most this many prompts, or of each class of a file")

@@ -29,7 +29,8 @@ class HighlightDiffusion(io.ComfyNode):
             display_name="Highlight Diffusion",
             category=CATEGORY,
             description="Samples faster without retraining: after a dense warm-up only some evaluations are computed in "
-            "full; in between, predictions are forecast and the region the prompt looks at is computed to correct them.",
+            "full; in between, predictions are forecast, and where that pays the region the prompt looks at is computed to "
+            "correct them.",
             **aliases("accelerate", "speed up", "cache", "skip steps", "region"),
             inputs=[
                 io.Model.Input(
@@ -63,7 +64,8 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "pace", default=0.0, min=0.0, max=100.0, step=0.1, extra_dict=ADVANCED,
-                    tooltip="How many average steps of the schedule a dense evaluation serves. 0 leaves it to the preset.",
+                    tooltip="How many average steps of the schedule a dense evaluation serves, at least 1. 0 leaves it to the "
+                    "preset.",
                 ),
                 io.Int.Input(
                     "warmup", default=0, min=0, max=100, extra_dict=ADVANCED,
@@ -113,7 +115,7 @@ class HighlightDiffusion(io.ComfyNode):
                 io.Combo.Input(
                     "shallow", options=list(WHENS), default="auto", optional=True, extra_dict=ADVANCED,
                     tooltip="On UNets, fill gaps with evaluations of the outermost blocks instead of forecasts. auto: in short "
-                    "schedules, where that was measured to be worth its cost.",
+                    "schedules at a high pace, and under samplers that add noise.",
                 ),
                 io.Float.Input(
                     "speed", default=0.0, min=0.0, max=20.0, step=0.1, optional=True, extra_dict=ADVANCED,

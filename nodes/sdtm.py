@@ -47,7 +47,8 @@ class HighlightSDTM(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "protect_steps", default=-1, min=-1, max=100, extra_dict=ADVANCED,
-                    tooltip="One evaluation of so many is computed whole; 0 for none. -1 leaves it to the preset.",
+                    tooltip="One evaluation of so many is computed whole, 2 or more; 0 for none, which needs mcw 1. -1 leaves "
+                    "it to the preset.",
                 ),
                 io.String.Input(
                     "protect_blocks", default="", extra_dict=ADVANCED,

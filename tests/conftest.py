@@ -34,7 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-schema", action="store_true", help="write the nodes' schema as the one to be kept")
     parser.addoption("--update-models", action="store_true", help="write the tables of docs/models.md from what was run")
     parser.addoption("--full-size", action="store_true", help="run the workflows that need encoders of the published size")
-    parser.addoption("--cases", type=int, default=80, help="how many cases the fuzzing tries")
+    parser.addoption(
+        "--cases",
+        type=int,
+        help="how many cases the fuzzing tries, others in every run; 80 that are always the same without it",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 
 from . import fuzz, tiny
 
+CASES = 80  # without --cases
+
 pytestmark = pytest.mark.beside
 
 
@@ -89,9 +91,11 @@ def outcomes(summary):
 
 
 def test_a_finite_picture_or_a_clear_error_and_the_model_as_it_was(outcomes, request):
+    wanted = request.config.getoption("--cases")
+
     @settings(
-        max_examples=request.config.getoption("--cases"), deadline=None, database=None, print_blob=True,
-        derandomize=request.config.getoption("--cases") == 300, suppress_health_check=list(HealthCheck),
+        max_examples=wanted or CASES, deadline=None, database=None, print_blob=True, derandomize=wanted is None,
+        suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=fuzz.cases())
     def check(case: fuzz.Case) -> None:

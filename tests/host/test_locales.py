@@ -32,3 +32,11 @@ def test_every_node_has_a_help_page_in_every_language(pack):
         assert (pack / "js" / "docs" / f"{name}.md").is_file(), name
         for language in set(locales.languages()) - {"en"}:
             assert (pack / "js" / "docs" / name / f"{language}.md").is_file(), f"{name}, {language}"
+
+
+def test_help_pages_explain_every_input(pack):
+    for name, texts in locales.of_nodes().items():
+        for page in (pack / "js" / "docs" / f"{name}.md", *sorted((pack / "js" / "docs" / name).glob("*.md"))):
+            rows = re.findall(r"^\| ([\w,、 /]+?) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+            explained = {own for row in rows for own in re.split(r", |、| / ", row)}
+            assert set(texts["inputs"]) <= explained, f"{page}: {sorted(set(texts['inputs']) - explained)}"

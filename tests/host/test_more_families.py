@@ -49,7 +49,10 @@ def test_every_family_has_been_run():
     makers = [*tiny.TRANSFORMERS.values(), *MODELS.values()]
     families = [family_of(make().patcher) for make in makers]
     there = {family.title for family in FAMILIES if any(is_there(path) for path in family.network)}
-    assert {family.title for family in families if family} == there - ({"HunyuanVideo"} if OLD else set())
+    run = {family.title for family in families if family}
+    assert run == there - ({"HunyuanVideo"} if OLD else set()), (
+        "name a class of each family in NAMES, and its maker in classes.py"
+    )
 
 
 def is_there(path: str) -> bool:
