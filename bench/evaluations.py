@@ -160,7 +160,7 @@ class DensePath:
         context = DenseContext(highlight=self.highlight, heatmap=self.heatmap) if attended else DenseContext()
 
         def task_at(at: int) -> MergeJob | None:
-            state.after_dense(self.run[at - 1].outputs)
+            state.after_dense(self.run[at - 1].outputs[0])
             return state.before_dense(Evaluation(at, at, self.run[at].sigma, "dense", "", 1.0), context)
 
         def do(at: int, task: MergeJob | None) -> list[Tensor]:

@@ -55,7 +55,7 @@ def matched(grid: TokenGrid, parts: int, stage: str, device: torch.device) -> Ca
     latent = torch.randn(1, 16, *grid.frame, device=device)
 
     def match() -> MergingRun:
-        state.after_dense([latent])
+        state.after_dense(latent)
         state.before_dense(Evaluation(0, 10, state.sigmas[10], "dense", "", 1.0), DenseContext())
         return state
 

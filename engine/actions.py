@@ -94,7 +94,7 @@ class Regional:
         forecasts = state.forecasts.predict(evaluation.index, request.x, request.sigma)
         computed = compute(Job(evaluation, compute=tuple(state.region.caches)))
         state.finite.see(evaluation, request.x, *forecasts, *computed)
-        pasted, error = state.forecasts.paste(request.x, forecasts, computed, evaluation.boxes)
+        pasted, error = state.forecasts.paste(request.x, forecasts, computed, evaluation.boxes, request.absent)
         received = state.finite.told([error])
         if received is None:
             state.begin_anew()
@@ -137,6 +137,7 @@ class Dense:
         state.region.take_up_coming()
         record = self._recorded(state, request, evaluation)
         tasks, capture = self._tasks(state, request, evaluation, bool(record))
+        state.capturing = capture is not None
         outputs = compute(Job(evaluation, record, capture=capture, tasks=tasks))
         for cache in state.caches:
             cache.end()
@@ -144,8 +145,8 @@ class Dense:
         if request.dense_because:
             return list(outputs)
         for method in state.methods:
-            method.after_dense([state.picture(output) for output in outputs])
-        errors = state.forecasts.errors(request.x, outputs, request.sigma) if state.plan.adaptive else []
+            method.after_dense(state.picture(outputs[request.prompt_branch]))
+        errors = state.forecasts.errors(request.x, outputs, request.sigma, request.absent) if state.plan.adaptive else []
         answers = state.forecasts.add_dense(evaluation.index, request.x, outputs, request.sigma, finite)
         state.record.cache_bytes = max(state.record.cache_bytes, state.bytes)
         reading = None
@@ -170,7 +171,7 @@ class Dense:
     def _captures(self, state: RunState, request: Request, step: int) -> bool:
         """Whether attention is worth capturing: from the second step on, while a region is still to be computed, and a few
         times at least, so that there is a highlight to see."""
-        if not state.config.active or request.dense_because or step < 1 or not state.plan.saves_from(step):
+        if not state.config.active or request.dense_because or state.exhausted or step < 1 or not state.plan.saves_from(step):
             return False
         return state.plan.computes_region_from(step) or state.region.captures < CAPTURES
 

@@ -20,7 +20,8 @@ class Request:
     changes, what was predicted before is void. dense_because: why nothing may be saved, None where something may.
     no_parts_because: why no part of the frame may be computed by itself, and no tokens may be merged. no_regions_because: why
     the former may not be. prompt_branch: which of the predictions is that of the prompt. reference: a picture that the model is
-    given to edit, of the frame of what is sampled (1 or B, C, [F,] H, W) and on its scale; None where there is none.
+    given to edit, of the frame of what is sampled (1 or B, C, [F,] H, W) and on its scale; None where there is none. absent:
+    the branches that are not computed, whose predictions are zeros, as that of the negative prompt at CFG 1.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class Request:
     no_regions_because: str | None = None
     prompt_branch: int = 0
     reference: Tensor | None = None
+    absent: frozenset[int] = frozenset()
 
 
 class Task(Protocol):

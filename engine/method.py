@@ -51,8 +51,8 @@ class Method(Protocol):
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation's attention is to be captured where the method does not prevent it."""
 
-    def after_dense(self, outputs: list[Tensor]) -> None:
-        """Take up the predictions (B, C, ...) of a dense evaluation, one for each branch."""
+    def after_dense(self, prediction: Tensor) -> None:
+        """Take up the prediction (B, C, ...) of the prompt's branch, after a dense evaluation."""
 
     def forget(self) -> None:
         """Drop what was recorded."""

@@ -30,19 +30,21 @@ class SamplingRun:
     def evaluate(self, request: Request, compute: Compute, ran_out: RanOut = lambda error: False) -> list[Tensor]:
         """One evaluation from request to answer: the denoised images (B, C, ...) of all branches.
 
-        compute: does a job. ran_out: tells by an error whether memory ran out. Where it did beside what was recorded, that is
-        dropped, the evaluation is computed densely, and the rest of the run records nothing.
+        compute: does a job. ran_out: tells by an error whether memory ran out. Where it did beside what was recorded, or
+        while attention was captured, that is dropped, the evaluation is computed densely, and the rest of the run records and
+        captures nothing.
         """
         watch = Stopwatch(request.x.device)
         self.state.finite.settle()
         request = replace(request, dense_because=request.dense_because or self.state.finite.lost)
         action, reason, planned = self.decide(request)
         evaluation = self._note(request, action, reason, planned)
-        answers = None
+        answers, self.state.capturing = None, False
         try:
             answers = action(self.state, request, evaluation, compute)
         except RuntimeError as error:
-            if self.state.exhausted or not self.state.holds_recordings or not ran_out(error):
+            spares = self.state.holds_recordings or self.state.capturing
+            if self.state.exhausted or not spares or not ran_out(error):
                 raise
         if answers is None:  # not in the handler above, since the error's traceback keeps the tensors of the attempt
             self.state.do_without_recordings(evaluation)

@@ -27,7 +27,8 @@ class RunState:
     prompt looks. shallow: what shallow evaluations lack, None where a model has none. methods: what takes part in dense
     evaluations. signature: what was evaluated last. latent_kind: dtype and device of the latent that was asked about last.
     exhausted: how memory ran out, once it did. picture: gives the latent that the record is of, where several are sampled in
-    one tensor. finite: which evaluation first was not finite.
+    one tensor. finite: which evaluation first was not finite. capturing: whether the evaluation under way has its attention
+    captured, which takes memory for a moment.
     """
 
     config: HighlightConfig
@@ -42,6 +43,7 @@ class RunState:
     exhausted: str | None = None
     picture: Callable[[torch.Tensor], torch.Tensor] = lambda latent: latent  # noqa: E731
     finite: Finiteness = field(init=False)
+    capturing: bool = False
 
     def __post_init__(self) -> None:
         self.finite = Finiteness(self.record)
@@ -85,6 +87,8 @@ class RunState:
         """Memory ran out: drop what is recorded, record no more, and make a dense evaluation of the one under way."""
         computed = evaluation.kind in ("partial", "shallow")
         where = f"in a {evaluation.kind} evaluation" if computed else "beside what is recorded for partial ones"
+        if self.capturing and not self.holds_recordings:
+            where = "while the highlight was looked for"
         for method in (method for method in self.methods if method.bytes):
             where = f"beside what {method.held_as}"
             method.forget()

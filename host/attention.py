@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+import comfy.ldm.modules.attention
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from torch import Tensor
 
 from ..engine.region.heatmap import HeatmapAccumulator, TokenWeights, finest_levels, grid_of, token_maps
 
+TAKES_NO_MASKS = "attention_flash"  # by its name, since not every version of ComfyUI has it
 LAYERS = 3  # cross-attentions of a level that are listened to; more cost more and say the same
 
 Site = tuple[str, int, int]
+
+
+def takes_no_masks() -> bool:
+    """Whether the attention in use takes no mask: ComfyUI's of flash attention says so in a warning at every call with one, and
+    goes on with PyTorch's."""
+    return comfy.ldm.modules.attention.optimized_attention.__name__ == TAKES_NO_MASKS
+
+
+def with_masks(function: Callable, *args, **kwargs) -> Tensor:
+    """An attention override that takes PyTorch's attention for calls with a mask, and `function` for all others."""
+    return (function if kwargs.get("mask") is None else attention_pytorch)(*args, **kwargs)
 
 
 def cross_attention_sites(unet: UNetModel) -> list[Site]:

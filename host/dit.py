@@ -22,6 +22,7 @@ from ..engine.partial.token_gather import TokenGather
 from ..engine.partial.token_subset import TokenGrid, subsets_of
 from ..engine.partial.transformer import Transformer, compute_subsets, record_subsets
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
+from .attention import takes_no_masks, with_masks
 from .call import ATTENTION_OVERRIDE, ModelCall
 from .context_windows import FRAMES, frames_of, over_frames
 from .control import Crop, Residuals, mapped
@@ -55,7 +56,7 @@ class DiTCall:
 
     @property
     def previous(self) -> Function | None:
-        return self.call.options.get(ATTENTION_OVERRIDE)
+        return self.call.options.get(ATTENTION_OVERRIDE) or (with_masks if takes_no_masks() else None)
 
     def of_image(self, rows: ImageRows) -> DiTCall:
         if rows.images == 1:
@@ -222,7 +223,7 @@ class DiTRun(ModelRun):
     def _capture(self, accumulator: HeatmapAccumulator | None, call: ModelCall, grid: TokenGrid) -> Capture | None:
         """What adds how much the image's tokens look at the text's to an accumulator, in a few blocks; None where nothing is
         wanted. Where another node attends with a part of the batch, as normalised attention guidance does, nothing is added."""
-        rows = self.positive_rows(call.options)
+        rows = self.positive_rows(call)
         if accumulator is None or not rows:
             return None
         captured, streams = set(chosen(self.transformer.blocks, CAPTURED_BLOCKS)), len(call.keys)

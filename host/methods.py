@@ -49,7 +49,7 @@ class LeftOut:
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
         return False
 
-    def after_dense(self, outputs: list[Tensor]) -> None:
+    def after_dense(self, prediction: Tensor) -> None:
         """Nothing is learnt."""
 
     def forget(self) -> None:

@@ -187,6 +187,7 @@ class ModelRun:
             x_in, sigma, (_signature(conds, x_in, sigma), adapters), self._dense_because(x_in, model_options),
             self.no_parts or self._unseen_because(model_options) or self._beside(conds, sigma, model_options),
             self.no_regions, branch, self._reference(conds[branch], x_in),
+            frozenset(i for i, group in enumerate(conds) if group is None),
         )  # fmt: skip
 
     def _reference(self, group: list | None, x_in: Tensor) -> Tensor | None:
@@ -243,10 +244,14 @@ class ModelRun:
 
     # -- conds ---------------------------------------------------------------------------------------------------
 
-    def positive_rows(self, options: dict) -> list[tuple[int, Any, TokenWeights | None]]:
+    def positive_rows(self, call: ModelCall) -> list[tuple[int, Any, TokenWeights | None]]:
         """(row of the call, cond, its words) for the positive conds of a call."""
-        keys = zip(options["uuids"], options["cond_or_uncond"], strict=True)
-        return [(i, uuid, self.words.get(uuid)) for i, (uuid, index) in enumerate(keys) if self._is_positive(uuid, index)]
+        keys = enumerate(zip(call.options["uuids"], call.options["cond_or_uncond"], strict=True))
+        return [(i, uuid, self._words_in(call, uuid)) for i, (uuid, index) in keys if self._is_positive(uuid, index)]
+
+    def _words_in(self, call: ModelCall, uuid: Any) -> TokenWeights | None:
+        weights = self.words.get(uuid)
+        return weights and call.c_crossattn is not None and weights.repeated(call.c_crossattn.shape[1]) or weights
 
     def _is_positive(self, uuid, index: int) -> bool:
         """Whether a cond is a positive one: by the guider's own name for it, else by the order of CFGGuider."""

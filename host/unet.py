@@ -75,7 +75,7 @@ class UNetRun(ModelRun):
 
     def _captured(self, job: Job, call: ModelCall) -> ModelCall:
         """The call with its cross-attention captured, where that is wanted."""
-        rows = self.positive_rows(call.options)
+        rows = self.positive_rows(call)
         if job.capture is None or not rows or tuple(call.x.shape[-2:]) != self.frame:
             return call
         tap = HeatmapTap(job.capture, self.sites, rows, len(call.keys), self.frame)

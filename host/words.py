@@ -105,6 +105,8 @@ def weights_of(cond: dict) -> TokenWeights | None:
     Flux.2 fills its text up with zeros in front; those count nothing.
     """
     weights, text = cond.get(WORDS), cond.get("cross_attn")
+    if weights is not None and isinstance(text, torch.Tensor):
+        weights = weights.fitted(text.shape[1])  # nodes that lengthen a text keep what is known of its first part
     given = getattr(cond.get("model_conds", {}).get("c_crossattn"), "cond", None)
     if not isinstance(text, torch.Tensor) or not isinstance(given, torch.Tensor) or not text.ndim == given.ndim == 3:
         return weights

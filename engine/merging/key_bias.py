@@ -35,7 +35,7 @@ def prompt_weight(a_p: float, progress: float) -> float:
 
 
 class KeyBiasOverride(AttentionOverride):
-    """Adds log weights to the keys of the image's attention, by a mask, which every backend of attention takes.
+    """Adds log weights to the keys of the image's attention, by a mask.
 
     image_tokens: of a whole sequence. merge: what is merged in blocks other than `spared`, None where nothing is. bias: what is
     added. around, further: as `AttentionOverride` has them; what is looked at further keeps its weight.

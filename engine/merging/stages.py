@@ -168,10 +168,10 @@ class MergingRun:
         maps = self.matcher.shares((1.0 if attention else MLP_SHARE) * merged_blocks)
         evaluation.merged = maps.to("cpu", non_blocking=maps.is_cuda)  # nothing here waits for the device
 
-    def after_dense(self, outputs: list[Tensor]) -> None:
-        """Match by the patches of the first branch's prediction from now on."""
+    def after_dense(self, prediction: Tensor) -> None:
+        """Match by the patches of this prediction from now on."""
         if self.active:
-            self.matcher.learn(outputs[0])
+            self.matcher.learn(prediction)
 
     def forget(self) -> None:
         """Drop what was recorded: the conditioning changed, or something else came between."""

@@ -141,10 +141,12 @@ class Forecasts:
         """Forget everything."""
         self.branches, self.corrected = [], ()
 
-    def errors(self, x: Tensor, outputs: list[Tensor], sigma: float) -> list[Tensor]:
-        """How wrong the forecasts of computed outputs would have been, of each branch that has one."""
-        known = zip(self.branches, outputs, strict=False)
-        return [branch.error(x, denoised, sigma) for branch, denoised in known if branch.ready]
+    def errors(
+        self, x: Tensor, outputs: list[Tensor], sigma: float, absent: frozenset[int] = frozenset()
+    ) -> list[Tensor]:  # fmt: skip
+        """How wrong the forecasts of computed outputs would have been, of each branch that has one and is not `absent`."""
+        known = enumerate(zip(self.branches, outputs, strict=False))
+        return [own.error(x, denoised, sigma) for i, (own, denoised) in known if own.ready and i not in absent]
 
     def add_dense(self, index: int, x: Tensor, outputs: list[Tensor], sigma: float, finite: Tensor) -> list[Tensor]:
         """Take up a full evaluation of every branch; returns what to answer: the outputs themselves unless they are `finite`
@@ -172,20 +174,21 @@ class Forecasts:
         ]
 
     def paste(
-        self, x: Tensor, forecasts: list[Tensor], computed: list[Tensor], boxes: Boxes
+        self, x: Tensor, forecasts: list[Tensor], computed: list[Tensor], boxes: Boxes, absent: frozenset[int] = frozenset()
     ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
         """Put what was computed inside `boxes` into the forecasts of all branches.
 
-        computed: full-size tensors that are filled inside the boxes only. Returns the results, and rms(computed - forecast) /
-        rms(computed) of what is forecast inside the boxes, a scalar on the device.
+        computed: full-size tensors that are filled inside the boxes only. absent: branches that count for no error. Returns the
+        results, and rms(computed - forecast) / rms(computed) of what is forecast inside the boxes, a scalar on the device.
         """
         pasted, error, scale = [], torch.zeros((), device=x.device), torch.zeros((), device=x.device)
-        for predicted, fresh in zip(forecasts, computed, strict=True):
+        for i, (predicted, fresh) in enumerate(zip(forecasts, computed, strict=True)):
             result = predicted.clone()
             for box in inside(boxes):
-                error += (fresh[box] - predicted[box]).float().square().sum()
-                truth = x[box] - fresh[box] if self.prediction == "eps" else fresh[box]  # sigma cancels
-                scale += truth.float().square().sum()
+                if i not in absent:
+                    error += (fresh[box] - predicted[box]).float().square().sum()
+                    truth = x[box] - fresh[box] if self.prediction == "eps" else fresh[box]  # sigma cancels
+                    scale += truth.float().square().sum()
                 result[box] = fresh[box]
             pasted.append(result)
         return pasted, (error / scale.clamp(min=SMALLEST_SQUARE)).sqrt().detach()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .refinement import resized
 
+MOST_SCORES = 2**24  # of queries on keys in float32 at once; a video's have a hundred times as many, 64 MB a time
 MAX_SKEWNESS = 3.0  # beyond it a map is a speck, not a place
 
 
@@ -20,10 +21,12 @@ def token_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """
     batch, n, channels = q.shape
     q, k = q.detach(), k.detach()  # some samplers run outside no_grad
-    q = q.view(batch, n, heads, -1).transpose(1, 2).float()
-    k = k.view(batch, -1, heads, channels // heads).transpose(1, 2).float()
-    scores = (q @ k.transpose(-1, -2)) * (channels // heads) ** -0.5
-    return scores.softmax(-1).mean(1).transpose(1, 2)
+    q = q.view(batch, n, heads, -1).transpose(1, 2)
+    k = k.view(batch, -1, heads, channels // heads).transpose(1, 2)
+    at_once = max(1, MOST_SCORES // (batch * n * k.shape[2]))
+    parts = zip(q.split(at_once, dim=1), k.split(at_once, dim=1), strict=True)
+    sums = (((own.float() @ keys.float().mT) * (channels // heads) ** -0.5).softmax(-1).sum(1) for own, keys in parts)
+    return sum(sums, next(sums)).mT / heads
 
 
 def finest_levels(factors: Iterable[int]) -> tuple[int, ...]:
@@ -52,6 +55,20 @@ class TokenWeights:
     named: bool = False
     words: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
+    def repeated(self, tokens: int) -> TokenWeights:
+        """As a text of so many tokens has them, which a shorter prompt of a batch is repeated to fill."""
+        times, left = divmod(tokens, len(self.values))
+        return replace(self, values=self.values * times) if times > 1 and not left else self
+
+    def fitted(self, count: int) -> TokenWeights:
+        """As attention to so many tokens has them: what a model adds behind the text counts nothing, and what it does not look
+        at is left out."""
+        if len(self.values) == count:
+            return self
+        words = tuple((word, tuple(place for place in places if place < count)) for word, places in self.words)
+        values = (*self.values, *[0.0] * (count - len(self.values)))[:count]
+        return replace(self, values=values, words=tuple((word, places) for word, places in words if places))
+
 
 class HeatmapAccumulator:
     """Collects token maps of several layers on the finest of their grids, for each prompt apart.
@@ -71,6 +88,7 @@ class HeatmapAccumulator:
     def add(self, maps: Tensor, grid: tuple[int, int], prompt: Hashable = None, weights: TokenWeights | None = None) -> None:
         """maps (B, m, n) with n = grid[0] * grid[1]; those of coarser layers are resized to the finest grid."""
         maps = maps.unflatten(-1, grid)
+        weights = weights and weights.fitted(maps.shape[1])
         if (others := self.maps.get(prompt)) is not None:
             finest = max(grid, (others.shape[-2], others.shape[-1]))
             maps = resized(maps, finest) + resized(others, finest)
@@ -125,8 +143,8 @@ def combine(maps: Tensor, weights: TokenWeights | None = None) -> Tensor:
 
 def _without_start(maps: Tensor, weights: TokenWeights | None) -> tuple[Tensor, Tensor]:
     """The maps (B, m, h, w) of all tokens but the start token, where there are others, and what each counts, (m, 1, 1)."""
-    given = maps.new_ones(maps.shape[1]) if weights is None else maps.new_tensor(weights.values)
-    given = given.repeat(maps.shape[1] // len(given))[:, None, None]  # a shorter prompt of a batch is repeated
+    given = maps.new_ones(maps.shape[1]) if weights is None else maps.new_tensor(weights.fitted(maps.shape[1]).values)
+    given = given[:, None, None]
     return (maps[:, 1:], given[1:]) if maps.shape[1] > 1 else (maps, given)
 
 

@@ -12,6 +12,7 @@ from ..tuning import AUTOMATIC_THRESHOLD, GUIDE_EPSILON, GUIDE_RADIUS, LOST_SHAR
 
 MOST_PATCHES = 100
 MOST_CHANNELS = 16  # of the guide, those that vary most; every cell takes the inverse of a matrix of that many
+LACKING = ("mps",)  # devices that have no `cholesky_solve`; torch 2.11
 COARSE = 32  # cells of the shorter side on which the filter's coefficients are found (He and Sun, "Fast Guided Filter", 2015)
 
 
@@ -23,6 +24,8 @@ def guided_filter(heat: Tensor, guide: Tensor) -> Tensor:
     here is the denoised latent: what is one object in it gets one heat, and an edge in it is an edge of the heat. The
     neighbourhood reaches `GUIDE_RADIUS` of the frame's shorter side, since attention is much coarser than the picture.
     """
+    if guide.device.type in LACKING:
+        return guided_filter(heat.cpu(), guide.cpu()).to(heat.device)
     size = (guide.shape[-2], guide.shape[-1])
     guide = guide.float() - guide.float().mean(dim=(-2, -1), keepdim=True)
     if guide.shape[1] > MOST_CHANNELS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import takewhile
 
 from PIL import Image
 from torch import Tensor
@@ -66,7 +67,7 @@ class Messages:
             "expected": len(run.sigmas) - 1, "words": list(run.words), "started": run.started, "note": run.highlight_reason,
             "cells": [cell(e) for e in fresh],
         }  # fmt: skip
-        self._add_maps(message, evaluations)
+        self._add_maps(message, evaluations, done)
         self._add_pictures(message, evaluations)
         if done:
             message["done"] = {
@@ -75,8 +76,12 @@ class Messages:
             }  # fmt: skip
         return message
 
-    def _add_maps(self, message: dict, evaluations: list[Evaluation]) -> None:
+    def _add_maps(self, message: dict, evaluations: list[Evaluation], done: bool) -> None:
+        """A merge map may still be on its way from a GPU, but not where a picture of that evaluation, or of a later one, is
+        there, or the run has ended."""
+        drawn = max((e.index for e in evaluations if e.picture is not None), default=-1)
         news = [e for e in evaluations if e.index > self._maps_told and (e.heatmap is not None or e.merged is not None)]
+        news = list(takewhile(lambda e: done or e.merged is None or e.index <= drawn, news))
         if not news:
             return
         self._maps_told = news[-1].index

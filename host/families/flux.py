@@ -11,6 +11,8 @@ def gather_inputs(block, args, kwargs, gather: Gather):
     else:
         args[0] = gather.tokens(args[0])
     kwargs["pe"] = gather.positions(kwargs["pe"], 2)
+    if kwargs.get("attn_mask") is not None:
+        kwargs["attn_mask"] = gather.mask(kwargs["attn_mask"])
     return args, kwargs
 
 

@@ -154,6 +154,26 @@ def test_memory_that_runs_out_in_a_part_is_dense_once_and_then_forecast():
     assert f"forecast only: {words}" in reasons(run)
 
 
+@pytest.mark.parametrize("config", [HighlightConfig(correct="never"), PARTS], ids=["listening alone", "recording too"])
+def test_bug_memory_that_runs_out_while_attention_is_captured_stopped_the_run(config):
+    run = start(config, masks=UserMasks())
+    model = Model(fails=lambda job: job.capture is not None)
+    sample(run, model, ran_out=lambda error: "memory" in str(error))
+    assert sum(reason.startswith("memory ran out") for reason in reasons(run)) == 1, reasons(run)
+    assert sum(job.capture is not None for job in model.jobs) == 1, "what takes the memory is not tried again"
+    assert "s" in kinds(run), "and forecasts go on"
+
+
+def test_bug_methods_learnt_from_a_branch_that_is_not_computed():
+    """A guider may give the prompt another place than the first, beside branches whose predictions are zeros."""
+    method, model = Counting(silent=False), Model()
+    run = start(methods=(method,))
+    for sigma in SIGMAS[:-1]:
+        request = Request(torch.zeros(1, 1, *SIZE), sigma, prompt_branch=1, absent=frozenset({0}))
+        run.evaluate(request, lambda job: [torch.zeros(1, 1, *SIZE), model(job)[1]])
+    assert method.learnt and all(own.min() == COMPUTED for own in method.learnt)
+
+
 def test_another_error_is_raised():
     run, model = start(), Model(fails=lambda job: bool(job.compute))
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -179,6 +199,7 @@ class Counting:
     def __init__(self, silent: bool):
         self.silent = silent
         self.contexts: list[DenseContext] = []
+        self.learnt: list[torch.Tensor] = []
         self.outputs = self.forgotten = 0
 
     def before_dense(self, evaluation: Evaluation, context: DenseContext):
@@ -188,8 +209,9 @@ class Counting:
     def wants_heatmap(self, evaluation: Evaluation) -> bool:
         return True
 
-    def after_dense(self, outputs) -> None:
+    def after_dense(self, prediction) -> None:
         self.outputs += 1
+        self.learnt.append(prediction)
 
     def forget(self) -> None:
         self.forgotten += 1

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from highlight_diffusion.engine.extrapolation import extrapolation_ratio
-from highlight_diffusion.engine.prediction.forecast import Forecast
+from highlight_diffusion.engine.prediction.forecast import Forecast, Forecasts
+from highlight_diffusion.engine.time_axis import DIFFUSION
 from highlight_diffusion.engine.tuning import DAMPING
 
 
@@ -23,6 +24,21 @@ def test_undamped_linear_predictions_are_forecast_exactly(prediction, monkeypatc
     for index, sigma in enumerate((8.0, 4.0)):
         forecast.add_dense(index, x, denoised(sigma), sigma)
     assert torch.allclose(forecast.predict(2, x, 2.5), denoised(2.5), atol=1e-4)
+
+
+def test_bug_at_cfg_1_the_branch_that_is_not_computed_counted_for_the_error():
+    """Its prediction is zeros, whose forecast is exact: adaptive gaps went by half of the error."""
+    forecasts, x = Forecasts("x0", None, DIFFUSION), torch.zeros(1, 1, 4, 4)
+    finite = torch.tensor(True)
+    for index, sigma in enumerate((8.0, 4.0)):
+        forecasts.add_dense(index, x, [line(sigma), torch.zeros_like(x)], sigma, finite)
+    outputs = [2 * line(3.0), torch.zeros_like(x)]
+    both, prompt = forecasts.errors(x, outputs, 3.0), forecasts.errors(x, outputs, 3.0, frozenset({1}))
+    assert len(both) == 2 and len(prompt) == 1 and prompt[0] == both[0] > both[1] == 0
+    boxes, computed = (((0, 4, 0, 4),),), [line(3.0) + 1, torch.ones_like(x)]
+    (pasted, _), error = forecasts.paste(x, [line(3.0), torch.zeros_like(x)], computed, boxes, frozenset({1}))
+    alone = forecasts.paste(x, [line(3.0)], computed[:1], boxes)[1]
+    assert error == alone and torch.equal(pasted, computed[0])
 
 
 def test_two_points_are_needed_and_only_two_are_kept():

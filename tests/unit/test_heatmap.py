@@ -1,8 +1,18 @@
 """Token maps to heatmaps: which tokens count, and how much."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from highlight_diffusion.engine.region.heatmap import HeatmapAccumulator, TokenWeights, combine, grid_of, prominence
+from highlight_diffusion.engine.region import heatmap
+from highlight_diffusion.engine.region.heatmap import (
+    HeatmapAccumulator,
+    TokenWeights,
+    combine,
+    grid_of,
+    prominence,
+    token_maps,
+)
 
 
 def maps(*spots: tuple[int, int] | None, size: int = 8) -> torch.Tensor:
@@ -42,7 +52,31 @@ def test_weights_repeat_with_a_prompt_that_was_repeated():
     once = maps((1, 1), (6, 6))
     twice = torch.cat([once, once], dim=1)
     second = TokenWeights((0.0, 0.0, 1.0), named=True)
-    assert torch.equal(combine(twice, second), combine(once, second))
+    assert torch.equal(combine(twice, second.repeated(6)), combine(once, second))
+    assert second.repeated(3) is second and second.repeated(7) is second, "a text is repeated a whole number of times"
+
+
+def test_bug_weights_of_another_length_than_the_text_that_is_attended():
+    """HunyuanDiT adds T5's tokens behind CLIP's, Mochi looks at the first of them alone: both failed with Highlight Words."""
+    seen, weights = maps((1, 1), (6, 6)), TokenWeights((0.0, 1.0), named=True, words=(("a", (1,)), ("b", (4,))))
+    assert peak(combine(seen, weights)) == (1, 1)
+    longer = weights.fitted(7)
+    assert longer.values == (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0) and longer.words == weights.words
+    assert TokenWeights((0.0, 1.0, 1.0, 1.0), words=(("a", (1,)), ("b", (3,)))).fitted(2).words == (("a", (1,)),)
+    accumulator = HeatmapAccumulator()
+    accumulator.add(seen.flatten(2), (8, 8), "prompt", replace(weights, words=(("a", (1,)), ("b", (5,)))))
+    assert set(accumulator.words()) == {"a"} and peak(accumulator.heatmap()) == (1, 1)
+
+
+@pytest.mark.parametrize("most", [1, 5 * 16 * 3, 2**24])
+def test_bug_a_long_video_ran_out_of_memory_where_it_was_only_listened_to(most, monkeypatch):
+    """The scores of all heads at once were 2.7 GB for Wan at 480p: now those of a few heads are, and the maps are the same."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 16, 24, generator=generator), torch.randn(1, 5, 24, generator=generator)
+    monkeypatch.setattr(heatmap, "MOST_SCORES", most)
+    found = token_maps(q, k, 6)
+    heads = [(own @ keys.mT * 0.5).softmax(-1) for own, keys in zip(q.split(4, -1), k.split(4, -1), strict=True)]
+    assert found.shape == (1, 5, 16) and torch.allclose(found, (sum(heads) / 6).mT, atol=1e-6)
 
 
 def test_prompts_of_other_lengths_count_alike_and_named_ones_alone():

@@ -74,6 +74,19 @@ def test_a_merge_map_is_told_where_there_is_one():
     assert list(told["merged"]) == [1] and told["merged"][1]["shape"] == [2, 8, 12]
 
 
+def test_bug_a_merge_map_on_its_way_from_a_gpu_was_told():
+    """Its copy is there when that of the same evaluation's picture is, which is made later, or when the run ends."""
+    run = run_of(5)
+    run.evaluations[3].merged = torch.rand(2, 8, 12)
+    drawn, run.evaluations[3].picture, run.evaluations[4].picture = run.evaluations[3].picture, None, None
+    messages = Messages(run)
+    assert "merged" not in messages.next()
+    run.evaluations[3].picture = drawn
+    assert list(messages.next()["merged"]) == [3] and "merged" not in messages.next(done=True)
+    run.evaluations[3].picture = None
+    assert list(Messages(run).next(done=True)["merged"]) == [3]
+
+
 def test_the_frontends_functions_pass_under_node(pack, tmp_path):
     node = shutil.which("node")
     if node is None:

@@ -127,6 +127,27 @@ def test_pictures_of_a_batch_and_frames_of_a_video_are_refined_by_themselves():
     assert refined_by(maps[:1], one_of_four).shape == (1, 1, 32, 32)
 
 
+def test_bug_on_apple_silicon_the_first_heatmap_stopped_the_run(monkeypatch):
+    """MPS has no `cholesky_solve`: there the filter, of a few thousand cells, runs on the CPU."""
+
+    class Elsewhere(torch.Tensor):
+        """Says it is on MPS until it is taken to the CPU."""
+
+        @property
+        def device(self):
+            return torch.device("mps")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    maps, latent = torch.rand(1, 2, 8, 8), torch.randn(1, 4, 16, 16)
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    apart = guided_filter(maps.as_subclass(Elsewhere), latent.as_subclass(Elsewhere))
+    monkeypatch.undo()
+    assert moved == [torch.device("mps")] and torch.equal(apart, guided_filter(maps, latent))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (67, 1), (135, 240)])
 def test_frames_of_any_shape_are_refined(size):
     refined = refined_by(torch.rand(1, 2, max(1, size[0] // 2), max(1, size[1] // 2)), torch.randn(1, 4, *size))

@@ -31,7 +31,7 @@ def step(merging: MergingRun, index: int, **known) -> tuple[Evaluation, MergeJob
     evaluation = Evaluation(index, index, SIGMAS[index], "dense", "off", 1.0)
     job = merging.before_dense(evaluation, DenseContext(alone=True, **known))
     images = merging.matcher.images
-    merging.after_dense([torch.randn(len(images), 4, *merging.matcher.grid.frame, generator=torch.Generator().manual_seed(1))])
+    merging.after_dense(torch.randn(len(images), 4, *merging.matcher.grid.frame, generator=torch.Generator().manual_seed(1)))
     record(job)
     return evaluation, job
 
@@ -144,11 +144,11 @@ def test_what_is_attended_is_never_merged():
 def test_a_threshold_leaves_unlike_tokens_alone():
     features = torch.randn(1, 4, 16, 16)
     merging = state(SDTMConfig(r=0.5, delta=0, mcw=1, protect_steps=0, threshold=0.9))
-    merging.after_dense([features])
+    merging.after_dense(features)
     assert merging.before_dense(Evaluation(0, 1, SIGMAS[1], "dense", "off", 1.0), DenseContext()) is None
     flat = features.clone()
     flat[..., :8] = 0.5
-    merging.after_dense([flat])
+    merging.after_dense(flat)
     merging.forget()
     job = merging.before_dense(Evaluation(0, 2, SIGMAS[2], "dense", "off", 1.0), DenseContext())
     shared = job.images[0].merge.shared().view(8, 8)
@@ -215,7 +215,7 @@ def by_plan(*wanted, own: bool = True) -> list[tuple[str, bool]]:
         evaluation = Evaluation(index, index, SIGMAS[index], "dense", "refresh", 1.0)
         job = merging.before_dense(evaluation, DenseContext(planned=planned))
         record(job)
-        merging.after_dense([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))])
+        merging.after_dense(torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)))
         done.append((evaluation.reason, merges(job)))
     return done
 
