@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .finite import number_or_none
 from .job import Compute, Job, Request, Task
-from .method import DenseContext
+from .method import DenseContext, Merging
 from .partial.cache import ActivationCache
 from .placement.plan import step_of
 from .region.heatmap import HeatmapAccumulator
@@ -201,17 +201,19 @@ class Dense:
         return DenseContext(
             alone=not state.config.enabled and as_planned,
             blocked_because=blocked,
-            exact_because=self._exact_because(state, evaluation, records),
+            exact_because=self._exact_because(state, evaluation, records, planned),
             highlight=state.record.highlight if state.config.active else None,
             heatmap=state.region.heatmap,
             planned=planned,
         )
 
-    def _exact_because(self, state: RunState, evaluation: Evaluation, records: bool) -> str | None:
+    def _exact_because(
+        self, state: RunState, evaluation: Evaluation, records: bool, planned: Merging | None
+    ) -> str | None:  # fmt: skip
         """Why methods have to leave an evaluation exact, or None."""
         if records:
             return "records the highlight's surroundings"
-        tail = state.config.active and state.plan.is_tail(evaluation.step)
+        tail = state.config.active and planned != "merge" and state.plan.is_tail(evaluation.step)
         return "one of the last steps, whose errors nothing mends" if tail else None
 
     def _measure(self, state: RunState, evaluation: Evaluation, reading: Reading | None, errors: list[Tensor]) -> None:

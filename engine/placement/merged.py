@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..tuning import MERGING_PACE
+from ..tuning import MERGING_PACE, PATH_WARMUP
 from .context import Context, PlannedStep
 from .path import forecast_in_few
 
 
 def merged_in_few(plan: Sequence[PlannedStep], context: Context) -> list[PlannedStep]:
-    """A plan in which some dense steps merge tokens, where a fast preset plans few steps: those that end a gap, with an exact
-    one before them, of which they remember what sets tokens apart, and a computed one after them, which mends what they get
-    wrong. What is computed last is the result itself and stays exact.
+    """A plan in which some dense steps merge tokens, where a preset plans few steps: under a fast one those that end a gap, and
+    where nothing is forecast those from the third step on. Each has an exact one before it, of which it remembers what sets
+    tokens apart, and a computed one after it, which mends what it gets wrong. What is computed last is the result itself and
+    stays exact.
     """
-    plan = list(plan)
-    if forecast_in_few(context) is None or context.pace < MERGING_PACE:
+    plan, forecast = list(plan), forecast_in_few(context)
+    if forecast is None or not context.config.active or forecast and context.pace < MERGING_PACE:
         return plan
+    # Where nothing is forecast: the steps that could be, of samplers whose errors end with a later computed step.
+    free = range(context.first + max(context.config.warmup, PATH_WARMUP), context.last + 1)
+    whole = free if not forecast and not any(context.renewed) and not context.traits.multiplies else ()
     dense, merged = [i for i, step in enumerate(plan) if step.kind == "dense"], -1
     for before, own, _ in zip(dense, dense[1:], dense[2:], strict=False):
-        if own - before > 1 and before != merged:
+        if (own - before > 1 or own in whole) and before != merged:
             plan[own], merged = replace(plan[own], merged=True), own
     return plan

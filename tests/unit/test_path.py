@@ -252,10 +252,11 @@ def test_without_speed_or_fidelity_nothing_is_said_of_a_path():
 
 def merged_steps(steps: int, pace: float, merges: bool = True, axis: TimeAxis = FLOW, unguided: bool = True, **config) -> str:
     """The plan of few steps where tokens can be merged: d dense, m merged, s skipped."""
-    errors, inpaints = errors_of(steps, axis), config.pop("inpaints", False)
+    errors, inpaints, sampler, last = errors_of(steps, axis), *(config.pop(*own) for own in (
+        ("inpaints", False), ("sampler", "euler"), ("last", None)))  # fmt: skip
     context = Context.of(
-        errors.sigmas, HighlightConfig(pace=pace, **config), axis=axis, errors=errors, unguided=unguided, inpaints=inpaints,
-        regional=False,
+        errors.sigmas, HighlightConfig(pace=pace, **config), sampler, axis=axis, errors=errors, unguided=unguided,
+        inpaints=inpaints, regional=False, last=last, renewed=[0.5] * (steps - 1) if sampler == "lcm" else (),
     )  # fmt: skip
     return "".join("m" if step.merged else step.kind[0] for step in Plan(context, merges).steps)
 
@@ -267,11 +268,21 @@ def test_in_few_unguided_steps_dense_ones_between_gaps_merge_and_nothing_else_ch
     assert plan.replace("m", "d") == merged_steps(steps, pace, merges=False)
     computed = plan.replace("s", "")
     assert "mm" not in computed and not computed.endswith("m") and not plan.startswith(("m", "dm"))
-    assert all(plan[i - 1] == "s" for i, letter in enumerate(plan) if letter == "m")
+    assert all(plan[i - 1] == "s" for i, letter in enumerate(plan) if letter == "m") or "s" not in plan
 
 
-def test_in_few_unguided_steps_the_fast_preset_merges():
+def test_in_few_unguided_steps_the_fast_preset_merges_and_of_four_the_quality_preset():
     assert [preset for preset, pace in PACES.items() if "m" in merged_steps(8, pace)] == ["fast"]
+    assert {preset: merged_steps(4, pace) for preset, pace in PACES.items()} == {
+        "quality": "ddmd", "balanced": "ddsd", "fast": "ddsd",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "own", [{"warmup": 3}, {"enabled": False}, {"interval": (1,)}, {"sampler": "lcm"}, {"sampler": "sa_solver"}, {"last": 1}]
+)
+def test_where_nothing_is_forecast_nothing_merges_in_what_has_to_be_dense(own):
+    assert merged_steps(4, PACES["quality"], **own) == "dddd"
 
 
 @pytest.mark.parametrize(
