@@ -115,9 +115,11 @@ class Shallow:
             return stale
         if why := state.exhausted or request.no_parts_because:
             return Fallback(FORECASTING, f"forecast only: {why}")
-        if state.shallow is None:
-            return Fallback(FORECASTING, "forecast only: only UNets have shallow evaluations")
-        return None if state.shallow.entries else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
+        return (
+            None
+            if state.shallow and state.shallow.entries
+            else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
+        )
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
         outputs = compute(Job(evaluation, compute=(state.shallow,)))

@@ -26,6 +26,7 @@ from .time_axis import DIFFUSION, FLOW, TimeAxis
 KIND, VERSION = "highlight diffusion profile", 1
 FEATURES = 64  # numbers that a prediction is projected to; differences of one run are then right within about 9%
 LARGEST = 256 * 1024  # bytes of a file
+HEADER = 8192  # of them, at most
 FEWEST_POINTS = 4  # of a run, for a cubic interpolation
 SEED = 19
 PARTS = ("sigmas", "weights", "eps", "x0")
@@ -92,8 +93,14 @@ class Profile:
         return np.stack([run.at(sigmas, prediction, self.axis) for run in self.runs])
 
     def joined(self, others: Sequence[ProfiledRun]) -> Profile:
-        """This profile with further runs; where all are more than a file may hold, without its oldest ones."""
-        runs, left, size = [], [*self.runs, *others], 8192  # bytes of the file's header
+        """This profile with further runs; where all are more than a file may hold, without its oldest ones. Raises ValueError
+        for a run that is too long for a file of its own."""
+        runs, left, size = [], [*self.runs, *others], HEADER
+        for run in others:
+            if HEADER + _bytes(run) > LARGEST:
+                raise ValueError(
+                    f"a run of {len(run.sigmas)} steps is too long for a profile; take fewer, 30 serve all schedules"
+                )
         while left and size + _bytes(left[-1]) <= LARGEST:
             size += _bytes(left[-1])
             runs.insert(0, left.pop())
@@ -105,7 +112,8 @@ def _bytes(run: ProfiledRun) -> int:
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """Write a profile as safetensors, replacing a file of that name at once. Raises ValueError for one too large."""
+    """Write a profile as safetensors, replacing a file of that name at once. Raises ValueError for one too large, OSError where
+    it cannot be written."""
     tensors: dict[str, Tensor] = {}
     for i, run in enumerate(profile.runs):
         for part in PARTS:
@@ -113,7 +121,10 @@ def write_profile(profile: Profile, path: Path) -> None:
             tensors[f"{i}.{part}"] = torch.from_numpy(np.ascontiguousarray(getattr(run, part))).to(kept, copy=True)
     axis = "flow" if profile.axis.is_flow else "diffusion"
     fresh = path.with_suffix(".new")
-    save_file(tensors, fresh, {"kind": KIND, "version": str(VERSION), "axis": axis, "name": profile.name})
+    try:
+        save_file(tensors, fresh, {"kind": KIND, "version": str(VERSION), "axis": axis, "name": profile.name})
+    except SafetensorError as error:
+        raise OSError(f"{fresh} cannot be written: {error}") from error
     if (size := fresh.stat().st_size) > LARGEST:
         fresh.unlink()
         raise ValueError(f"the profile has {size} bytes, and {LARGEST} are the most; profile fewer pictures or steps")

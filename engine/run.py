@@ -55,20 +55,31 @@ class SamplingRun:
     def decide(self, request: Request) -> tuple[Action, str, Kind]:
         """What to do, why, and the kind that the plan wanted. What was predicted before is dropped where it is void."""
         state = self.state
-        planned = state.plan.at(step_of(request.sigma, state.record.sigmas))
-        action, reason = ACTIONS[planned.kind], planned.reason
+        action, reason, planned = self._planned(step_of(request.sigma, state.record.sigmas), request)
         another_latent, another_signature = state.latent_changed(request.x), request.signature != state.signature
         state.signature = request.signature
         if why := request.dense_because or another_latent:
             state.begin_anew()
-            return DENSE, why, planned.kind
+            return DENSE, why, planned
         if another_signature:
             changed = bool(state.forecasts) and action is not DENSE
             state.forget()
-            return DENSE, "the conditioning changed" if changed else reason, planned.kind
+            return DENSE, "the conditioning changed" if changed else reason, planned
         while fallback := action.blocked(state, request):
             action, reason = fallback
-        return action, reason, planned.kind
+        return action, reason, planned
+
+    def _planned(self, step: int, request: Request) -> tuple[Action, str, Kind]:
+        """What the plan has for a step, why, and the kind. Under fresh noise gaps of shallow evaluations may be longer than
+        forecasts can fill, so where those are blocked the plan is the one that has none."""
+        plan, why = self.state.plan, self.state.exhausted or request.no_parts_because
+        if plan.without_shallow is None or not why:
+            planned = plan.at(step)
+            return ACTIONS[planned.kind], planned.reason, planned.kind
+        instead = plan.without_shallow[step]
+        if instead.kind == "dense":
+            return DENSE, instead.reason, "dense"
+        return ACTIONS["skipped"], f"forecast only: {why}", "shallow"
 
     def _note(self, request: Request, action: Action, reason: str, planned: Kind) -> Evaluation:
         """Write the evaluation into the run's record."""

@@ -27,6 +27,7 @@ from .state import RunState
 from .time_axis import DIFFUSION, TimeAxis
 from .trace import RunRecord
 
+ONLY_UNETS = "shallow evaluations were asked for, and only UNets have them"
 # The sampler's impulse response for a type of prediction, None where it has none.
 Respond = Callable[[PredictionType], ImpulseResponse | None]
 FreshNoise = Callable[[], Sequence[float] | None]
@@ -73,7 +74,8 @@ def start_run(
     )  # fmt: skip
     plan = Plan(context, can_merge=any(own.merges for own in methods))
     record.expected_error = plan.expected
-    record.limits = (*record.limits, *said_of(context))
+    lacking = [ONLY_UNETS] if config.active and config.shallow == "always" and shallow is None else []
+    record.limits = (*record.limits, *said_of(context), *lacking)
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         region, shallow, _taking_part(methods, plan), picture=picture,
@@ -128,5 +130,5 @@ def _wants_shallow(config: HighlightConfig, steps: int, noisy: bool, masked: boo
     if config.threshold == 0:
         return False
     if config.shallow != "auto":
-        return config.shallow == "always"
+        return possible and config.shallow == "always"
     return possible and not masked and shallow_pays(steps, noisy, config)

@@ -139,7 +139,9 @@ class _OuterSample:
         state = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods, tuple(noise.shape)))
         learner = None
         if any(own.learns for own in self.requests.values()):
-            learner = state.learner = Learner(guider, sampler, sigmas, run, time_axis_of(guider.model_patcher))
+            learner = state.learner = Learner(
+                guider, sampler, sigmas, run, time_axis_of(guider.model_patcher), noise_mask is not None
+            )
         for own in self.requests.values():
             own.trace.runs.append(run)
         started = time.perf_counter()
@@ -157,9 +159,9 @@ class _OuterSample:
             if handler is not None:
                 guider.model_options[CONTEXT_HANDLER] = handler
             state.engine.settle()
+            run.seconds = time.perf_counter() - started
             if learner:
                 run.learnt = learner.keep()
-            run.seconds = time.perf_counter() - started
             if state.live:
                 state.live.close()
             log.info("%s: %s", " and ".join(TITLES[method] for method in self.requests), as_line(run))

@@ -94,8 +94,9 @@ class RecordedControl:
     def __init__(self) -> None:
         self.places: dict[Key, Residuals] = {}  # of each stream: its lists, with a number for each tensor of its own
 
-    def keep(self, region: ActivationCache, keys: Keys, residuals: Residuals) -> None:
-        """Add a region's residuals to its newest recording. Call it after the model's, whose streams are all there."""
+    def keep(self, region: ActivationCache, keys: Keys, residuals: Residuals, rows: int) -> None:
+        """Add a region's residuals to its newest recording. Call it after the model's, whose streams are all there. rows: of
+        the call; residuals of one row serve all of those that are the region's."""
         numbers: dict[int, int] = {}
 
         def number(value: Any) -> int | None:
@@ -103,7 +104,7 @@ class RecordedControl:
                 return None
             if id(value) not in numbers:
                 numbers[id(value)] = len(numbers)
-                part = value.expand(len(keys), *value.shape[1:])
+                part = value.expand(rows // region.rows.images, *value.shape[1:])
                 region.put(("control", numbers[id(value)]), keys, part, tokens=value.ndim == 3)
             return numbers[id(value)]
 

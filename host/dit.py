@@ -176,7 +176,7 @@ class DiTRun(ModelRun):
         foreign_tokens = call.control is not None and not _fits(call.control, grid)
         own = DiTCall(call, self.family)
         output, seen = record_subsets(self.transformer, own, job.record, grid.count, orders, capture, apart)
-        self.keep_control(job, call.keys, cropped)
+        self.keep_control(job, call, cropped)
         self._judge(seen, foreign_tokens)
         if capture is not None and not seen.captured:
             _add(job, f"not listened to: {seen.odd or 'an attention of this model is not to be seen'}")

@@ -21,10 +21,12 @@ SAME = 1e-2  # relative difference of sketches, which are kept in half precision
 
 
 class Learner:
-    """Takes one run down as it is sampled. guider, sampler, sigmas: ComfyUI's. record: the run's. axis: the model's."""
+    """Takes one run down as it is sampled. guider, sampler, sigmas: ComfyUI's. record: the run's. axis: the model's. masked:
+    whether the sampler puts something back behind a noise mask."""
 
-    def __init__(self, guider: Any, sampler: Any, sigmas: Tensor, record: RunRecord, axis: TimeAxis):
-        self.guider, self.sampler, self.sigmas, self.record, self.axis = guider, sampler, sigmas, record, axis
+    def __init__(self, guider: Any, sampler: Any, sigmas: Tensor, record: RunRecord, axis: TimeAxis, masked: bool = False):
+        self.guider, self.sampler, self.sigmas, self.record = guider, sampler, sigmas, record
+        self.axis, self.masked = axis, masked
         cfg = float(getattr(guider, "cfg", 1.0))
         self.recorder = Recorder((cfg, 1 - cfg))
 
@@ -35,12 +37,12 @@ class Learner:
 
     def keep(self) -> str:
         """Add the run to the model's profile, after it has ended; returns what is to be told of that."""
-        why = self._unfit_because()
-        if why is None:
-            try:
+        try:
+            why = self._unfit_because()
+            if why is None:
                 return self._keep()
-            except (ProfileError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-                why = str(error)
+        except (ProfileError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            why = str(error)
         return f"not added to the model's profile: {why}"
 
     def _unfit_because(self) -> str | None:
@@ -58,6 +60,10 @@ class Learner:
             return f"the run has {len(self.recorder.sigmas)} steps, and {LEAST_POINTS} are the fewest to learn from"
         if self.recorder.sigmas[0] < FROM_NOISE * float(sampling.sigma_max):
             return "the run does not start from noise alone"
+        if float(self.sigmas[-1]) > 0:
+            return "the run does not go on until no noise is left"
+        if self.masked:
+            return "what is outside of the noise mask was put back at every step"
         noise = sampler_noise(self.sampler, self.guider.model_patcher, self.sigmas)
         return "the sampler adds noise of its own" if noise is not None and any(noise) else None
 

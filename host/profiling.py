@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,8 @@ SPEEDS = (1.5, 2.0, 2.5, 3.0, 4.0)  # of which a report tells the expected error
 @dataclass(frozen=True)
 class Pictures:
     """What is sampled for a profile: conditioning, latent (B, C, ...) of which the first is sampled, the seed of the first
-    picture, CFG, ComfyUI's sampler and sigmas, and how many pictures, each with the next seed."""
+    picture, CFG, ComfyUI's sampler and sigmas, and how many pictures, each with the next seed. downscale: how many pixels and
+    frames a cell of an empty latent stands for, where its node says so, by which ComfyUI fits it to the model."""
 
     positive: Any
     negative: Any
@@ -43,6 +45,13 @@ class Pictures:
     sampler: Any
     sigmas: Tensor
     count: int
+    downscale: tuple[float | None, ...] = ()
+
+
+def downscale_of(latent: dict) -> tuple[float | None, ...]:
+    """What an empty latent says of its scale, as ComfyUI's samplers read it; nothing where no scale is known to ComfyUI."""
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    return tuple(latent.get(name) for name in ("downscale_ratio_spacial", "downscale_ratio_temporal") if name in known)
 
 
 def euler() -> Any:
@@ -83,7 +92,7 @@ def make_profile(model: ModelPatcher, pictures: Pictures, path: Path) -> Profile
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = len(pictures.sigmas) - 1
     bar = comfy.utils.ProgressBar(pictures.count * steps)
-    latent = comfy.sample.fix_empty_latent_channels(model, pictures.latent[:1])
+    latent = comfy.sample.fix_empty_latent_channels(model, pictures.latent[:1], *pictures.downscale)
     for i in range(pictures.count):
         seed = pictures.seed + i
         progress: Callable = lambda step, *_, done=i: bar.update_absolute(done * steps + step + 1)  # noqa: E731

@@ -231,10 +231,10 @@ class ModelRun:
         model, which empties the lists."""
         return [crop(region)(control) for region in job.record] if control and job.reuse_control else []
 
-    def keep_control(self, job: Job, keys: Sequence[Any], cropped: Sequence[Residuals]) -> None:
+    def keep_control(self, job: Job, call: ModelCall, cropped: Sequence[Residuals]) -> None:
         """Add what `cropped_control` returned to the recordings, after the call."""
         for region, residuals in zip(job.record, cropped, strict=False):
-            self.control.keep(region, tuple(keys), residuals)
+            self.control.keep(region, tuple(call.keys), residuals, len(call.x))
 
     def control_in(self, job: Job, region: ActivationCache, call: ModelCall, crop: Crop) -> Residuals | None:
         """The residuals of a call for a region: as recorded, or cropped where the nets did run."""
@@ -345,12 +345,18 @@ def _known(key: str, patches: Any) -> bool:
 
 
 def _signature(conds, x: Tensor, sigma: float) -> tuple:
-    """What is being evaluated: the conds and control nets in effect at this sigma, and the latent's shape and dtype."""
+    """What is being evaluated: the conds, their control nets and the strengths of their hooks in effect at this sigma, and the
+    latent's shape and dtype."""
 
     def nets(cond: dict) -> tuple:
         return tuple((id(net), active_net(net, sigma)) for net in chain(cond.get("control")))
 
+    def hooks(cond: dict) -> tuple[int, ...]:
+        """How many keyframes of each hook have begun."""
+        found = getattr(cond.get("hooks"), "hooks", ())
+        return tuple(sum(float(frame.start_t) >= sigma for frame in hook.hook_keyframe.keyframes) for hook in found)
+
     groups = tuple(
-        None if group is None else tuple((c.get("uuid"), nets(c)) for c in group) for group in in_effect(conds, sigma)
+        None if group is None else tuple((c.get("uuid"), nets(c), hooks(c)) for c in group) for group in in_effect(conds, sigma)
     )
     return groups, tuple(x.shape), x.dtype, x.device

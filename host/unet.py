@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..engine.job import Job
-from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
+from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, pads_otherwise, recording_windows
 from ..engine.partial.unet_window import Window, shallow_window, windows_of
 from .attention import HeatmapTap, cross_attention_sites
 from .call import ModelCall
@@ -51,6 +51,8 @@ class UNetRun(ModelRun):
         super().__init__(
             sampling, align, windows_of(frame, affine, depth), shallow=shallow_window(frame, affine), methods=methods
         )
+        if pads_otherwise(unet):
+            self.no_regions = "convolutions of this model do not pad with zeros, as where pictures are to be tiled"
 
     def apply_model(self, job: Job, call: ModelCall) -> Tensor:
         if self.note_grouped_call(call):
@@ -65,7 +67,7 @@ class UNetRun(ModelRun):
         with recording_windows(unet, job.record, call.keys):
             output = call()
         # of their own: views would hold those of the whole frame
-        self.keep_control(job, call.keys, [mapped(residuals, Tensor.clone) for residuals in cropped])
+        self.keep_control(job, call, [mapped(residuals, Tensor.clone) for residuals in cropped])
         return output
 
     @staticmethod

@@ -142,9 +142,9 @@ class HighlightDiffusion(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, interval: str) -> bool | str:
+    def validate_inputs(cls, interval: str | None) -> bool | str:
         try:
-            parse_interval(interval)
+            parse_interval(interval or "auto")  # None where it is linked, and checked when it runs
         except ValueError as error:
             return str(error)
         return True

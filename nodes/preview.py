@@ -60,7 +60,7 @@ class HighlightMaskPreview(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="One frame an evaluation."),
+                io.Image.Output(tooltip="One frame an evaluation, no side above 1024 pixels."),
                 io.Mask.Output(tooltip="The final highlight of each picture of the batch."),
                 io.Mask.Output(
                     display_name="word masks",

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.profiling import Pictures, default_sigmas, euler, profile_model
+from ..host.profiling import Pictures, default_sigmas, downscale_of, euler, profile_model
 from .types import ADVANCED, CATEGORY, aliases
 
 
@@ -55,6 +55,16 @@ class HighlightProfile(io.ComfyNode):
         steps: int, sampler: Any = None, sigmas: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         schedule = default_sigmas(model, steps) if sigmas is None else sigmas
-        sampled = Pictures(positive, negative, latent_image["samples"], seed, cfg, sampler or euler(), schedule, pictures)
+        sampled = Pictures(
+            positive,
+            negative,
+            latent_image["samples"],
+            seed,
+            cfg,
+            sampler or euler(),
+            schedule,
+            pictures,
+            downscale_of(latent_image),
+        )
         told = profile_model(model, sampled)
         return io.NodeOutput(model, told, ui={"text": (told,)})

@@ -92,9 +92,9 @@ class HighlightSDTM(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, protect_blocks: str) -> bool | str:
+    def validate_inputs(cls, protect_blocks: str | None) -> bool | str:
         try:
-            parse_blocks(protect_blocks)
+            parse_blocks(protect_blocks or "")  # None where it is linked, and checked when it runs
         except ValueError as error:
             return str(error)
         return True

@@ -80,6 +80,13 @@ def _reads_a_ring(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (3, 3) and conv.padding == (1, 1)
 
 
+def pads_otherwise(unet: nn.Module) -> bool:
+    """Whether convolutions take something else than zeros beyond the frame, as for pictures that can be tiled: then the ring
+    around a window is not all that a window lacks."""
+    convs = (m for m in unet.modules() if isinstance(m, nn.Conv2d) and _reads_a_ring(m))
+    return any(conv.padding_mode != "zeros" or "_conv_forward" in vars(conv) for conv in convs)
+
+
 def _is_downsample(layer: nn.Module) -> bool:
     """Whether a layer halves the frame, by the name that its class has in ComfyUI and in the demo alike."""
     return type(layer).__name__ == "Downsample"

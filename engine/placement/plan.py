@@ -110,6 +110,9 @@ class Plan:
             self.steps = merged_in_few(self.steps, context)
         # What is done where no region can be computed: where all was left to the region, the plan of a run without one.
         self.without_region = make_plan(replace(context, inpaints=False)) if context.inpaints else None
+        # What is done under fresh noise where shallow evaluations are blocked, which may reach over more of it than forecasts.
+        shallow = context.shallow and context.ends_gaps_by_noise
+        self.without_shallow = make_plan(replace(context, shallow=False)) if shallow else None
         self.merges = any(step.merged for step in self.steps)
         self.tail = context.traits.dense_tail
         self.expected = expected_error(context, self.steps)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from ..tuning import DENSE_TAIL, DENSE_TAIL_MULTISTEP, RENEWED_OF_ONE_STEP, RENEWED_OF_THIRD_ORDER
 
 # Samplers that renew the noise by the negative prediction (CFG++, Chung et al. 2024, arXiv 2406.08070).
-CFG_PP = ("cfg_pp",)
+CFG_PP = ("cfg_pp", "euler_pp")
 # Parts of the names of samplers whose noise is renewed: only the denoised image is smooth along their path.
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "sa_solver", "seeds", "restart", "2s_a", *CFG_PP)
 # Parts of the names of samplers that add as much noise as a stochastic differential equation has.
 SDE = ("sde", "seeds")
 # Parts of the names of samplers that extrapolate from earlier steps, and so carry a forecast's error into the next.
-MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "gradient_estimation", "er_sde", "sa_solver")
+MULTISTEP = ("_2m", "_3m", "multistep", "lms", "ipndm", "deis", "uni_pc", "unipc", "gradient_estimation", "er_sde", "sa_solver")
 # Samplers of one evaluation a step that go all the way to the guided image, so that a forecast's error enters the state whole,
 # however short the step. Their relative of two evaluations, dpmpp_2s_ancestral_cfg_pp, was measured to mend most of it in the
 # second.

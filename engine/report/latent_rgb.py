@@ -11,20 +11,20 @@ MAX_VALUES = 2**17  # of a sample, about: half a megabyte that leaves the model'
 MAX_PICTURES = 16
 
 
-def sample(latent: Tensor) -> Tensor:
-    """At most 16 pictures of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w), about `MAX_VALUES` values.
-    Sound and other sequences (B, C, L) are pictures of one channel, C high and L wide.
+def sample(latent: Tensor, most: int = MAX_VALUES, images_most: int = MAX_PICTURES) -> Tensor:
+    """At most `images_most` pictures of a latent (B, C, H, W) or a video (B, C, F, H, W), as (P, f, C, h, w), of about `most`
+    values. Sound and other sequences (B, C, L) are pictures of one channel, C high and L wide.
 
     Only slices are taken: no arithmetic on the sampler's thread. Of a video as many frames as there is room for, evenly
     spread, with its first and its last.
     """
     latent = latent.detach().unsqueeze(1) if latent.ndim == 3 else latent.detach()
     video = latent if latent.ndim == 5 else latent.unsqueeze(2)
-    video = video[:MAX_PICTURES].movedim(1, 2)
+    video = video[:images_most].movedim(1, 2)
     images, frames = video.shape[:2]
-    wanted = min(frames, MAX_PICTURES // images)
+    wanted = min(frames, max(1, MAX_PICTURES // images))
     values, stride = video.numel() // frames * wanted, 1
-    while values > MAX_VALUES * stride**2:
+    while values > most * stride**2:
         stride += 1
     video = video[..., ::stride, ::stride]
     if wanted < frames:
@@ -48,6 +48,7 @@ def pictures(latent: Tensor, colours: LatentColours) -> Tensor:
 
 
 def picture_of_latent(samples: Tensor, colours: LatentColours) -> Tensor:
-    """Rough pictures (P, 8h, 8w, 3) in 0..1 of a latent as nodes pass it on; of a video those of its frames."""
-    rough = pictures(sample(colours.scale(samples.float().cpu())), colours).flatten(0, 1).float() / 255
+    """Rough pictures (P, 8h, 8w, 3) in 0..1 of a latent as nodes pass it on: all of a batch, of a video some frames."""
+    whole = sample(colours.scale(samples.float().cpu()), samples.numel(), len(samples))
+    rough = pictures(whole, colours).flatten(0, 1).float() / 255
     return rough.repeat_interleave(8, 1).repeat_interleave(8, 2)

@@ -24,6 +24,7 @@ INFERNO = (
     (0.841, 0.300, 0.331), (0.954, 0.468, 0.162), (0.988, 0.685, 0.072), (0.988, 0.998, 0.645),
 )  # fmt: skip
 TIMELINE = 14  # pixels
+LARGEST = 1024  # and larger ones are drawn at this: a run has dozens of frames, which a graph's outputs keep
 SMALLEST = 256  # pictures below this are enlarged, so that outlines stay thin
 DIFFERENCE = 8  # times
 DARK = 0.3  # of the brightness outside the highlight
@@ -77,21 +78,25 @@ def frames(
         if reference is None:
             raise ValueError("show is difference, but there is nothing to compare with; connect the dense picture as reference")
         picture = difference(picture, reference)
-    picture = _enlarged(picture)
+    picture = _shrunk(_enlarged(picture))
     size = (picture.shape[0], picture.shape[1])
     masks = prompt_masks(run, size)
     highlight = None if run.highlight is None else masks[min(image, len(masks) - 1)] > 0.5
-    shown, heat = [], None
+    wanted = [e.index for e in run.evaluations if not (len(run.evaluations) - 1 - e.index) % every]
+    shown, heat = None, None
     for evaluation in run.evaluations:
         found = _map(run, evaluation, image, show, word)
         heat = heat if found is None else _resize(found, size, "nearest" if show == "merged" else "bilinear")
-        if (len(run.evaluations) - 1 - evaluation.index) % every:
+        if evaluation.index not in wanted:
             continue
         frame = _LAYERS[show](picture, heat, highlight)
         if show == "overlay":
             _outline_windows(frame, run, evaluation, image)
-        shown.append(torch.cat([frame, _timeline(run, evaluation, size[1])]))
-    return torch.stack(shown) if shown else picture[None]
+        frame = torch.cat([frame, _timeline(run, evaluation, size[1])])
+        if shown is None:  # at once, since many frames of a large picture are gigabytes
+            shown = frame.new_empty(len(wanted), *frame.shape)
+        shown[wanted.index(evaluation.index)] = frame
+    return picture[None] if shown is None else shown
 
 
 def _check_word(run: RunRecord, word: str) -> None:
@@ -120,6 +125,15 @@ def difference(picture: Tensor, reference: Tensor) -> Tensor:
 def _enlarged(picture: Tensor) -> Tensor:
     factor = -(-SMALLEST // min(picture.shape[:2]))
     return picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
+def _shrunk(picture: Tensor) -> Tensor:
+    """A picture (H, W, 3) with no side above `LARGEST`."""
+    side = max(picture.shape[:2])
+    if side <= LARGEST:
+        return picture
+    size = [max(1, round(own * LARGEST / side)) for own in picture.shape[:2]]
+    return F.interpolate(picture.movedim(-1, 0)[None], size, mode="area")[0].movedim(0, -1)
 
 
 def _map(run: RunRecord, evaluation: Evaluation, image: int, show: Show, word: str) -> Tensor | None:

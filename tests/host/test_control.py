@@ -199,6 +199,20 @@ def test_a_net_on_a_masked_part_of_the_frame(check_masked, model, control, runs)
     assert "could not be applied" not in runs.caplog.text
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_bug_a_net_beside_shallow_evaluations_stopped_batches(batch):
+    """Its residuals were taken for those of one picture."""
+    model = tiny.sd15()
+    net = nets.NETS["ControlNet"].make(model)
+    positive, negative = nets.applied(net, tiny.cond(model, 1), tiny.cond(model, 2), nets.picture(SIZE))
+    trace = Trace()
+    latent = tiny.sample(
+        model, attach(model.patcher, HighlightConfig(), trace), size=SIZE, steps=12, batch=batch, sampler="euler_ancestral",
+        positive=positive, negative=negative,
+    )  # fmt: skip
+    assert torch.isfinite(latent).all() and trace.last.count("shallow"), [(e.kind, e.reason) for e in trace.last.evaluations]
+
+
 @pytest.mark.compatibility("Control nets", "{kind}, for a share of the schedule", on=lambda row: nets.on(row.split(",")[0]))
 def test_a_net_that_ends_voids_the_forecast_and_costs_nothing_after(check, model, control):
     config = replace(CONFIG, interval=(7,))

@@ -78,6 +78,8 @@ def test_a_highlighted_run_in_which_nothing_is_saved_is_learnt_from():
     ({"steps": 6}, "the run has 6 steps"),
     ({"denoise": 0.5}, "does not start from noise alone"),
     ({"sampler": "euler_ancestral"}, "adds noise of its own"),
+    ({"steps": 20, "last_step": 12}, "does not go on until no noise is left"),
+    ({"noise_mask": torch.ones(1, 1, 8, 8).triu()}, "put back at every step"),
 ])  # fmt: skip
 def test_a_run_that_says_nothing_is_left_out_and_the_report_says_why(kwargs, why):
     model = tiny.sd15()
@@ -93,6 +95,15 @@ def test_a_damaged_profile_is_named_and_the_picture_is_made():
     path.write_bytes(path.read_bytes()[:300])
     latent, run = run_of(model, seed=3)
     assert torch.isfinite(latent).all() and "not added" in run.learnt and path.name in run.learnt
+
+
+def test_bug_a_profile_that_cannot_be_written_lost_the_picture():
+    model = tiny.sd15()
+    blocked = path_of(model.patcher).with_suffix(".new")
+    blocked.mkdir(parents=True)  # stands where the file is written first
+    latent, run = run_of(model)
+    assert torch.equal(latent, tiny.sample(model, steps=10))
+    assert run.learnt.startswith("not added") and "cannot be written" in run.learnt and run.seconds > 0
 
 
 def test_an_interrupted_run_is_left_out():

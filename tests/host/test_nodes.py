@@ -7,11 +7,13 @@ from contextlib import suppress
 
 import pytest
 import torch
-from highlight_diffusion.engine.trace import Trace
+from highlight_diffusion.engine.report.overlay import TIMELINE
+from highlight_diffusion.engine.trace import RunRecord, Trace
 from highlight_diffusion.host import demo
 from highlight_diffusion.nodes.highlight import HighlightDiffusion
 from highlight_diffusion.nodes.preview import HighlightMaskPreview
 from highlight_diffusion.nodes.report import HighlightReport
+from highlight_diffusion.nodes.sdtm import HighlightSDTM
 
 import nodes as comfy_nodes
 
@@ -88,6 +90,12 @@ def test_bad_interval_is_refused_before_the_graph_runs():
     assert "smallest is 1" in HighlightDiffusion.validate_inputs(interval="0")
 
 
+def test_bug_a_link_into_a_text_input_could_not_be_queued():
+    """ComfyUI validates a linked input as None; it is checked when it runs."""
+    assert HighlightDiffusion.validate_inputs(interval=None) is True
+    assert HighlightSDTM.validate_inputs(protect_blocks=None) is True
+
+
 def test_a_mask_decides_what_is_computed(model):
     mask = torch.zeros(1, 128, 128)
     mask[:, :40, :40] = 1
@@ -143,6 +151,17 @@ def test_preview_shows_one_frame_an_evaluation(model):
     assert "10 evaluations" in output.ui["text"][0] and "images" not in output.ui  # ComfyUI would draw them over the widget
     run = json.loads(json.dumps(output.ui["highlight_runs"]))[0]
     assert len(run["evaluations"]) == 10 and {"kind", "reason", "sigma", "active", "seconds"} <= set(run["evaluations"][0])
+
+
+@pytest.mark.parametrize(("batch", "channels", "side"), [(1, 16, 128), (4, 4, 64), (20, 4, 16)])
+def test_bug_the_preview_of_a_latent_was_smaller_than_the_picture_and_had_sixteen_of_a_batch(batch, channels, side):
+    trace = Trace()
+    trace.runs.append(RunRecord((batch, channels, side, side), "euler", (1.0, 0.0)))
+    latent = torch.randn(batch, channels, side, side)
+    frames, mask, _ = HighlightMaskPreview.execute(
+        trace=trace, samples={"samples": latent}, image_index=batch - 1, every=1
+    ).result
+    assert mask.shape[1:] == (8 * side, 8 * side) and max(frames.shape[1:3]) <= 1024 + TIMELINE
 
 
 def test_preview_of_an_empty_trace_says_so_and_does_not_fail():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
@@ -9,8 +11,8 @@ from highlight_diffusion.engine.job import Job, Request
 from highlight_diffusion.engine.method import DenseContext
 from highlight_diffusion.engine.partial.cache import ActivationCache
 from highlight_diffusion.engine.region.regions import UserMasks
-from highlight_diffusion.engine.setup import start_run
-from highlight_diffusion.engine.trace import Evaluation, RunRecord
+from highlight_diffusion.engine.setup import ONLY_UNETS, start_run
+from highlight_diffusion.engine.trace import LETTERS, Evaluation, RunRecord
 
 SIZE = (8, 8)
 COMPUTED, INSIDE = 44.0, 41.0  # what a dense call, and what a call for a part answers
@@ -145,6 +147,26 @@ def test_a_highlight_of_everything_is_dense_and_says_so():
     assert set(kinds(run)) == {"d"} and "the highlight is the whole frame" in reasons(run)
 
 
+def test_bug_where_shallow_evaluations_are_blocked_under_new_noise_forecasts_filled_their_gaps():
+    """Which may be longer: the error was three times that of the plan without shallow evaluations, which is followed now."""
+    config, sigmas = HighlightConfig(), [*SIGMAS]
+    new = [0.15] * (len(sigmas) - 2)
+
+    def planned(why: str | None, shallow: str = "auto") -> str:
+        record = RunRecord((1, 1, *SIZE), "euler_ancestral", SIGMAS)
+        run = start_run(
+            replace(config, shallow=shallow), record, 1, lambda boxes: [], shallow=ActivationCache(), fresh_noise=lambda: new
+        )
+        sample(run, Model(), no_parts_because=why)
+        if why:
+            assert {e.reason for e in record.evaluations if e.kind == "skipped"} == {f"forecast only: {why}"}
+            assert {e.planned for e in record.evaluations if e.kind == "skipped"} == {"shallow"}
+        return "".join(LETTERS[e.kind] for e in record.evaluations)
+
+    free, blocked, without = planned(None), planned("another node patches attn1"), planned(None, "never")
+    assert "h" in free and blocked == without.replace("P", ".") != free.replace("h", "."), (free, blocked, without)
+
+
 def test_memory_that_runs_out_in_a_part_is_dense_once_and_then_forecast():
     run, model = start(), Model(fails=lambda job: bool(job.compute))
     sample(run, model, ran_out=lambda error: "memory" in str(error))
@@ -184,7 +206,7 @@ def test_shallow_evaluations_need_a_cache_and_say_so():
     config = HighlightConfig(shallow="always", pace=8.0, forecast="denoised", revise=False)
     without, run, model = start(config, masks=UserMasks()), start(config, ActivationCache(), masks=UserMasks()), Model()
     sample(without, Model())
-    assert "forecast only: only UNets have shallow evaluations" in reasons(without)
+    assert ONLY_UNETS in without.state.record.limits and ONLY_UNETS not in run.state.record.limits
     answers = sample(run, model)
     assert "s" in kinds(run) and run.state.record.count("shallow")
     for evaluation, (positive, _) in zip(run.state.record.evaluations, answers, strict=True):

@@ -5,7 +5,7 @@ import torch
 from highlight_diffusion.demo.vae import SCALE, ideal_latent, rgb_factors
 from highlight_diffusion.engine.report.latent_rgb import MAX_PICTURES, MAX_VALUES, picture_of_latent, pictures, sample
 from highlight_diffusion.engine.report.masks import prompt_masks, word_masks
-from highlight_diffusion.engine.report.overlay import DARK, SHOWS, frames
+from highlight_diffusion.engine.report.overlay import DARK, SHOWS, TIMELINE, frames
 from highlight_diffusion.engine.trace import Evaluation, LatentColours, RunRecord
 
 
@@ -33,6 +33,13 @@ def test_every_way_to_show_gives_one_frame_an_evaluation_and_they_differ(run):
     assert all(f.shape == (3, 256, 256, 3) and f.min() >= 0 and f.max() <= 1 for f in all_frames.values())
     last = [f[-1] for f in all_frames.values()]
     assert all(not torch.equal(a, b) for i, a in enumerate(last) for b in last[:i])
+
+
+def test_bug_frames_over_a_large_picture_took_gigabytes(run):
+    """One is kept for each evaluation: they are drawn at 1024 pixels at most."""
+    shown = frames(run, torch.rand(1500, 3000, 3))
+    assert shown.shape == (len(run.evaluations), 512 + TIMELINE, 1024, 3) and shown.isfinite().all()
+    assert frames(run, torch.rand(700, 1024, 3)).shape[1:3] == (700 + TIMELINE, 1024)
 
 
 def test_outside_the_highlight_it_is_dark(run):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,13 @@ def test_runs_add_up_and_the_oldest_make_room(tmp_path):
     write_profile(profile, tmp_path / "p.safetensors")
     assert 8 <= len(profile.runs) < 29 and profile.runs[0] is not first
     assert (tmp_path / "p.safetensors").stat().st_size <= LARGEST
+
+
+def test_bug_a_long_run_left_a_profile_without_any():
+    profile = Profile(recorded(0), DIFFUSION)
+    long = replace(profile.runs[0], sigmas=np.geomspace(10, 0.1, 600), eps=np.zeros((2, 600, 64)), x0=np.zeros((2, 600, 64)))
+    with pytest.raises(ValueError, match="a run of 600 steps is too long for a profile"):
+        profile.joined([long])
 
 
 def _refused(tmp_path, tensors: dict, about: dict, match: str) -> None:

@@ -250,11 +250,11 @@ def train(args: argparse.Namespace) -> None:
     checkpoint = args.out / "last.pt"
     saved = torch.load(checkpoint, map_location=device) if checkpoint.exists() else None
     if args.init:
-        model.text.requires_grad_(False)  # it is the other models' too
+        model.text.load_state_dict(read_weights("text"))  # it is the other models' too, so no checkpoint has it
+        model.text.requires_grad_(False)
     if saved is None:
         if args.init:
             model.denoiser.load_state_dict(read_weights(args.model))
-            model.text.load_state_dict(read_weights("text"))
         elif args.text and args.model != "mmdit":
             teach(model.text, args.captions, args.text * args.hours * 3600)
     masters = Masters(model, args.lr)
