@@ -121,6 +121,7 @@ class Comparison:
         self.tally, self.meter = Tally(), Meter(subject.model.get_model_object("diffusion_model"))
         self.shared = Shared()
         self.costs: dict[tuple[str, Sampling], int] = {}  # MACs of the methods that do not adapt
+        self.added = 0  # pictures that were not there before
         self.results, self.timings = Table(results, Result), Table(out / "timings.csv", Timing)
 
     def picture(self, method: Any, index: int, seed: int, sampling: Sampling) -> tuple[np.ndarray, int, Any]:
@@ -206,6 +207,7 @@ class Comparison:
                 image, executed, run = self.picture(method, index, seed, sampling)
             counts = {kind: run.count(kind) if run else 0 for kind in KINDS}
             judged = self._judge(index, reference, image)
+            self.added += 1
             self.results.add(Result(*key, self.asked[index].kind, macs=executed, dense_macs=dense_macs, **counts, **judged))
 
     def worst(self, samplings: Sequence[Sampling]) -> list[worst.Picture]:
@@ -406,7 +408,8 @@ def main() -> int:
         comparison.fidelity(sampling, args.seeds)
         if args.clock:
             comparison.seconds(sampling)
-    if pictures := comparison.worst(ways):
-        worst.draw(pictures, folder / worst.NAME.format(name))
+    path = folder / worst.NAME.format(name)
+    if (comparison.added or not path.exists()) and (pictures := comparison.worst(ways)):
+        worst.draw(pictures, path)
     say(str(page.write(folder)))
     return 0

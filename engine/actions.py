@@ -115,11 +115,8 @@ class Shallow:
             return stale
         if why := state.exhausted or request.no_parts_because:
             return Fallback(FORECASTING, f"forecast only: {why}")
-        return (
-            None
-            if state.shallow and state.shallow.entries
-            else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
-        )
+        recorded = state.shallow is not None and state.shallow.entries
+        return None if recorded else Fallback(DENSE, "nothing was recorded for shallow evaluations yet")
 
     def __call__(self, state: RunState, request: Request, evaluation: Evaluation, compute: Compute) -> list[Tensor]:
         outputs = compute(Job(evaluation, compute=(state.shallow,)))
@@ -139,7 +136,7 @@ class Dense:
         state.region.take_up_coming()
         record = self._recorded(state, request, evaluation)
         tasks, capture = self._tasks(state, request, evaluation, bool(record))
-        state.capturing = capture is not None
+        evaluation.listening = capture is not None
         outputs = compute(Job(evaluation, record, capture=capture, tasks=tasks))
         for cache in state.caches:
             cache.end()

@@ -39,11 +39,11 @@ class SamplingRun:
         request = replace(request, dense_because=request.dense_because or self.state.finite.lost)
         action, reason, planned = self.decide(request)
         evaluation = self._note(request, action, reason, planned)
-        answers, self.state.capturing = None, False
+        answers = None
         try:
             answers = action(self.state, request, evaluation, compute)
         except RuntimeError as error:
-            spares = self.state.holds_recordings or self.state.capturing
+            spares = self.state.holds_recordings or evaluation.listening
             if self.state.exhausted or not spares or not ran_out(error):
                 raise
         if answers is None:  # not in the handler above, since the error's traceback keeps the tensors of the attempt

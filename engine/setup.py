@@ -74,12 +74,16 @@ def start_run(
     )  # fmt: skip
     plan = Plan(context, can_merge=any(own.merges for own in methods))
     record.expected_error = plan.expected
-    lacking = [ONLY_UNETS] if config.active and config.shallow == "always" and shallow is None else []
-    record.limits = (*record.limits, *said_of(context), *lacking)
+    record.limits = (*record.limits, *said_of(context), *_lacking(config, shallow))
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         region, shallow, _taking_part(methods, plan), picture=picture,
     ))  # fmt: skip
+
+
+def _lacking(config: HighlightConfig, shallow: ActivationCache | None) -> list[str]:
+    """What was asked for that a model does not have."""
+    return [ONLY_UNETS] if config.active and config.shallow == "always" and shallow is None else []
 
 
 def _taking_part(methods: Sequence[Method], plan: Plan) -> tuple[Method, ...]:

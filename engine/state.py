@@ -27,8 +27,7 @@ class RunState:
     prompt looks. shallow: what shallow evaluations lack, None where a model has none. methods: what takes part in dense
     evaluations. signature: what was evaluated last. latent_kind: dtype and device of the latent that was asked about last.
     exhausted: how memory ran out, once it did. picture: gives the latent that the record is of, where several are sampled in
-    one tensor. finite: which evaluation first was not finite. capturing: whether the evaluation under way has its attention
-    captured, which takes memory for a moment.
+    one tensor. finite: which evaluation first was not finite.
     """
 
     config: HighlightConfig
@@ -43,7 +42,6 @@ class RunState:
     exhausted: str | None = None
     picture: Callable[[torch.Tensor], torch.Tensor] = lambda latent: latent  # noqa: E731
     finite: Finiteness = field(init=False)
-    capturing: bool = False
 
     def __post_init__(self) -> None:
         self.finite = Finiteness(self.record)
@@ -87,7 +85,7 @@ class RunState:
         """Memory ran out: drop what is recorded, record no more, and make a dense evaluation of the one under way."""
         computed = evaluation.kind in ("partial", "shallow")
         where = f"in a {evaluation.kind} evaluation" if computed else "beside what is recorded for partial ones"
-        if self.capturing and not self.holds_recordings:
+        if evaluation.listening and not self.holds_recordings:
             where = "while the highlight was looked for"
         for method in (method for method in self.methods if method.bytes):
             where = f"beside what {method.held_as}"
@@ -95,7 +93,7 @@ class RunState:
         self.exhausted = f"memory ran out {where}"
         self._clear_caches()
         evaluation.kind, evaluation.reason, evaluation.active = "dense", f"{self.exhausted}: computed without", 1.0
-        evaluation.boxes, evaluation.windows, evaluation.merged = (), (), None
+        evaluation.boxes, evaluation.windows, evaluation.merged, evaluation.listening = (), (), None, False
 
     def _clear_caches(self) -> None:
         for cache in self.caches:

@@ -76,6 +76,7 @@ class Evaluation:
     control: what was done about control nets: computed, reused from dense evaluations, or nothing.
     seconds: wall clock of the evaluation, control nets included; on a GPU its time there, known when the run has ended.
     planned: what the plan wanted, before anything got in the way. recording: whether it also recorded surroundings.
+    listening: whether its attention was captured.
     words: float (B, n, h, w) in 0..1, a heatmap for each of the run's words. picture: the denoised latent, see
     `report.latent_rgb`.
     """
@@ -99,6 +100,7 @@ class Evaluation:
     picture: Tensor | None = None
     tokens_saved: int = 0
     parts_merged: tuple[str, ...] = ()
+    listening: bool = False
 
 
 @dataclass

@@ -24,7 +24,7 @@ Site = tuple[str, int, int]
 def takes_no_masks() -> bool:
     """Whether the attention in use takes no mask: ComfyUI's of flash attention says so in a warning at every call with one, and
     goes on with PyTorch's."""
-    return comfy.ldm.modules.attention.optimized_attention.__name__ == TAKES_NO_MASKS
+    return getattr(comfy.ldm.modules.attention.optimized_attention, "__name__", "") == TAKES_NO_MASKS
 
 
 def with_masks(function: Callable, *args, **kwargs) -> Tensor:

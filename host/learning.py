@@ -47,13 +47,9 @@ class Learner:
 
     def _unfit_because(self) -> str | None:
         """Why nothing can be learnt from the run, or None."""
-        record, sampling = self.record, self.guider.model_patcher.get_model_object("model_sampling")
-        if not record.completed:
-            return "the run was interrupted"
-        if any(e.kind != "dense" or e.merged is not None for e in record.evaluations):
-            return "not every step was computed in full; turn enabled off for that"
-        if record.not_finite is not None:
-            return "its predictions are not finite"
+        sampling = self.guider.model_patcher.get_model_object("model_sampling")
+        if why := _not_whole(self.record):
+            return why
         if type(self.guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
             return f"{type(self.guider).__name__} is not ComfyUI's own guider, whose CFG is known"
         if len(self.recorder.sigmas) < LEAST_POINTS:
@@ -85,3 +81,12 @@ def _same(one: ProfiledRun, other: ProfiledRun) -> bool:
     if one.x0.shape != other.x0.shape or not np.allclose(one.sigmas, other.sigmas, rtol=1e-4):
         return False
     return bool(np.abs(one.x0 - other.x0).max() <= SAME * np.abs(other.x0).max())
+
+
+def _not_whole(record: RunRecord) -> str | None:
+    """What a run lacks, or None."""
+    if not record.completed:
+        return "the run was interrupted"
+    if any(e.kind != "dense" or e.merged is not None for e in record.evaluations):
+        return "not every step was computed in full; turn enabled off for that"
+    return None if record.not_finite is None else "its predictions are not finite"

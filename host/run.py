@@ -250,8 +250,9 @@ class ModelRun:
         return [(i, uuid, self._words_in(call, uuid)) for i, (uuid, index) in keys if self._is_positive(uuid, index)]
 
     def _words_in(self, call: ModelCall, uuid: Any) -> TokenWeights | None:
-        weights = self.words.get(uuid)
-        return weights and call.c_crossattn is not None and weights.repeated(call.c_crossattn.shape[1]) or weights
+        """A prompt's words, as often as the call repeats its text."""
+        weights, text = self.words.get(uuid), call.c_crossattn
+        return weights if weights is None or text is None else weights.repeated(text.shape[1])
 
     def _is_positive(self, uuid, index: int) -> bool:
         """Whether a cond is a positive one: by the guider's own name for it, else by the order of CFGGuider."""

@@ -17,13 +17,18 @@ def merged_in_few(plan: Sequence[PlannedStep], context: Context) -> list[Planned
     stays exact.
     """
     plan, forecast = list(plan), forecast_in_few(context)
-    if forecast is None or not context.config.active or forecast and context.pace < MERGING_PACE:
+    if forecast is None or forecast and context.pace < MERGING_PACE:
         return plan
-    # Where nothing is forecast: the steps that could be, of samplers whose errors end with a later computed step.
-    free = range(context.first + max(context.config.warmup, PATH_WARMUP), context.last + 1)
-    whole = free if not forecast and not any(context.renewed) and not context.traits.multiplies else ()
+    free = () if forecast else free_steps(context)
     dense, merged = [i for i, step in enumerate(plan) if step.kind == "dense"], -1
     for before, own, _ in zip(dense, dense[1:], dense[2:], strict=False):
-        if (own - before > 1 or own in whole) and before != merged:
+        if (own - before > 1 or own in free) and before != merged:
             plan[own], merged = replace(plan[own], merged=True), own
     return plan
+
+
+def free_steps(context: Context) -> Sequence[int]:
+    """The steps that need not be exact, under samplers whose errors a later computed step ends."""
+    if not context.config.active or any(context.renewed) or context.traits.multiplies:
+        return ()
+    return range(context.first + max(context.config.warmup, PATH_WARMUP), context.last + 1)

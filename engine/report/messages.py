@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from itertools import takewhile
 
 from PIL import Image
@@ -77,11 +78,7 @@ class Messages:
         return message
 
     def _add_maps(self, message: dict, evaluations: list[Evaluation], done: bool) -> None:
-        """A merge map may still be on its way from a GPU, but not where a picture of that evaluation, or of a later one, is
-        there, or the run has ended."""
-        drawn = max((e.index for e in evaluations if e.picture is not None), default=-1)
-        news = [e for e in evaluations if e.index > self._maps_told and (e.heatmap is not None or e.merged is not None)]
-        news = list(takewhile(lambda e: done or e.merged is None or e.index <= drawn, news))
+        news = [e for e in self._arrived(evaluations, done) if e.index > self._maps_told]
         if not news:
             return
         self._maps_told = news[-1].index
@@ -92,6 +89,14 @@ class Messages:
                 message[name] = maps
         if self.run.highlight is not None:
             message["highlight"] = encoded(self.run.highlight)
+
+    @staticmethod
+    def _arrived(evaluations: list[Evaluation], done: bool) -> Iterator[Evaluation]:
+        """The evaluations that have maps, up to the first whose merge map may still be on its way from a GPU: it is not where a
+        picture of that evaluation, or of a later one, is there, or the run has ended."""
+        drawn = max((e.index for e in evaluations if e.picture is not None), default=-1)
+        with_maps = (e for e in evaluations if e.heatmap is not None or e.merged is not None)
+        return takewhile(lambda e: done or e.merged is None or e.index <= drawn, with_maps)
 
     def _add_pictures(self, message: dict, evaluations: list[Evaluation]) -> None:
         news = [(e.index, e.picture) for e in evaluations if e.index > self._pictures_told and e.picture is not None]

@@ -74,11 +74,7 @@ def frames(
     prompt's. Raises ValueError for a word without one, and for a difference without the `reference` (H, W, 3) to it.
     """
     _check_word(run, word)
-    if show == "difference":
-        if reference is None:
-            raise ValueError("show is difference, but there is nothing to compare with; connect the dense picture as reference")
-        picture = difference(picture, reference)
-    picture = _shrunk(_enlarged(picture))
+    picture = _shrunk(_enlarged(_compared(picture, reference) if show == "difference" else picture))
     size = (picture.shape[0], picture.shape[1])
     masks = prompt_masks(run, size)
     highlight = None if run.highlight is None else masks[min(image, len(masks) - 1)] > 0.5
@@ -97,6 +93,13 @@ def frames(
             shown = frame.new_empty(len(wanted), *frame.shape)
         shown[wanted.index(evaluation.index)] = frame
     return picture[None] if shown is None else shown
+
+
+def _compared(picture: Tensor, reference: Tensor | None) -> Tensor:
+    """How far a picture is from the reference. Raises ValueError where there is none."""
+    if reference is None:
+        raise ValueError("show is difference, but there is nothing to compare with; connect the dense picture as reference")
+    return difference(picture, reference)
 
 
 def _check_word(run: RunRecord, word: str) -> None:

@@ -5,7 +5,7 @@ from highlight_diffusion.tools.ui import PATCH, Ui
 
 ADVANCED = [
     "interval", "pace", "warmup", "start_percent", "end_percent", "threshold", "halo", "levels", "max_area", "forecast",
-    "memory", "control", "shallow", "speed", "fidelity",
+    "memory", "control", "shallow", "speed", "fidelity", "learn",
 ]  # fmt: skip
 SEEN = ["enabled", "preset", "correct"]
 LINE = "highlight_fold"
