@@ -116,7 +116,7 @@ def test_values_and_prompt_are_the_same_folded_and_unfolded(ui: Ui):
     folded, before = prompt(ui), node_of(saved(ui))["widgets_values"]
     press(ui)
     unfolded, after = prompt(ui), node_of(saved(ui))["widgets_values"]
-    came_later = ["auto", 0, 0]  # shallow, speed and fidelity
+    came_later = ["auto", 0, 0, False]  # shallow, speed, fidelity and learn
     assert folded == unfolded and before == after == [*node_of(template(ui))["widgets_values"], *came_later]
     assert list(folded[str(PATCH)]["inputs"]) == [*SEEN, *ADVANCED, "model"]
     assert LINE not in str(folded) and LINE not in str(saved(ui))
