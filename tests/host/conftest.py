@@ -53,3 +53,14 @@ def check_merging(observe):
     from .sampling import merge_thrice
 
     return _observed(observe, merge_thrice)
+
+
+@pytest.fixture
+def user(tmp_path):
+    """ComfyUI's user directory, an empty one for this test alone."""
+    import folder_paths
+
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path))
+    yield tmp_path
+    folder_paths.set_user_directory(before)

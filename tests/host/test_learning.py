@@ -1,7 +1,6 @@
 """Dense runs that go into the model's own profile because the user said so, on real models of ComfyUI."""
 
 import comfy.model_management
-import folder_paths
 import numpy as np
 import pytest
 import torch
@@ -16,15 +15,8 @@ from highlight_diffusion.nodes.profile import HighlightProfile
 from . import tiny
 
 OFF = HighlightConfig(enabled=False)
+pytestmark = pytest.mark.usefixtures("user")
 MODELS = {"sd15": tiny.sd15, "sd3": tiny.sd3}
-
-
-@pytest.fixture(autouse=True)
-def user(tmp_path):
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_user_directory(before)
 
 
 def run_of(model: tiny.Tiny, config: HighlightConfig = OFF, learns: bool = True, steps: int = 10, **kwargs):

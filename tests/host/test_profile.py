@@ -3,7 +3,6 @@
 import logging
 
 import comfy.model_management
-import folder_paths
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
@@ -16,15 +15,8 @@ from highlight_diffusion.nodes.profile import HighlightProfile
 
 from . import tiny
 
+pytestmark = pytest.mark.usefixtures("user")
 MODELS = {"sd15": tiny.sd15, "v-prediction": tiny.sd21, "sd3": tiny.sd3}
-
-
-@pytest.fixture(autouse=True)
-def user(tmp_path):
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_user_directory(before)
 
 
 def profiled(model: tiny.Tiny, patcher=None, **kwargs) -> tuple:
