@@ -137,11 +137,8 @@ class _OuterSample:
         noise_mask = args[0] if args else kwargs.get("denoise_mask")
         masks = replace(masks, noise=changing(guider, sampler, noise_mask, run.shape))
         state = self.backend(Sampling(config, run, guider, sampler, sigmas, masks, methods, tuple(noise.shape)))
-        learner = None
         if any(own.learns for own in self.requests.values()):
-            learner = state.learner = Learner(
-                guider, sampler, sigmas, run, time_axis_of(guider.model_patcher), noise_mask is not None
-            )
+            state.learner = Learner(guider, sampler, sigmas, run, time_axis_of(guider.model_patcher), noise_mask is not None)
         for own in self.requests.values():
             own.trace.runs.append(run)
         started = time.perf_counter()
@@ -160,8 +157,8 @@ class _OuterSample:
                 guider.model_options[CONTEXT_HANDLER] = handler
             state.engine.settle()
             run.seconds = time.perf_counter() - started
-            if learner:
-                run.learnt = learner.keep()
+            if state.learner:
+                run.learnt = state.learner.keep()
             if state.live:
                 state.live.close()
             log.info("%s: %s", " and ".join(TITLES[method] for method in self.requests), as_line(run))

@@ -56,15 +56,8 @@ class HighlightProfile(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         schedule = default_sigmas(model, steps) if sigmas is None else sigmas
         sampled = Pictures(
-            positive,
-            negative,
-            latent_image["samples"],
-            seed,
-            cfg,
-            sampler or euler(),
-            schedule,
-            pictures,
+            positive, negative, latent_image["samples"], seed, cfg, sampler or euler(), schedule, pictures,
             downscale_of(latent_image),
-        )
+        )  # fmt: skip
         told = profile_model(model, sampled)
         return io.NodeOutput(model, told, ui={"text": (told,)})

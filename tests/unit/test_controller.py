@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from highlight_diffusion.engine.config import HighlightConfig
@@ -149,13 +147,12 @@ def test_a_highlight_of_everything_is_dense_and_says_so():
 
 def test_bug_where_shallow_evaluations_are_blocked_under_new_noise_forecasts_filled_their_gaps():
     """Which may be longer: the error was three times that of the plan without shallow evaluations, which is followed now."""
-    config, sigmas = HighlightConfig(), [*SIGMAS]
-    new = [0.15] * (len(sigmas) - 2)
+    new = [0.15] * (len(SIGMAS) - 2)
 
     def planned(why: str | None, shallow: str = "auto") -> str:
         record = RunRecord((1, 1, *SIZE), "euler_ancestral", SIGMAS)
         run = start_run(
-            replace(config, shallow=shallow), record, 1, lambda boxes: [], shallow=ActivationCache(), fresh_noise=lambda: new
+            HighlightConfig(shallow=shallow), record, 1, lambda boxes: [], shallow=ActivationCache(), fresh_noise=lambda: new
         )
         sample(run, Model(), no_parts_because=why)
         if why:
