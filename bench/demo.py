@@ -42,6 +42,7 @@ from .probe import compare
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
+SIDE, PIXELS = 32, 8  # cells of a latent's side, and pixels to a cell
 FEW = {kind: (steps, 1.0) for kind, steps in TURBO_STEPS.items()}  # steps and CFG of distilled models
 SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *FEW), "simple")
 PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
@@ -60,7 +61,7 @@ STRIP = 5  # the contact sheet shows every fifth evaluation
 
 @dataclass
 class Sample:
-    """A sampled picture: RGB (256, 256, 3) in 0..1, its run as `Run.as_dict`, and frames of its preview if asked for."""
+    """A sampled picture: RGB (H, W, 3) in 0..1, its run as `Run.as_dict`, and frames of its preview if asked for."""
 
     image: np.ndarray
     run: dict
@@ -74,14 +75,14 @@ class Backend(Protocol):
 class PlainBackend:
     """The engine on a bundled model in plain torch."""
 
-    def __init__(self, kind: str) -> None:
-        self.plain = plain_class(kind)
+    def __init__(self, kind: str, side: int) -> None:
+        self.side, self.plain = side, plain_class(kind)
         self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
         self.denoiser, self.text, self.vae = load_plain(kind)
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
         model = self.plain(self.denoiser, encode_prompt(self.text, prompt), encode_prompt(self.text, ""))
-        noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(1, 4, self.side, self.side, generator=torch.Generator().manual_seed(seed))
         latent, run = sample(model, noise, self.steps, self.cfg, HighlightConfig(**VARIANTS[variant]))
         with torch.inference_mode():
             image = picture_of(self.vae, latent)
@@ -92,8 +93,8 @@ class PlainBackend:
 class ServerBackend:
     """The demo workflow on a headless ComfyUI."""
 
-    def __init__(self, server: Server, kind: str):
-        self.server, self.kind = server, kind
+    def __init__(self, server: Server, kind: str, side: int):
+        self.server, self.kind, self.pixels = server, kind, PIXELS * side
         self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
         self.prompt = to_prompt(json.loads(WORKFLOW.read_text()), server.get("/object_info"))
 
@@ -102,6 +103,7 @@ class ServerBackend:
         sampler = of_type(graph, "KSampler")
         sampler.update(seed=seed, steps=self.steps, cfg=self.cfg, sampler_name="euler", scheduler=SCHEDULERS[self.kind])
         of_type(graph, "HighlightDemoModel")["kind"] = self.kind
+        of_type(graph, "EmptyLatentImage").update(width=self.pixels, height=self.pixels)
         graph[sampler["positive"][0]]["inputs"]["text"] = prompt
         of_type(graph, "HighlightDiffusion").update(VARIANTS[variant])
         preview = next(key for key, node in graph.items() if node["class_type"] == "HighlightMaskPreview")
@@ -117,16 +119,17 @@ class ServerBackend:
 
 
 @contextmanager
-def backend(options: Sequence[str] = OPTIONS, kind: str = "unet") -> Iterator[Backend]:
-    """ComfyUI with these options where COMFYUI_PATH names one, else plain torch, with a bundled model of this kind."""
+def backend(options: Sequence[str] = OPTIONS, kind: str = "unet", side: int = SIDE) -> Iterator[Backend]:
+    """ComfyUI with these options where COMFYUI_PATH names one, else plain torch, with a bundled model of this kind and square
+    latents of `side` cells."""
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui:
         say("sampling in plain torch, without the graph: the same engine on the bundled model")
-        yield PlainBackend(kind)
+        yield PlainBackend(kind, side)
         return
     say(f"starting ComfyUI ({comfyui}) on the CPU ...")
     with Server(Path(comfyui), options=options) as server:
-        yield ServerBackend(server, kind)
+        yield ServerBackend(server, kind, side)
 
 
 @dataclass
@@ -181,7 +184,7 @@ def _costs(rows: list[Row], variants: Sequence[str]) -> dict[str, Cost]:
     """MACs of all runs of each variant."""
     unet, text, _ = load_plain()
     empty = encode_prompt(text, "")
-    model = CostModel(PlainModel(unet, empty, empty), (1, 4, 32, 32))
+    model = CostModel(PlainModel(unet, empty, empty), (1, 4, SIDE, SIDE))
     totals = {}
     for variant in variants:
         costs = [model.of(row.samples[variant].run) for row in rows]
@@ -229,7 +232,7 @@ def probe_lines(scenes: list[Scene]) -> str:
     negative, found = encode_prompt(text, ""), []
     for scene in scenes[:: max(1, len(scenes) // PROBED)]:
         model = PlainModel(unet, encode_prompt(text, scene.caption), negative)
-        noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
         found += compare(model, noise, STEPS, CFG, HighlightConfig(correct="always"))
     lines = ["", "partial evaluations against dense ones at the same point, inside the highlight:"]
     for label, picked in (("all", found), ("of at most 35% active area", [c for c in found if c.active <= 0.35])):

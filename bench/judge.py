@@ -12,7 +12,7 @@ from ..demo.detector import all_right
 from ..demo.load import DENOISERS, TURBO
 from ..demo.scenes import unseen_scenes
 from ..tools.console import say
-from .demo import backend
+from .demo import SIDE, backend
 
 SEED = 555  # of the prompts; the committed ones of the demo have another
 
@@ -21,10 +21,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py judge", description="Objects right on prompts never trained on.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--model", choices=(*DENOISERS, *TURBO), default="unet")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the latent, in cells of 8 pixels")
     args = parser.parse_args()
     scenes = unseen_scenes(args.prompts, SEED, objects=(1, 2, 1, 3))
     right: dict[int, list[bool]] = {}
-    with backend(kind=args.model) as source:
+    with backend(kind=args.model, side=args.side) as source:
         for seed, scene in enumerate(scenes):
             image = source.sample(scene.caption, seed, "dense").image
             right.setdefault(len(scene.things), []).append(all_right(scene, image))

@@ -27,6 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 OURS = "Highlight Diffusion"
+PIXELS = 8  # of a picture, to a side of a latent's cell
 RANGE = (1.2, 3.5)  # times cheaper, of the strengths that are compared
 RESAMPLES = 1000
 FOLDER = PACK / "docs" / "benchmarks"
@@ -51,7 +52,7 @@ class Cell:
     model: str
 
     def __str__(self) -> str:
-        return f"{self.steps} steps"
+        return f"{self.steps} steps, {PIXELS * self.size} px"
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ Written by `python run.py page` from the CSV files in `docs/benchmarks/`, which 
 edit. Every picture of every method is in them. Models that fit into this repository were trained for it: they tell how methods
 compare, not what your checkpoint will do on your GPU; [bench-your-model.md](bench-your-model.md) says how to measure that.
 Prompts are scenes whose captions training never saw and nothing was tuned on (`bench.prompts.judged`): background alone, one,
-two and three objects in turn. 32x32 latents, float32, CFG 3 unless said, schedulers normal (UNets) and simple. What an
+two and three objects in turn. Float32, CFG 3 unless said, schedulers normal (UNets) and simple. What an
 evaluation in part costs at true shape is in [true-shape.md](true-shape.md), other samplers in [samplers.md](samplers.md) and
 [stochastic.md](stochastic.md), masks in [few-steps.md](few-steps.md), what each ingredient is worth in
 [ingredients.md](ingredients.md).
@@ -321,8 +322,9 @@ def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, folder:
     lost, count = behind(found)
     models = sorted({cell.model for cell in cells})
     one = [
-        f'`python run.py bench --model "{m.replace("-", " ")}" --steps N --limit 4 --only NAME`' for m in models if m in DEMOS
-    ]
+        f'`python run.py bench --model "{model.replace("-", " ")}" --size {PIXELS * size} --steps N --limit 4 --only NAME`'
+        for model, size in sorted({(cell.model, cell.size) for cell in cells}) if model in DEMOS
+    ]  # fmt: skip
     reproduced = f" One row, in minutes: {' or '.join(one)}." if one else ""
     told = f"Ours is above {count - len(lost)} of {count} strengths" + (f"; not above {'; '.join(lost)}." if lost else ".")
     drawn = [folder / f"{name}.png", *(folder / WORST.format(model) for model in models)]

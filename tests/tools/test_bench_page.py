@@ -99,5 +99,5 @@ def test_where_a_peer_is_ahead_the_page_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "FOLDER", folder)
     text = page.write(folder).read_text()
     assert "| better | **-5.0 [-5.0] / -5.0 dB" in text and "| worse | +5.0 [+5.0] / +5.0 dB" in text
-    assert "above 1 of 2 strengths; not above 20 steps: better a (2.0x) -5.0 / -5.0." in text
+    assert "above 1 of 2 strengths; not above 20 steps, 256 px: better a (2.0x) -5.0 / -5.0." in text
     assert "| balanced | 2.00x: 42.0 / 40.4 / 40.0 |" in text and (folder / "unet.png").exists()
