@@ -28,7 +28,7 @@ from ..demo.load import TURBO_STEPS, encode_prompt, load_plain
 from ..demo.plain import PlainModel, sample
 from ..demo.plain_flow import plain_class
 from ..demo.scenes import Scene, parse_caption
-from ..demo.vae import picture_of
+from ..demo.vae import PIXELS, picture_of
 from ..engine.config import HighlightConfig
 from ..engine.report.overlay import frames
 from ..engine.trace import KINDS
@@ -42,7 +42,7 @@ from .probe import compare
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 30, 3.0
-SIDE, PIXELS = 32, 8  # cells of a latent's side, and pixels to a cell
+SIDE = 32  # of the latents, in cells
 FEW = {kind: (steps, 1.0) for kind, steps in TURBO_STEPS.items()}  # steps and CFG of distilled models
 SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *FEW), "simple")
 PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..demo.scenes import Scene, render, unseen_scenes
+from ..demo.vae import PIXELS
 from ..engine.config import PACES, HighlightConfig
 from ..engine.trace import Trace
 from ..tools.comfy import Subject, boot
@@ -28,7 +29,7 @@ from .cost import CPU_ATTENTION
 from .fidelity import psnr
 
 SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
-CFG, PIXELS = 3.0, 8
+CFG = 3.0
 MARGIN = 6  # cells around the mask that are decoded with it
 MOST = 0.155  # of the frame: half the side of the largest mask, just under 10% of the area
 

@@ -11,6 +11,7 @@ import sys
 from ..demo.detector import all_right
 from ..demo.load import DENOISERS, TURBO
 from ..demo.scenes import unseen_scenes
+from ..demo.vae import PIXELS
 from ..tools.console import say
 from .demo import SIDE, backend
 
@@ -21,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py judge", description="Objects right on prompts never trained on.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--model", choices=(*DENOISERS, *TURBO), default="unet")
-    parser.add_argument("--side", type=int, default=SIDE, help="of the latent, in cells of 8 pixels")
+    parser.add_argument("--side", type=int, default=SIDE, help=f"of the latents, in cells of {PIXELS} pixels")
     args = parser.parse_args()
     scenes = unseen_scenes(args.prompts, SEED, objects=(1, 2, 1, 3))
     right: dict[int, list[bool]] = {}

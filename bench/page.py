@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from ..demo.vae import PIXELS
 from ..engine.config import PACES
 from ..tools.console import say
 from ..tools.server import PACK
@@ -27,7 +28,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 OURS = "Highlight Diffusion"
-PIXELS = 8  # of a picture, to a side of a latent's cell
 RANGE = (1.2, 3.5)  # times cheaper, of the strengths that are compared
 RESAMPLES = 1000
 FOLDER = PACK / "docs" / "benchmarks"

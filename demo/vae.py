@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 SCALE = 0.18215  # SD1.5's latent scale: what the UNet sees is SCALE times what the VAE encodes
 WIDTH, CHANNELS = 64, 4
+PIXELS = 8  # of a picture, to a side of a latent's cell
 MEAN = (0.42, 0.0, 0.0, 0.012)
 SPREAD = (0.18, 0.12, 0.12, 0.05)
 
@@ -24,7 +25,7 @@ def ideal_latent(image: Tensor) -> Tensor:
     """
     brightness = image.mean(1, keepdim=True)
     parts = torch.cat([brightness, image[:, :1] - brightness, image[:, 2:] - brightness, brightness**2], dim=1)
-    parts = F.avg_pool2d(parts, 8)
+    parts = F.avg_pool2d(parts, PIXELS)
     parts[:, 3] = (parts[:, 3] - parts[:, 0] ** 2).clamp(min=0).sqrt()
     mean, spread = (torch.tensor(v, dtype=image.dtype, device=image.device)[:, None, None] for v in (MEAN, SPREAD))
     return (parts - mean) / spread

@@ -31,11 +31,10 @@ from ...demo.mmdit import FinalLayer, JointBlock, MMDiT, StreamBlock
 from ...demo.scenes import object_masks, render, training_scenes
 from ...demo.text import TextEncoder, tokenize
 from ...demo.unet import SECOND, CrossAttention, ResBlock, SpatialTransformer, UNet, UNetConfig
-from ...demo.vae import ideal_latent
+from ...demo.vae import PIXELS, ideal_latent
 
 log = logging.getLogger("train.denoiser")
 RENDER_SIZE = 256
-PIXELS = 8  # of a picture, to a side of a latent's cell
 OBJECT_WEIGHT = 4.0  # extra loss weight inside objects, which are a small part of the frame
 LAYOUT_WEIGHT = 0.1  # of the layout loss; falls to nothing over the run
 DROP_PROMPT = 0.1
