@@ -337,7 +337,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--vae", type=Path)
     own.add_argument("--workflow", type=Path, help="a workflow with one sampler node, saved, or exported for the API")
     own.add_argument("--no-profile", action="store_true", help="do not make the model's own profile where it has none")
-    made.add_argument("--size", type=int, help="of the pictures, in pixels; 256 for the demo models, 512 for others")
+    made.add_argument("--size", type=int, default=512, help="of the pictures, in pixels")
     made.add_argument("--prompts", type=Path, help="your own prompts: one a line, '# name' before a class of them")
     made.add_argument("--limit", type=int, default=48, help="at most this many prompts, or of each class of a file")
     made.add_argument("--seeds", type=int, default=1, help="noises of each prompt")
@@ -355,7 +355,7 @@ def parser() -> argparse.ArgumentParser:
 
 def subject_of(args: argparse.Namespace) -> tuple[str, Subject]:
     """What the arguments name: its name and itself. Raises SystemExit where they do not fit together."""
-    cells = (args.size or (256 if demo_of(args) else 512)) // 8
+    cells = args.size // 8
     if args.workflow:
         from .workflow import WorkflowSubject
 

@@ -41,13 +41,13 @@ from .probe import compare
 
 PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
-STEPS, CFG = 30, 3.0
-SIDE = 32  # of the latents, in cells
+STEPS, CFG = 20, 3.0
+SIDE = 64  # of the latents, in cells
 FEW = {kind: (steps, 1.0) for kind, steps in TURBO_STEPS.items()}  # steps and CFG of distilled models
 SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *FEW), "simple")
-PROMPTS_SHOWN, SEEDS = 16, 2  # by default, to be done in minutes; seeds are pictures a prompt
+PROMPTS_SHOWN, SEEDS = 8, 1  # by default, to be done in minutes; seeds are pictures a prompt
 COMPARED_EVERY = 4  # prompts between those that are also sampled in the variants below
-PROBED = 6  # prompts whose partial evaluations are compared with dense ones
+PROBED = 3  # prompts whose partial evaluations are compared with dense ones
 # corrected: with partial evaluations where the preset leaves it to the forecast; equal cost: with more dense ones instead
 VARIANTS = {
     "dense": {"enabled": False}, "highlight": {}, "corrected": {"correct": "always"},
@@ -57,6 +57,7 @@ COMPARED = ("corrected", "equal cost")
 SHEET = 8  # prompts on the contact sheet
 OPTIONS = ("--use-pytorch-cross-attention",)  # what is fastest on a CPU, dense and highlighted alike
 STRIP = 5  # the contact sheet shows every fifth evaluation
+SHRUNK = 2  # pixels of a picture to one of the contact sheet, in either direction
 
 
 @dataclass
@@ -245,6 +246,12 @@ def probe_lines(scenes: list[Scene]) -> str:
     return "\n".join(lines)
 
 
+def shrunk(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) at a size `SHRUNK` times smaller, by averaging; a last odd row or column is left out."""
+    height, width = (length // SHRUNK for length in picture.shape[:2])
+    return picture[: height * SHRUNK, : width * SHRUNK].reshape(height, SHRUNK, width, SHRUNK, 3).mean((1, 3))
+
+
 def contact_sheet(rows: list[Row], path: Path) -> None:
     """Dense, highlighted, difference (8 times) and some frames of the preview, a row a prompt."""
     picked = [row for row in rows if row.samples["highlight"].strip is not None][:SHEET]
@@ -253,7 +260,7 @@ def contact_sheet(rows: list[Row], path: Path) -> None:
         dense, highlight = row.image("dense"), row.image("highlight")
         difference = np.clip(np.abs(dense - highlight) * 8, 0, 1)
         strip = [frame[: dense.shape[0]] for frame in row.samples["highlight"].strip]
-        pictures.append(np.concatenate([dense, highlight, difference, *strip], axis=1))
+        pictures.append(shrunk(np.concatenate([dense, highlight, difference, *strip], axis=1)))
     width = max(p.shape[1] for p in pictures)
     label, height = 18, pictures[0].shape[0]
     sheet = Image.new("RGB", (width, len(pictures) * (height + label)), "white")
@@ -280,7 +287,7 @@ def main() -> int:
     contact_sheet(rows, args.out / "demo.png")
     both = [row for row in rows if COMPARED[0] in row.samples]
     report = "\n".join([
-        f"{len(scenes)} prompts, {args.seeds} pictures each, {STEPS} steps, euler, CFG {CFG}; fidelity to dense",
+        f"{len(scenes)} prompts, {args.seeds} pictures each of {PIXELS * SIDE} px, {STEPS} steps, euler, CFG {CFG}; fidelity to dense",
         "", table(rows, ("dense", "highlight")), "",
         f"the same with the highlight computed in each longer gap (correct: always), and with more dense evaluations for about "
         f"that cost (pace 3.5), on {len(both)} of the pictures:",

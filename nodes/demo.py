@@ -13,18 +13,18 @@ class HighlightDemoModel(io.ComfyNode):
             node_id="HighlightDemoModel",
             display_name="Load Highlight Demo Model",
             category=CATEGORY,
-            description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds at 256x256, "
+            description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds, 256 to 768 pixels wide, "
             'such as "a large red circle at the top left and a small blue star at the right on a striped beige background".',
             **aliases("demo", "tiny model", "example model"),
             inputs=[
                 io.Combo.Input(
                     "kind", options=list(KINDS), default="unet", optional=True,
                     tooltip="unet: SD1.5's layout, v-prediction. mmdit: SD3's layout, a rectified flow. mmdit turbo: the same "
-                    "with a LoRA for 8 or 4 steps at CFG 1, scheduler simple. All for 32x32 latents.",
+                    "with a LoRA for 8 or 4 steps at CFG 1, scheduler simple. All are made for 256 to 768 pixels.",
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model, for 32x32 latents."),
+                io.Model.Output(tooltip="The model, for latents of 32 to 96 cells."),
                 io.Clip.Output(tooltip="A tiny CLIP that knows the words of the demo scenes."),
                 io.Vae.Output(tooltip="A small 8x VAE."),
                 io.ClipVision.Output(tooltip="A tiny CLIP vision encoder, for the unet's image prompt with IPAdapter_plus."),

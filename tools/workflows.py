@@ -82,10 +82,10 @@ def comparison() -> Graph:
     prompt = "a large green triangle at the top right and a small red square at the left on a dotted blue background"
     (positive,) = g.add("CLIPTextEncode", 1, "Prompt", clip=clip, text=prompt)
     (negative,) = g.add("CLIPTextEncode", 1, "Negative prompt", clip=clip, text="")
-    (latent,) = g.add("EmptyLatentImage", 1, width=256, height=256, batch_size=1)
+    (latent,) = g.add("EmptyLatentImage", 1, width=512, height=512, batch_size=1)
     fast, trace = g.add("HighlightDiffusion", 2, model=model)
     shared = {
-        "positive": positive, "negative": negative, "latent_image": latent, "seed": 3, "steps": 30, "cfg": 3.0,
+        "positive": positive, "negative": negative, "latent_image": latent, "seed": 3, "steps": 20, "cfg": 3.0,
         "sampler_name": "euler", "scheduler": "normal",
     }  # fmt: skip
     images = []
@@ -111,7 +111,7 @@ def demo_turbo(steps: int) -> Graph:
     prompt = "a large purple star at the top left and a small white circle at the right on a checked teal background"
     (positive,) = g.add("CLIPTextEncode", 1, "Prompt", clip=clip, text=prompt)
     (nothing,) = g.add("ConditioningZeroOut", 1, conditioning=positive)
-    (latent,) = g.add("EmptyLatentImage", 1, width=256, height=256, batch_size=1)
+    (latent,) = g.add("EmptyLatentImage", 1, width=512, height=512, batch_size=1)
     fast, trace = g.add("HighlightDiffusion", 2, model=turbo)
     _sample(
         g, 3, fast, trace, positive, nothing, latent, vae, g.name, seed=7, steps=steps, cfg=1.0, sampler_name="euler",

@@ -30,6 +30,7 @@ def graph(server, pack) -> dict:
     workflow = json.loads((pack / "workflows" / "highlight_demo.json").read_text())
     graph = to_prompt(workflow, server.get("/object_info"))
     of_type(graph, "KSampler")["steps"] = STEPS
+    of_type(graph, "EmptyLatentImage").update(width=256, height=256)
     patch, sampler = (
         next(k for k, n in graph.items() if n["class_type"] == kind) for kind in ("HighlightDiffusion", "KSampler")
     )
