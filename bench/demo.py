@@ -287,7 +287,8 @@ def main() -> int:
     contact_sheet(rows, args.out / "demo.png")
     both = [row for row in rows if COMPARED[0] in row.samples]
     report = "\n".join([
-        f"{len(scenes)} prompts, {args.seeds} pictures each of {PIXELS * SIDE} px, {STEPS} steps, euler, CFG {CFG}; fidelity to dense",
+        f"{len(scenes)} prompts, {args.seeds} pictures each, {PIXELS * SIDE} px, {STEPS} steps, euler, CFG {CFG}; "
+        "fidelity to dense",
         "", table(rows, ("dense", "highlight")), "",
         f"the same with the highlight computed in each longer gap (correct: always), and with more dense evaluations for about "
         f"that cost (pace 3.5), on {len(both)} of the pictures:",

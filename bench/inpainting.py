@@ -26,10 +26,9 @@ from ..engine.trace import Trace
 from ..tools.comfy import Subject, boot
 from ..tools.console import say
 from .cost import CPU_ATTENTION
+from .demo import CFG, FEW, SCHEDULERS
 from .fidelity import psnr
 
-SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
-CFG = 3.0
 MARGIN = 6  # cells around the mask that are decoded with it
 MOST = 0.155  # of the frame: half the side of the largest mask, just under 10% of the area
 
@@ -71,6 +70,7 @@ class Inpainting:
 
     def __init__(self, kind: str, size: int, count: int, seed: int):
         self.kind, self.subject = kind, Subject.demo(kind)
+        self.cfg = FEW[kind][1] if kind in FEW else CFG
         scenes = unseen_scenes(count, seed, (1, 2))
         self.tasks = [Task.of(scene, self.subject.vae, size, seed + i) for i, scene in enumerate(scenes)]
 
@@ -81,8 +81,8 @@ class Inpainting:
         positive, negative = self.subject.cond(task.caption), self.subject.cond("")
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             latent = comfy.sample.sample(
-                model, comfy.sample.prepare_noise(task.latent, task.seed), steps, CFG, "euler", SCHEDULERS[self.kind], positive,
-                negative, task.latent, disable_pbar=True, seed=task.seed, noise_mask=task.mask,
+                model, comfy.sample.prepare_noise(task.latent, task.seed), steps, self.cfg, "euler", SCHEDULERS[self.kind],
+                positive, negative, task.latent, disable_pbar=True, seed=task.seed, noise_mask=task.mask,
             )  # fmt: skip
         return self.subject.decode(task.near(latent)), counter.get_total_flops()
 

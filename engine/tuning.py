@@ -30,8 +30,9 @@ FLOW_LEAST_PACE = 2.0  # below it nothing would be saved; no pace that the user 
 FLOW_WARMUP, FLOW_WARMUP_SHORT, SHORT_FLOW = 2, 3, 12  # dense steps at the start, more of them in fewer steps than the third
 
 # -- placement beside a noise mask; python run.py inpainting ---------------------------------------------------------------
-INPAINT_PACE = 25.0  # a gap is pace / this of the schedule's steps: at pace 5 a fifth
-INPAINT_LEAST_GAP = 2
+# So many gaps, and more / pace of them, but of no fewer steps on average than the least and 1 + pace / INPAINT_PACE. The n-th
+# ends where (n / their number) ** growth of the steps after the warm-up are done.
+INPAINT_GAPS, INPAINT_MORE_GAPS, INPAINT_LEAST_GAP, INPAINT_PACE, INPAINT_GROWTH = 3, 8.0, 2, 3.0, 1.4
 
 # -- placement by the shortest path; python run.py paths -----------------------------------------------------------------
 PATH_WARMUP = 2  # dense steps at the start: a forecast needs no more

@@ -263,6 +263,6 @@ def test_where_a_noise_mask_cannot_be_computed_by_itself_no_less_is_dense_than_w
     sample(free, Model())
     sample(blocked, Model(), no_parts_because="someone patches attention")
     sample(without, Model(), no_parts_because="someone patches attention")
-    assert kinds(free) == "ddpdpdpdpdpd"
+    assert kinds(free) == "dddpdpdppdpp"
     assert all(own == "d" for own, other in zip(kinds(blocked)[4:], kinds(without)[4:], strict=True) if other == "d")
     assert "s" in kinds(blocked) and any("someone patches attention" in reason for reason in reasons(blocked))

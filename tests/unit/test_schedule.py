@@ -353,8 +353,9 @@ def test_bug_an_object_more_by_forecasts_where_a_flow_is_undecided_under_fresh_n
 
 
 @pytest.mark.parametrize(("steps", "pace", "kinds"), [
-    (20, 2.0, "ddpdpdpdpdpdpdpdpdpd"), (20, 5.0, "ddpppdpppdpppdpppdpp"), (20, 8.0, "ddpppppdpppppdpppppd"),
-    (8, 5.0, "ddpdpdpd"), (8, 8.0, "ddppdppd"), (4, 5.0, "ddpd"), (1, 5.0, "d"), (6, 1e308, "ddpppp"),
+    (20, 2.0, "dddpdppdppdppdppdppp"), (20, 5.0, "ddpdppdpppdppppdpppp"), (20, 8.0, "ddppdpppdpppppdppppp"),
+    (8, 2.0, "dddpdpdp"), (8, 5.0, "ddpdpdpp"), (8, 8.0, "ddppdppp"), (4, 5.0, "dddp"), (4, 8.0, "ddpp"), (3, 5.0, "ddp"),
+    (1, 5.0, "d"), (6, 1e308, "ddpppp"),
 ])  # fmt: skip
 def test_beside_a_noise_mask_the_highlight_is_computed_in_every_step(steps, pace, kinds):
     plan = plan_of(SIGMAS[steps], HighlightConfig(pace=pace), inpaints=True)
