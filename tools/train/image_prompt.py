@@ -22,9 +22,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...demo.diffusion import corrupt_by_schedule
-from ...demo.image_prompt import CONFIG, IMAGE_SIZE, PATCH, Adapter, VisionEncoder, attend, pixels, places, queries
+from ...demo.image_prompt import (
+    ADAPTER,
+    CONFIG,
+    IMAGE_SIZE,
+    PATCH,
+    VISION,
+    Adapter,
+    VisionEncoder,
+    attend,
+    pixels,
+    places,
+    queries,
+)
 from ...demo.layout import CLASSES, TextReader, answers
-from ...demo.load import encode_prompt, load_plain
+from ...demo.load import encode_prompt, load_plain, read_weights
 from ...demo.scenes import render, training_scenes
 from ...demo.unet import UNet
 from ...demo.vae import ideal_latent
@@ -124,12 +136,15 @@ def train(args: argparse.Namespace) -> None:
         step, before = saved["step"], saved["spent"]
         torch.manual_seed(step)
         log.info("resumed at step %d, %.0f s spent", step, before)
+    elif args.init:
+        student.vision.load_state_dict(read_weights(VISION))
+        student.adapter.load_state_dict(read_weights(ADAPTER))
     else:
         whiten(student.vision.vision_model.embeddings.patch_embedding, pictures)
     start, budget = time.process_time(), 60 * args.minutes
     spent = saved_at = before
     while spent < budget:
-        first = spent < SEEING_FIRST * budget
+        first = spent < SEEING_FIRST * budget and not args.init
         pick = torch.randint(len(latents), (args.batch * (16 if first else 1),))
         black = torch.rand(len(pick)) < (0 if first else BLACK)
         hidden, tokens = student(torch.where(black.view(-1, 1, 1, 1), 0, pictures[pick]))
@@ -178,6 +193,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/image"))
     parser.add_argument("--minutes", type=float, default=80.0, help="budget of processor time")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--init", action="store_true", help="start from the bundled encoder and adapter, after another UNet")
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=1e-3)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
