@@ -43,7 +43,8 @@ class Result:
     """One picture of one method at one strength, against the dense one.
 
     cells: the latent's side. share: of the frame that the dense picture's objects take, over which psnr_inside is. right: how
-    many of the wanted objects are there. macs: executed, of as many as the dense run's. kinds: how many evaluations of each.
+    many of the wanted objects are there. macs: executed, of as many as the dense run's. dense to skipped: of ours, how many
+    evaluations of each kind. merged: how many of the dense ones computed merged tokens.
     """
 
     sampler: str
@@ -66,6 +67,7 @@ class Result:
     partial: int
     shallow: int
     skipped: int
+    merged: int
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Comparison:
             else:
                 image, executed, run = self.picture(method, index, seed, sampling)
             counts = {kind: run.count(kind) if run else 0 for kind in KINDS}
+            counts["merged"] = sum(e.tokens_saved > 0 for e in run.evaluations) if run else 0
             judged = self._judge(index, reference, image)
             self.added += 1
             self.results.add(Result(*key, self.asked[index].kind, macs=executed, dense_macs=dense_macs, **counts, **judged))

@@ -38,6 +38,8 @@ GROUPS = {
     "The model that nothing is tuned to (a UNet of SDXL's layout)": ("second",),
 }
 DEMOS = {model for models in GROUPS.values() for model in models}
+# What a kind of evaluation is called, by its field in the files; of the dense ones those that merged are a part.
+EVALUATIONS = {"dense": "exact", "merged": "merged", "partial": "partial", "shallow": "shallow", "skipped": "forecast"}
 Row = dict[str, str]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # ratio, mean and worst decile of strengths
 
@@ -70,7 +72,8 @@ class Points:
     """A method's strengths on the same pictures.
 
     ratio: times cheaper (strengths,). fidelity: PSNR in decibels (strengths, pictures). prompts: of each picture, by which they
-    are resampled. objects: of each strength, none where prompts ask for no objects that a detector knows.
+    are resampled. objects: of each strength, none where prompts ask for no objects that a detector knows. kinds: of each
+    strength, what share of its evaluations was of which kind, in words; empty for peers.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Points:
     fidelity: np.ndarray
     prompts: np.ndarray
     objects: tuple[Objects, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @cached_property
     def resampled(self) -> list[tuple[np.ndarray, Curve]]:
@@ -131,8 +135,18 @@ def complete(rows: list[Row]) -> dict[str, Points]:
             for r in pictures
             if r
         )
-        found[name] = Points(name, tuple(own), np.array(ratio), np.array(fidelity), np.array([p for p, _ in common]), objects)
+        kinds = tuple(map(_kinds, own.values())) if name == OURS else ()
+        prompts = np.array([p for p, _ in common])
+        found[name] = Points(name, tuple(own), np.array(ratio), np.array(fidelity), prompts, objects, kinds)
     return found
+
+
+def _kinds(rows: list[Row]) -> str:
+    """The share of evaluations of each kind that there was, in words."""
+    counts = {name: sum(int(row.get(field, 0)) for row in rows) for field, name in EVALUATIONS.items()}
+    counts["exact"] -= counts["merged"]
+    total = sum(counts.values())
+    return ", ".join(f"{count / total:.0%} {name}" for name, count in counts.items() if count)
 
 
 def fidelity_at(ratio: float, curve: Curve) -> tuple[float, float]:
@@ -241,7 +255,7 @@ def _preset(ours: Points, setting: str) -> str:
     if ours.objects:
         own = ours.objects[index]
         told += f"; objects {own.inside:.1f}, {own.right} right of {own.dense}"
-    return told
+    return told + (f"; {ours.kinds[index]}" if ours.kinds and ours.kinds[index] else "")
 
 
 def behind(found: Compared) -> tuple[list[str], int]:
@@ -301,8 +315,8 @@ GUIDE = f"""
 - **Fidelity** is the PSNR in dB of the decoded picture to the *dense* one: of the same seed, sampler and number of steps, with
   every evaluation computed. **Cost** is multiply-accumulates executed, which a machine's load cannot disturb.
 - The first table of a model has what the presets give: how many times cheaper, PSNR mean / worst decile / worst picture,
-  then its mean inside the objects that the prompts ask for, and how many of them a detector finds as asked for, of as many as
-  in the dense pictures.
+  then its mean inside the objects that the prompts ask for, how many of them a detector finds as asked for, of as many as
+  in the dense pictures, and the share of evaluations of every kind.
 - A cell of the second says how many dB Highlight Diffusion is above the peer **at the peer's cost, mean / worst decile**, in
   brackets the lower end of the mean's 95% interval (paired bootstrap over prompts), and how many times cheaper it is **at the
   peer's mean fidelity**; in parentheses how many times cheaper than dense the peer is there. Of the peer's strengths between
