@@ -63,8 +63,8 @@ class Ui:
         self.page.wait_for_function(script, arg=argument, timeout=seconds * 1000)
 
     def load_template(self, **inputs: Any) -> None:
-        """Load the demo template as the template browser does, with few steps, and with a seed and an area that nothing is
-        cached of; `inputs` are widgets of the sampler."""
+        """Load the demo template as the template browser does, with few steps and a small picture, and with a seed and an area
+        that nothing is cached of; `inputs` are widgets of the sampler."""
         self.seed += 1
         fresh = self.seed + 500 * (self.renderer == "vue")
         self.run(
@@ -73,6 +73,8 @@ class Ui:
                 await app.loadGraphData(await answer.json())
                 for (const [name, value] of Object.entries(inputs))
                     nodeOf(6).widgets.find((widget) => widget.name === name).value = value
+                for (const side of ['width', 'height'])
+                    nodeOf(4).widgets.find((widget) => widget.name === side).value = 256
                 nodeOf(5).widgets.find((widget) => widget.name === 'max_area').value = 0.6 - fresh / 1e6
                 told.length = 0
             }""",

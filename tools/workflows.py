@@ -18,7 +18,7 @@ from .start import PACK
 
 FOLDER = PACK / "workflows"
 # Workflows of the bundled model show what it draws: row and columns of the demo's contact sheet.
-CUTS = {"highlight_demo": (1, (1, 4)), "highlight_comparison": (3, (0, 1))}
+CUTS = {"highlight_demo": (1, (1, 4)), "highlight_comparison": (2, (0, 1))}
 CELL, TITLE = 128, 9  # of the sheet, in pixels
 
 
