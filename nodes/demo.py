@@ -13,8 +13,9 @@ class HighlightDemoModel(io.ComfyNode):
             node_id="HighlightDemoModel",
             display_name="Load Highlight Demo Model",
             category=CATEGORY,
-            description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds, 256 to 768 pixels wide, "
-            'such as "a large red circle at the top left and a small blue star at the right on a striped beige background".',
+            description="A tiny model bundled with this pack. It draws coloured shapes on textured backgrounds, 256 to 768 "
+            'pixels wide, such as "a large red circle at the top left and a small blue star at the right on a striped beige '
+            'background".',
             **aliases("demo", "tiny model", "example model"),
             inputs=[
                 io.Combo.Input(

@@ -58,8 +58,8 @@ def test_a_custom_sampler_s_workflow_samples_as_the_ksampler_does(tmp_path, guid
 
 def test_a_saved_workflow_is_read_without_our_nodes_in_its_model():
     subject = WorkflowSubject(DEMO)
-    assert subject.sampling == Sampling("euler", 4, 1.0, "simple")
-    demo = Subject.demo("mmdit turbo 4")
+    assert subject.sampling == Sampling("euler", 4, 1.0, "simple") and subject.size == 64
+    demo = Subject.demo("mmdit turbo 4", subject.size)
     dense = subject.sample(subject.model, PROMPT, 3, subject.sampling)[0]
     assert torch.equal(dense, demo.sample(demo.model, PROMPT, 3, subject.sampling)[0])
 
