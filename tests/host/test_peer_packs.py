@@ -248,7 +248,7 @@ class Continued(Given):
         return fsampler.lagrange([self.seen[max(0, last - span)], (sigma, value)], at.sigma)
 
 
-@pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
+@pytest.mark.parametrize("preset", ["Speed", "Turbo"])
 def test_meancache(mmdit, denses, preset):
     """The pack continues the denoised latent, which it takes for the velocity, and not the mean velocity."""
     packs.load("comfyui-meancache-z")
