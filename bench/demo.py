@@ -43,8 +43,7 @@ PROMPTS = PACK / "demo" / "prompts.txt"
 WORKFLOW = PACK / "workflows" / "highlight_demo.json"
 STEPS, CFG = 20, 3.0
 SIDE = 64  # of the latents, in cells
-FEW = {kind: (steps, 1.0) for kind, steps in TURBO_STEPS.items()}  # steps and CFG of distilled models
-SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *FEW), "simple")
+SCHEDULERS = {"unet": "normal"} | dict.fromkeys(("mmdit", *TURBO_STEPS), "simple")
 PROMPTS_SHOWN, SEEDS = 8, 1  # by default, to be done in minutes; seeds are pictures a prompt
 COMPARED_EVERY = 4  # prompts between those that are also sampled in the variants below
 PROBED = 3  # prompts whose partial evaluations are compared with dense ones
@@ -58,6 +57,11 @@ SHEET = 8  # prompts on the contact sheet
 OPTIONS = ("--use-pytorch-cross-attention",)  # what is fastest on a CPU, dense and highlighted alike
 STRIP = 5  # the contact sheet shows every fifth evaluation
 SHRUNK = 2  # pixels of a picture to one of the contact sheet, in either direction
+
+
+def steps_and_cfg(kind: str) -> tuple[int, float]:
+    """In how many steps and at what CFG a demo model is sampled: distilled ones in theirs, at 1."""
+    return (TURBO_STEPS[kind], 1.0) if kind in TURBO_STEPS else (STEPS, CFG)
 
 
 @dataclass
@@ -78,7 +82,7 @@ class PlainBackend:
 
     def __init__(self, kind: str, side: int) -> None:
         self.side, self.plain = side, plain_class(kind)
-        self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
+        self.steps, self.cfg = steps_and_cfg(kind)
         self.denoiser, self.text, self.vae = load_plain(kind)
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
@@ -96,7 +100,7 @@ class ServerBackend:
 
     def __init__(self, server: Server, kind: str, side: int):
         self.server, self.kind, self.pixels = server, kind, PIXELS * side
-        self.steps, self.cfg = FEW.get(kind, (STEPS, CFG))
+        self.steps, self.cfg = steps_and_cfg(kind)
         self.prompt = to_prompt(json.loads(WORKFLOW.read_text()), server.get("/object_info"))
 
     def sample(self, prompt: str, seed: int, variant: str, strip: bool = False) -> Sample:
@@ -246,12 +250,6 @@ def probe_lines(scenes: list[Scene]) -> str:
     return "\n".join(lines)
 
 
-def shrunk(picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) at a size `SHRUNK` times smaller, by averaging; a last odd row or column is left out."""
-    height, width = (length // SHRUNK for length in picture.shape[:2])
-    return picture[: height * SHRUNK, : width * SHRUNK].reshape(height, SHRUNK, width, SHRUNK, 3).mean((1, 3))
-
-
 def contact_sheet(rows: list[Row], path: Path) -> None:
     """Dense, highlighted, difference (8 times) and some frames of the preview, a row a prompt."""
     picked = [row for row in rows if row.samples["highlight"].strip is not None][:SHEET]
@@ -260,9 +258,10 @@ def contact_sheet(rows: list[Row], path: Path) -> None:
         dense, highlight = row.image("dense"), row.image("highlight")
         difference = np.clip(np.abs(dense - highlight) * 8, 0, 1)
         strip = [frame[: dense.shape[0]] for frame in row.samples["highlight"].strip]
-        pictures.append(shrunk(np.concatenate([dense, highlight, difference, *strip], axis=1)))
-    width = max(p.shape[1] for p in pictures)
-    label, height = 18, pictures[0].shape[0]
+        picture = np.concatenate([dense, highlight, difference, *strip], axis=1)
+        pictures.append(Image.fromarray((picture * 255).round().astype(np.uint8)).reduce(SHRUNK))
+    width = max(p.width for p in pictures)
+    label, height = 18, pictures[0].height
     sheet = Image.new("RGB", (width, len(pictures) * (height + label)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (row, picture) in enumerate(zip(picked, pictures, strict=True)):
@@ -270,7 +269,7 @@ def contact_sheet(rows: list[Row], path: Path) -> None:
         draw.text(
             (4, top + 3), f"dense | highlighted | difference x8 | highlight over the steps:   {row.scene.caption}", "black"
         )
-        sheet.paste(Image.fromarray((picture * 255).round().astype(np.uint8)), (0, top + label))
+        sheet.paste(picture, (0, top + label))
     sheet.save(path)
 
 

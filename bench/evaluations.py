@@ -39,7 +39,7 @@ from ..engine.trace import Evaluation
 from ..tools.console import say
 from ..tools.server import PACK
 from .cost import macs
-from .demo import CFG, FEW
+from .demo import steps_and_cfg
 
 AGES = (1, 2, 3)  # steps since the surroundings of a region were recorded
 RATIOS = (0.3, 0.5, 0.7)  # of the tokens that are merged away
@@ -210,7 +210,7 @@ class DensePath:
 def study(kind: str, side: int, steps: int, scenes: int) -> str:
     """The table of one model, size and number of steps, as markdown."""
     network, text, _ = load_plain(kind)
-    cfg = FEW[kind][1] if kind in FEW else CFG
+    _, cfg = steps_and_cfg(kind)
     negative, found = encode_prompt(text, ""), defaultdict(lambda: defaultdict(list))
     costs: dict[str, float] = {}
     areas: list[float] = []

@@ -20,7 +20,7 @@ from ..demo.vae import picture_of
 from ..engine.config import PACES, HighlightConfig
 from ..tools.console import say
 from ..tools.server import PACK
-from .demo import CFG, FEW
+from .demo import steps_and_cfg
 from .fidelity import SPREAD, psnr, spread
 
 SEED = 7700  # of scenes and noise, that nothing was tuned on
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=PACK / "out" / "few")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    cfg = args.cfg or FEW.get(args.model, (0, CFG))[1]
+    cfg = args.cfg or steps_and_cfg(args.model)[1]
     for side in args.sides:
         for steps in args.steps:
             report = table(args.model, side, steps, cfg, args.scenes)

@@ -26,7 +26,7 @@ from ..engine.trace import Trace
 from ..tools.comfy import Subject, boot
 from ..tools.console import say
 from .cost import CPU_ATTENTION
-from .demo import CFG, FEW, SCHEDULERS
+from .demo import SCHEDULERS, steps_and_cfg
 from .fidelity import psnr
 
 MARGIN = 6  # cells around the mask that are decoded with it
@@ -70,7 +70,7 @@ class Inpainting:
 
     def __init__(self, kind: str, size: int, count: int, seed: int):
         self.kind, self.subject = kind, Subject.demo(kind)
-        self.cfg = FEW[kind][1] if kind in FEW else CFG
+        _, self.cfg = steps_and_cfg(kind)
         scenes = unseen_scenes(count, seed, (1, 2))
         self.tasks = [Task.of(scene, self.subject.vae, size, seed + i) for i, scene in enumerate(scenes)]
 

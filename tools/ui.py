@@ -71,11 +71,10 @@ class Ui:
             """async ([inputs, fresh]) => {
                 const answer = await fetch('/api/workflow_templates/highlight-diffusion/highlight_demo.json')
                 await app.loadGraphData(await answer.json())
-                for (const [name, value] of Object.entries(inputs))
-                    nodeOf(6).widgets.find((widget) => widget.name === name).value = value
-                for (const side of ['width', 'height'])
-                    nodeOf(4).widgets.find((widget) => widget.name === side).value = 256
-                nodeOf(5).widgets.find((widget) => widget.name === 'max_area').value = 0.6 - fresh / 1e6
+                const set = [[4, { width: 256, height: 256 }], [5, { max_area: 0.6 - fresh / 1e6 }], [6, inputs]]
+                for (const [id, values] of set)
+                    for (const [name, value] of Object.entries(values))
+                        nodeOf(id).widgets.find((widget) => widget.name === name).value = value
                 told.length = 0
             }""",
             [{"steps": STEPS, "seed": fresh, **inputs}, fresh],

@@ -18,9 +18,9 @@ def inpainting_gaps(count: int, pace: float) -> list[int]:
     many gaps in 50 steps as in 20. They grow, since what is off at first moves everything after it.
     """
     mean_gap = max(INPAINT_LEAST_GAP, 1 + pace / INPAINT_PACE)
-    gaps = max(1, math.ceil(min(INPAINT_GAPS + INPAINT_MORE_GAPS / pace, count / mean_gap)))
+    gaps = math.ceil(min(INPAINT_GAPS + INPAINT_MORE_GAPS / pace, count / mean_gap))
     ends = [round(count * (end / gaps) ** INPAINT_GROWTH) for end in range(gaps + 1)]
-    return [max(1, b - a) for a, b in pairwise(ends)]
+    return [b - a for a, b in pairwise(ends)]
 
 
 class InpaintingGaps:
