@@ -70,6 +70,7 @@ COMMANDS = {
     "stochastic": Command("measures what is saved under samplers that add noise, and what appears", "bench.stochastic"),
     "inpainting": Command("measures masked work: speed, and fidelity inside a noise mask", "bench.inpainting"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),
+    "gaps": Command("measures what single gaps cost, beside what the bundled profile expects", "bench.gaps"),
     "few": Command("measures presets in few steps beside dense runs of even fewer", "bench.few"),
     "evaluations": Command("measures how far each kind of evaluation is off, step by step", "bench.evaluations"),
     "care": Command("measures what careful plans by another model's profile cost and spare", "bench.care"),

@@ -40,6 +40,7 @@ GROUPS = {
 DEMOS = {model for models in GROUPS.values() for model in models}
 # What a kind of evaluation is called, by its field in the files; of the dense ones those that merged are a part.
 EVALUATIONS = {"dense": "exact", "merged": "merged", "partial": "partial", "shallow": "shallow", "skipped": "forecast"}
+NO_PEERS = "No peer was measured here yet."
 Row = dict[str, str]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # ratio, mean and worst decile of strengths
 
@@ -341,10 +342,11 @@ def section(title: str, cells: dict[Cell, dict[str, Points]], name: str, folder:
     ]  # fmt: skip
     reproduced = f" One row, in minutes: {' or '.join(one)}." if one else ""
     told = f"Ours is above {count - len(lost)} of {count} strengths" + (f"; not above {'; '.join(lost)}." if lost else ".")
+    beside = [*table(found), "", told] if count else [NO_PEERS]
     drawn = [folder / f"{name}.png", *(folder / WORST.format(model) for model in models)]
     return [
         f"## {title}", "", f"Pictures: {pictures}.{reproduced}", "", *presets(cells), "",
-        *table(found), "", told, "", *(line for file in drawn if file.exists() for line in (_shown(file, path), "")),
+        *beside, "", *(line for file in drawn if file.exists() for line in (_shown(file, path), "")),
     ]  # fmt: skip
 
 

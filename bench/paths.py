@@ -1,4 +1,4 @@
-"""The landed rules and the shortest path at equal cost, on the demo models: `python run.py paths`.
+"""The rules for gaps and the shortest path at equal cost, on the demo models: `python run.py paths`.
 
 Scenes whose captions training never saw, and whose seeds nothing was tuned on, are sampled densely, by the rules at some paces,
 and by the path with as many dense evaluations as each of them cost. Results are appended to a CSV file as they come, so that an
@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..demo.load import encode_prompt, load_plain
 from ..demo.plain import PlainModel
 from ..demo.scenes import unseen_scenes
 from ..engine.config import HighlightConfig
+from ..engine.placement import plan
 from ..engine.trace import RunRecord, Trace
 from ..tools.comfy import Sampling, boot
 from ..tools.console import say
@@ -32,7 +34,7 @@ from .fidelity import SPREAD, psnr, spread
 from .prompts import OBJECTS
 from .stochastic import Stochastic
 
-SCHEDULERS = {"unet": "normal", "mmdit": "simple"}
+SCHEDULERS = {"unet": "normal", "mmdit": "simple", "second": "normal"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Result:
 
 
 class Costs:
-    """What runs cost, in dense evaluations: of UNets by MACs; transformers forecast only where the rules are left alone."""
+    """What runs cost, in dense evaluations: of the demo UNet by MACs, of others by how many are dense."""
 
     def __init__(self, kind: str):
         self.model: CostModel | None = None
@@ -84,7 +86,8 @@ class Paths:
             return
         sampling = Sampling(sampler, steps, 3.0, SCHEDULERS[self.kind])
         reference = self.bench.dense(sampling)
-        cost = self._run(key, "rules", HighlightConfig(pace=pace), sampling, reference)
+        with mock.patch.object(plan, "places_a_pace", lambda context: False):
+            cost = self._run(key, "rules", HighlightConfig(pace=pace), sampling, reference)
         dense = max(2, math.floor(cost + 0.25))
         self._run(key, "path", HighlightConfig(speed=max(1.0, steps / dense)), sampling, reference)
 
@@ -133,7 +136,7 @@ def _cell(rows: list[dict]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="run.py paths", description="The landed rules and the shortest path at equal cost.")
+    parser = argparse.ArgumentParser(prog="run.py paths", description="The rules for gaps and the shortest path at equal cost.")
     parser.add_argument("--model", choices=list(SCHEDULERS), default="unet")
     parser.add_argument("--samplers", default="euler,dpmpp_2m,res_multistep,dpmpp_2m_sde,euler_ancestral")
     parser.add_argument("--steps", default="8,12,20,30,50")

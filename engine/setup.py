@@ -70,7 +70,7 @@ def start_run(
         sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
-        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
+        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints, masked or config.correct == "always",
     )  # fmt: skip
     plan = Plan(context, can_merge=any(own.merges for own in methods))
     record.expected_error = plan.expected

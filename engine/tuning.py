@@ -11,6 +11,7 @@ from __future__ import annotations
 # -- placement, for every model ----------------------------------------------------------------------------------------
 NOISY_PACE = 0.7  # share of the pace that serves under fresh noise; bench --sampler euler_ancestral
 REGIONAL_GAP = 3  # steps; shorter gaps are forecast well enough; bench --steps 30, methods with `correct: always`
+REGIONAL_COST = 0.25  # of a dense evaluation, where a plan is replaced by one without any: 0.27 at 32x32 cells, 0.15 at 64x64
 REGIONAL_PACE = 3.0  # slower paces are forecast well enough; the same command
 SHALLOW_PACE = 6.0  # at slower paces forecasts beat shallow evaluations, also in short schedules; bench --steps 12
 LONG_SCHEDULE = 20  # steps; in shorter ones even a corrected forecast leaves something to compute; bench --steps 12, 20
@@ -49,10 +50,9 @@ UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
 # than one evaluation less (python run.py few: at 8 steps quality fell from 52.0 to 47.7 dB for 8% of its cost).
 MERGING_PACE = 8.0
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
-# Least share of a state's error that is left in the result, by single gaps: in most pictures it is 0.005 at sigma 5, in one of
-# four 0.16 to 0.28.
-UNDECIDED = 0.15
-CARRIED = 0.6  # of what a normal distribution would leave; by single gaps 0.2 to 1.4 of it, half on average
+# Of a state's error that a normal distribution would leave: this share in pictures that are decided, 0.2 to 1.4 of it by single
+# gaps; and the mean over pictures is 1 + (OPEN * what is open yet)^2 times as much (python run.py gaps).
+CARRIED, OPEN = 0.6, 7.4
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
 SHALLOW_WARMUP = 1

@@ -14,7 +14,7 @@ from ..extrapolation import PredictionType
 from ..prediction.drift import euler_moves, gaps
 from ..prediction.response import ImpulseResponse
 from ..profile import Profile
-from ..tuning import CARRIED, DRIFT_SHARE, LONGEST_GAP, UNDECIDED
+from ..tuning import CARRIED, DRIFT_SHARE, LONGEST_GAP, OPEN
 
 BEST_DB = 100.0  # stands for no error at all
 
@@ -49,13 +49,21 @@ class ErrorModel:
         return float((self.profile.at(self.sigmas[-1:], "x0") ** 2).sum(-1).mean())
 
     @cached_property
+    def undecided(self) -> np.ndarray:
+        """How far the denoised image at the start of each step is from what the run ends at, a mean square as a share of
+        that of a picture's latent: what of the picture is open yet. By the profile's runs."""
+        sketches = self.profile.at(self.sigmas, "x0")
+        ends = np.stack([run.at(run.sigmas[-1:].tolist(), "x0", self.profile.axis) for run in self.profile.runs])
+        return np.square(sketches - ends).sum(-1).mean(0) / self.scale
+
+    @cached_property
     def gains(self) -> np.ndarray:
         """How much of a mean square by which the state is off at the start of each step, and at the end, is left of it in the
-        result: a share of what would be if pictures were normally distributed with the latent's variance, and no less than
-        another share, since in some pictures it is not decided yet what they will show."""
+        result, a mean over pictures: a share of what would be if pictures were normally distributed with the latent's
+        variance, and more the more of the picture is open yet, since in some it is decided otherwise then."""
         signal = (1 - np.array(self.sigmas)) ** 2 if self.profile.axis.is_flow else 1.0
-        gains = CARRIED * self.scale / (signal * self.scale + np.square(self.sigmas))
-        return np.append(np.maximum(gains, UNDECIDED), 1.0)
+        normal = self.scale / (signal * self.scale + np.square(self.sigmas))
+        return np.append(CARRIED * normal * (1 + np.square(OPEN * self.undecided)), 1.0)
 
     @cached_property
     def costs(self) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from ..tuning import CAREFUL_DB, LEAST_UNGUIDED, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
+from ..tuning import CAREFUL_DB, LEAST_UNGUIDED, REGIONAL_COST, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
 from .context import FORECAST, Context, PlannedStep, filled
 
 
@@ -74,11 +75,29 @@ def forecast_in_few(context: Context) -> int | None:
     return math.floor((context.pace + UNGUIDED_PACE) / UNGUIDED_SCALE * (context.steps - 1))
 
 
+def places_a_pace(context: Context) -> bool:
+    """Whether the path says where the dense steps go that a pace leaves: forecasts alone may fill the gaps, no new noise ends
+    them, and the sampler's response and the model are known well enough."""
+    config, errors = context.config, context.errors
+    if errors is None or config.by_path or config.interval is not None or forecast_in_few(context) is not None:
+        return False
+    forecasts_alone = not (context.shallow or context.inpaints or context.insists or any(context.renewed))
+    return forecasts_alone and errors.exact and config.revise and context.careful_gap is None
+
+
+def dense_at_cost(plan: Sequence[PlannedStep]) -> int:
+    """How many dense steps cost as much as a plan of dense, regional and forecast ones."""
+    kinds = [step.kind for step in plan]
+    return round(kinds.count("dense") + REGIONAL_COST * kinds.count("partial"))
+
+
 def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     """The plan that the config asks for: with as many dense steps as its speed or its preset leaves, and with as many more as
     its limit of the error takes; the densest where none is good enough."""
     config, errors = context.config, context.errors
-    if (forecast := forecast_in_few(context)) is not None:
+    if context.dense is not None:
+        least = context.dense
+    elif (forecast := forecast_in_few(context)) is not None:
         least = context.steps - forecast
     else:
         least = dense_steps(context.steps, config.speed) if config.speed else 0
@@ -106,7 +125,8 @@ class ShortestPath:
     """Gaps by the expected error of the result."""
 
     def suits(self, context: Context) -> bool:
-        return context.errors is not None and (context.config.by_path or forecast_in_few(context) is not None)
+        wanted = context.config.by_path or context.dense is not None or forecast_in_few(context) is not None
+        return context.errors is not None and wanted
 
     def place(self, context: Context, start: int) -> list[PlannedStep]:
         if context.errors is None or start >= context.last:
@@ -117,4 +137,5 @@ class ShortestPath:
         dense = chosen(cheapest(costs, start, end), context, start)
         ends = [start, *dense, context.last + 1]
         gaps = [b - a for a, b in pairwise(ends)]
-        return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)
+        regional = context.regional and context.dense is None
+        return filled(context, start, gaps, FORECAST, REGIONAL_GAP if regional else math.inf)

@@ -32,7 +32,7 @@ from .interval import Intervals
 from .log_sigma import LogSigmaGaps
 from .merged import merged_in_few
 from .noise import hold_to_noise
-from .path import ShortestPath
+from .path import ShortestPath, dense_at_cost, places_a_pace
 from .shallow import ShallowGaps
 
 # The first that suits is used.
@@ -78,6 +78,8 @@ def make_plan(context: Context) -> list[PlannedStep]:
     plan = [PlannedStep("dense", "outside start and end percent")] * context.steps
     if last < first:
         return plan
+    if context.dense is None and places_a_pace(context):
+        context = replace(context, dense=dense_at_cost(make_plan(replace(context, errors=None))))
     start = min(first + warm_up(context) - 1, last)
     plan[first : start + 1] = [PlannedStep("dense", "warm-up")] * (start + 1 - first)
     placement = next(own for own in PLACEMENTS if own.suits(context))
@@ -105,7 +107,7 @@ class Plan:
     """
 
     def __init__(self, context: Context, can_merge: bool = False):
-        self.steps, self.regional = make_plan(context), context.regional
+        self.steps, self.regional = make_plan(context), context.regional and not places_a_pace(context)
         if can_merge:
             self.steps = merged_in_few(self.steps, context)
         # What is done where no region can be computed: where all was left to the region, the plan of a run without one.

@@ -80,24 +80,37 @@ def test_objects_are_counted_beside_those_of_the_dense_pictures():
     assert (found.inside, found.right, found.dense) == (30, 3, 6), "a background alone counts for none"
 
 
-def test_where_a_peer_is_ahead_the_page_says_so(tmp_path, monkeypatch):
+def page_of(folder, methods) -> str:
+    """The page of five pictures of methods: name, setting, PSNR of the first, MACs."""
     rows = [
         row(method, setting, prompt, psnr + prompt, macs, sampler="euler", steps=20, cells=32)
-        for method, setting, psnr, macs in (
-            ("dense", "", 100, 100), (OURS, "quality", 60, 70), (OURS, "balanced", 40, 50), (OURS, "fast", 30, 30),
-            ("better", "a", 45, 50), ("worse", "b", 35, 50),
-        )
+        for method, setting, psnr, macs in methods
         for prompt in range(5)
-    ]  # fmt: skip
-    folder = tmp_path / "benchmarks"
+    ]
     folder.mkdir()
     with (folder / "unet.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["sampler", "steps", "cells", *(name for name in rows[0] if name not in KEYS)])
         writer.writeheader()
         writer.writerows(rows)
     (folder / "other.csv").write_text("model,sampler\n")
+    return page.write(folder).read_text()
+
+
+PRESETS = (("dense", "", 100, 100), (OURS, "quality", 60, 70), (OURS, "balanced", 40, 50), (OURS, "fast", 30, 30))
+
+
+def test_where_a_peer_is_ahead_the_page_says_so(tmp_path, monkeypatch):
+    folder = tmp_path / "benchmarks"
     monkeypatch.setattr(page, "FOLDER", folder)
-    text = page.write(folder).read_text()
+    text = page_of(folder, (*PRESETS, ("better", "a", 45, 50), ("worse", "b", 35, 50)))
     assert "| better | **-5.0 [-5.0] / -5.0 dB" in text and "| worse | +5.0 [+5.0] / +5.0 dB" in text
     assert "above 1 of 2 strengths; not above 20 steps, 256 px: better a (2.0x) -5.0 / -5.0." in text
     assert "| balanced | 2.00x: 42.0 / 40.4 / 40.0 |" in text and (folder / "unet.png").exists()
+
+
+def test_bug_where_no_peer_was_measured_the_page_says_so(tmp_path, monkeypatch):
+    """It had an empty table and "Ours is above 0 of 0 strengths"."""
+    folder = tmp_path / "benchmarks"
+    monkeypatch.setattr(page, "FOLDER", folder)
+    text = page_of(folder, PRESETS)
+    assert page.NO_PEERS in text and "| beside |" not in text and "Ours is above" not in text

@@ -60,6 +60,6 @@ def test_bug_programs_did_not_start_but_where_comfyui_was_importable_by_itself(r
     if comfyui := run.find_comfyui():
         done = started(pack, modules, str(comfyui))
         assert not done.returncode, done.stderr[-2000:]
-    alone = [f"bench.{name}" for name in ("demo", "few", "judge", "evaluations", "ablate")]
+    alone = [f"bench.{name}" for name in ("demo", "few", "gaps", "judge", "evaluations", "ablate")]
     done = started(pack, [*alone, "tools.train", "tools.profiles"], None)
     assert not done.returncode, done.stderr[-2000:]

@@ -250,6 +250,77 @@ def test_without_speed_or_fidelity_nothing_is_said_of_a_path():
     assert not said_of(careful_plan(8)[1])
 
 
+def paced(steps: int, axis: TimeAxis, pace: float, profiles=OWN, **own) -> tuple[Plan, Plan]:
+    """The plan of a pace under Euler's method, and the one that the rules make of it."""
+    known = errors_of(steps, axis, profiles)
+    sigmas = [*known.sigmas, 0.0]
+    response = impulse_response(lambda answer, x: euler(answer, x, sigmas), known.prediction)
+    config = HighlightConfig(pace=pace, **own.pop("config", {}))
+    given = {"regional": False, "errors": replace(known, response=response)} | own
+    context = Context.of(known.sigmas, config, axis=axis, **given)
+    return Plan(context), Plan(replace(context, errors=None))
+
+
+@pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
+@pytest.mark.parametrize("steps", [12, 20, 30, 50, 100])
+@pytest.mark.parametrize("pace", PACES.values())
+def test_a_pace_says_how_many_steps_are_dense_and_the_path_which(axis, steps, pace):
+    path, rules = paced(steps, axis, pace)
+    errors = paced_errors(steps, axis)
+    dense = [[i for i, kind in enumerate(kinds(plan)) if kind == "d"] for plan in (path, rules)]
+    assert len(dense[0]) == len(dense[1])
+    expected = [errors.of(own) for own in dense]
+    assert path.expected == expected[0] >= (expected[1] or 0)
+
+
+def paced_errors(steps: int, axis: TimeAxis) -> ErrorModel:
+    known = errors_of(steps, axis)
+    sigmas = [*known.sigmas, 0.0]
+    return replace(known, response=impulse_response(lambda answer, x: euler(answer, x, sigmas), known.prediction))
+
+
+@pytest.mark.parametrize(
+    ("why", "steps", "own"),
+    [
+        ("the sampler's response is not known", 20, {"errors": errors_of(20)}),
+        ("new noise ends gaps", 20, {"sampler": "euler_ancestral", "renewed": [0.3] * 19}),
+        ("gaps are given", 20, {"config": {"interval": (3,)}}),
+        ("nothing makes up for forecasts", 20, {"config": {"revise": False}}),
+        ("another model's profile, in few steps", 8, {"profiles": {axis: bundled(axis) for axis in SCHEDULES}}),
+        ("shallow evaluations fill the gaps", 12, {"shallow": True}),
+        ("a noise mask", 20, {"inpaints": True}),
+        ("regional evaluations are asked for", 20, {"config": {"correct": "always"}, "regional": True}),
+    ],
+)
+def test_where_the_path_knows_too_little_a_pace_goes_by_the_rules(why, steps, own):
+    path, rules = paced(steps, DIFFUSION, PACES["fast"], **own)
+    assert path.steps == rules.steps, why
+
+
+def test_the_path_of_a_pace_spends_on_dense_steps_what_the_rules_would_on_regional_ones():
+    path, rules = paced(20, DIFFUSION, 5.0, sampler="dpmpp_2m", regional=True)
+    counts = {plan: kinds(plan).count for plan in (path, rules)}
+    assert counts[rules]("p") >= 3 and not counts[path]("p") and not path.regional and rules.regional
+    assert counts[path]("d") == round(counts[rules]("d") + 0.25 * counts[rules]("p"))
+
+
+def test_a_warm_up_that_is_asked_for_is_kept_by_the_path_of_a_pace():
+    path, rules = paced(20, DIFFUSION, 8.0, config={"warmup": 6})
+    assert kinds(path).startswith("d" * 6) and kinds(path).count("d") == kinds(rules).count("d")
+
+
+@pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
+def test_what_is_open_yet_in_a_picture_falls_along_the_schedule_and_weighs_its_errors(axis):
+    errors = errors_of(20, axis)
+    assert (np.diff(errors.undecided) < 0.01).all() and errors.undecided[0] > 0.5 > 0.05 > errors.undecided[-1]
+    decided = replace(errors, profile=Profile(tuple(
+        replace(run, x0=np.repeat(run.x0[:, -1:], len(run.sigmas), 1)) for run in errors.profile.runs
+    ), axis))  # fmt: skip
+    assert np.allclose(decided.undecided, 0, atol=1e-6)
+    weight = errors.gains / decided.gains
+    assert weight[0] > 10 and weight[-1] == 1 and (weight >= 1 - 1e-9).all()
+
+
 def merged_steps(steps: int, pace: float, merges: bool = True, axis: TimeAxis = FLOW, unguided: bool = True, **config) -> str:
     """The plan of few steps where tokens can be merged: d dense, m merged, s skipped."""
     errors, inpaints, sampler, last = errors_of(steps, axis), *(config.pop(*own) for own in (
