@@ -39,8 +39,7 @@ class Context:
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
     errors: what plans are expected to cost, None where nothing is known of the model. unknown: whether the model is of a class
     that is not known. inpaints: whether the sampler puts back what is outside the highlight, so that nothing but the highlight
-    has to be right. insists: whether regional evaluations are wanted whatever they are worth, as with a mask. dense: how many
-    steps a pace leaves dense, where the shortest path says which; None elsewhere.
+    has to be right. insists: whether regional evaluations are wanted whatever they are worth, as with a mask.
     """
 
     sigmas: tuple[float, ...]
@@ -56,7 +55,6 @@ class Context:
     unknown: bool = False
     inpaints: bool = False
     insists: bool = False
-    dense: int | None = None
 
     @classmethod
     def of(

@@ -95,9 +95,7 @@ def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     """The plan that the config asks for: with as many dense steps as its speed or its preset leaves, and with as many more as
     its limit of the error takes; the densest where none is good enough."""
     config, errors = context.config, context.errors
-    if context.dense is not None:
-        least = context.dense
-    elif (forecast := forecast_in_few(context)) is not None:
+    if (forecast := forecast_in_few(context)) is not None:
         least = context.steps - forecast
     else:
         least = dense_steps(context.steps, config.speed) if config.speed else 0
@@ -125,8 +123,7 @@ class ShortestPath:
     """Gaps by the expected error of the result."""
 
     def suits(self, context: Context) -> bool:
-        wanted = context.config.by_path or context.dense is not None or forecast_in_few(context) is not None
-        return context.errors is not None and wanted
+        return context.errors is not None and (context.config.by_path or forecast_in_few(context) is not None)
 
     def place(self, context: Context, start: int) -> list[PlannedStep]:
         if context.errors is None or start >= context.last:
@@ -137,5 +134,4 @@ class ShortestPath:
         dense = chosen(cheapest(costs, start, end), context, start)
         ends = [start, *dense, context.last + 1]
         gaps = [b - a for a, b in pairwise(ends)]
-        regional = context.regional and context.dense is None
-        return filled(context, start, gaps, FORECAST, REGIONAL_GAP if regional else math.inf)
+        return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)

@@ -78,8 +78,9 @@ def make_plan(context: Context) -> list[PlannedStep]:
     plan = [PlannedStep("dense", "outside start and end percent")] * context.steps
     if last < first:
         return plan
-    if context.dense is None and places_a_pace(context):
-        context = replace(context, dense=dense_at_cost(make_plan(replace(context, errors=None))))
+    if places_a_pace(context):
+        speed = context.steps / dense_at_cost(make_plan(replace(context, errors=None)))
+        context = replace(context, config=replace(config, speed=speed, shallow="auto"), regional=False)
     start = min(first + warm_up(context) - 1, last)
     plan[first : start + 1] = [PlannedStep("dense", "warm-up")] * (start + 1 - first)
     placement = next(own for own in PLACEMENTS if own.suits(context))

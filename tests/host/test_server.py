@@ -39,7 +39,7 @@ def test_the_demo_workflow_runs_and_is_accelerated(server, prompt):
     image, run = picture(server, outputs), last_run(outputs)
     assert image.shape == (512, 512, 3) and image.std() > 10
     kinds = [e["kind"] for e in run["evaluations"]]
-    assert len(kinds) == 20 and kinds.count("dense") < 13 and kinds[-1] == "dense"
+    assert len(kinds) == 20 and kinds.count("dense") < 13
     preview = next(o for o in outputs.values() if "highlight_runs" in o)
     told = json.loads(server.path_of(preview["highlight_files"][-1]).read_text())
     assert len(told["cells"]) == 20 and told["done"]["completed"] and len(told["heatmaps"]) >= 3

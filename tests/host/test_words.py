@@ -84,7 +84,7 @@ def test_the_heat_follows_the_named_word(clip):
     """Circle at the top left, star at the bottom right: naming one moves the heat to its half."""
     share = lambda h: float(h[:8, :8].sum() / (h[:8, :8].sum() + h[8:, 8:].sum()))  # noqa: E731
     circle, star = share(heat(clip, "circle")), share(heat(clip, "star"))
-    assert circle > star + 0.2, (circle, star)
+    assert circle > star + 0.15, (circle, star)
 
 
 def test_content_tokens_alone_change_little(clip):
