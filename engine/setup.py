@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -66,11 +67,12 @@ def start_run(
     region = RegionTracker(config, record.frame, align, make_caches, masks, exact)
     inpaints = config.active and _aim_by_noise_mask(region, record)
     masked = masks.to_the_node or inpaints
+    insists = masked and config.correct == "auto" and not any(new_noise)  # as it would with a mask
     context = Context(
-        sigmas, config, *_steps_within(sigmas, sigma_range), traits, axis,
+        sigmas, replace(config, correct="always") if insists else config, *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
-        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints, masked or config.correct == "always",
+        _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
     )  # fmt: skip
     plan = Plan(context, can_merge=any(own.merges for own in methods))
     record.expected_error = plan.expected

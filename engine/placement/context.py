@@ -39,7 +39,7 @@ class Context:
     shallow evaluations. renewed: how much of the noise each step makes anew, one fewer than there are steps, none by default.
     errors: what plans are expected to cost, None where nothing is known of the model. unknown: whether the model is of a class
     that is not known. inpaints: whether the sampler puts back what is outside the highlight, so that nothing but the highlight
-    has to be right. insists: whether regional evaluations are wanted whatever they are worth, as with a mask.
+    has to be right.
     """
 
     sigmas: tuple[float, ...]
@@ -54,7 +54,6 @@ class Context:
     errors: ErrorModel | None = None
     unknown: bool = False
     inpaints: bool = False
-    insists: bool = False
 
     @classmethod
     def of(
@@ -69,9 +68,8 @@ class Context:
         regional = config.correct != "never" if regional is None else regional
         traits = SamplerTraits.of(sampler, unguided)
         return cls(
-            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints,
-            insists=config.correct == "always",
-        )  # fmt: skip
+            tuple(sigmas), config, first, last, traits, axis, regional, shallow, tuple(renewed), errors, inpaints=inpaints
+        )
 
     @property
     def steps(self) -> int:

@@ -81,7 +81,7 @@ def places_a_pace(context: Context) -> bool:
     config, errors = context.config, context.errors
     if errors is None or config.by_path or config.interval is not None or forecast_in_few(context) is not None:
         return False
-    forecasts_alone = not (context.shallow or context.inpaints or context.insists or any(context.renewed))
+    forecasts_alone = not (context.shallow or context.inpaints or config.correct == "always" or any(context.renewed))
     return forecasts_alone and errors.exact and config.revise and context.careful_gap is None
 
 
