@@ -67,9 +67,8 @@ def start_run(
     region = RegionTracker(config, record.frame, align, make_caches, masks, exact)
     inpaints = config.active and _aim_by_noise_mask(region, record)
     masked = masks.to_the_node or inpaints
-    insists = masked and config.correct == "auto" and not any(new_noise)  # as it would with a mask
     context = Context(
-        sigmas, replace(config, correct="always") if insists else config, *_steps_within(sigmas, sigma_range), traits, axis,
+        sigmas, _insisting(config, masked and not any(new_noise)), *_steps_within(sigmas, sigma_range), traits, axis,
         _wants_regional(config, len(sigmas), traits, response, axis, masked),
         _wants_shallow(config, len(sigmas), any(new_noise), masked, shallow is not None), new_noise,
         _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
@@ -81,6 +80,11 @@ def start_run(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),
         region, shallow, _taking_part(methods, plan), picture=picture,
     ))  # fmt: skip
+
+
+def _insisting(config: HighlightConfig, masked: bool) -> HighlightConfig:
+    """The config, which with a mask asks for regional evaluations whatever they are worth."""
+    return replace(config, correct="always") if masked and config.correct == "auto" else config
 
 
 def _lacking(config: HighlightConfig, shallow: ActivationCache | None) -> list[str]:
