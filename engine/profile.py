@@ -66,6 +66,11 @@ class ProfiledRun:
     eps: np.ndarray
     x0: np.ndarray
 
+    @property
+    def result(self) -> np.ndarray:
+        """The sketch (FEATURES,) of the denoised image that the run ends at, as the sampler is given it."""
+        return np.tensordot(self.weights, self.x0[:, -1], axes=1)
+
     def at(self, sigmas: Sequence[float], prediction: PredictionType, axis: TimeAxis) -> np.ndarray:
         """The sketches (len(sigmas), FEATURES) of what the sampler is given at other sigmas: cubic splines along the time
         axis, and beyond the run's ends straight lines."""

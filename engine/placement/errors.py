@@ -46,15 +46,19 @@ class ErrorModel:
     @cached_property
     def scale(self) -> float:
         """The mean square of a picture's latent."""
-        return float((self.profile.at(self.sigmas[-1:], "x0") ** 2).sum(-1).mean())
+        return float((self._denoised[:, -1] ** 2).sum(-1).mean())
+
+    @cached_property
+    def _denoised(self) -> np.ndarray:
+        """Sketches (runs, steps, features) of the denoised images along the schedule."""
+        return self.profile.at(self.sigmas, "x0")
 
     @cached_property
     def undecided(self) -> np.ndarray:
         """How far the denoised image at the start of each step is from what the run ends at, a mean square as a share of
         that of a picture's latent: what of the picture is open yet. By the profile's runs."""
-        sketches = self.profile.at(self.sigmas, "x0")
-        ends = np.stack([run.at(run.sigmas[-1:].tolist(), "x0", self.profile.axis) for run in self.profile.runs])
-        return np.square(sketches - ends).sum(-1).mean(0) / self.scale
+        results = np.stack([run.result for run in self.profile.runs])
+        return np.square(self._denoised - results[:, None]).sum(-1).mean(0) / self.scale
 
     @cached_property
     def gains(self) -> np.ndarray:
@@ -70,7 +74,7 @@ class ErrorModel:
         """The mean square that every gap adds to the error of the result, as `drift.Gaps` has them: of what the corrector
         leaves all, and of the drift a share, since what is computed at its end is computed off the path."""
         moves = np.array(self.response.weights) if self.exact and self.response else euler_moves(self.sigmas, self.prediction)
-        values = self.profile.at(self.sigmas, self.prediction)
+        values = self._denoised if self.prediction == "x0" else self.profile.at(self.sigmas, self.prediction)
         longest = min(LONGEST_GAP, len(self.sigmas))
         found = gaps(values, self.sigmas, moves, self.prediction, self.profile.axis, longest, self.corrected)
         ends = np.minimum(np.arange(self.steps)[:, None] + np.arange(1, longest + 1), self.steps)

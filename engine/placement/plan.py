@@ -70,6 +70,15 @@ def regional_pays(steps: int, noisy: bool, one_step: bool | None, axis: TimeAxis
     return not axis.is_flow and (steps < LONG_SCHEDULE or noisy or not one_step)
 
 
+def placed_by_path(context: Context) -> Context:
+    """The context of a pace whose dense steps the path is to place: that of the speed which costs as much as what the rules
+    make of the pace. Any other context as it is."""
+    if not places_a_pace(context):
+        return context
+    speed = context.steps / dense_at_cost(make_plan(replace(context, errors=None)))
+    return replace(context, config=replace(context.config, speed=speed, shallow="auto"), regional=False)
+
+
 def make_plan(context: Context) -> list[PlannedStep]:
     """Plan every step of a schedule: dense outside the range and in the warm-up, and then as the placement has it."""
     config, first, last = context.config, context.first, context.last
@@ -78,9 +87,7 @@ def make_plan(context: Context) -> list[PlannedStep]:
     plan = [PlannedStep("dense", "outside start and end percent")] * context.steps
     if last < first:
         return plan
-    if places_a_pace(context):
-        speed = context.steps / dense_at_cost(make_plan(replace(context, errors=None)))
-        context = replace(context, config=replace(config, speed=speed, shallow="auto"), regional=False)
+    context = placed_by_path(context)
     start = min(first + warm_up(context) - 1, last)
     plan[first : start + 1] = [PlannedStep("dense", "warm-up")] * (start + 1 - first)
     placement = next(own for own in PLACEMENTS if own.suits(context))
@@ -108,7 +115,8 @@ class Plan:
     """
 
     def __init__(self, context: Context, can_merge: bool = False):
-        self.steps, self.regional = make_plan(context), context.regional and not places_a_pace(context)
+        context = placed_by_path(context)
+        self.steps, self.regional = make_plan(context), context.regional
         if can_merge:
             self.steps = merged_in_few(self.steps, context)
         # What is done where no region can be computed: where all was left to the region, the plan of a run without one.

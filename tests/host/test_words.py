@@ -70,7 +70,7 @@ def sampled(clip, words: str | None, seed: int = 3) -> RunRecord:
     positive = encode(PROMPT)
     if words is not None:
         positive = HighlightWords.execute(positive, clip, PROMPT, words).args[0]
-    patcher = attach(model.patcher, HighlightConfig(), trace)
+    patcher = attach(model.patcher, HighlightConfig(correct="always"), trace)
     tiny.sample(model, patcher, size=(32, 32), steps=16, cfg=3.0, seed=seed, positive=positive, negative=encode(""))
     return trace.last
 
@@ -84,7 +84,7 @@ def test_the_heat_follows_the_named_word(clip):
     """Circle at the top left, star at the bottom right: naming one moves the heat to its half."""
     share = lambda h: float(h[:8, :8].sum() / (h[:8, :8].sum() + h[8:, 8:].sum()))  # noqa: E731
     circle, star = share(heat(clip, "circle")), share(heat(clip, "star"))
-    assert circle > star + 0.15, (circle, star)
+    assert circle > star + 0.2, (circle, star)
 
 
 def test_content_tokens_alone_change_little(clip):

@@ -250,14 +250,18 @@ def test_without_speed_or_fidelity_nothing_is_said_of_a_path():
     assert not said_of(careful_plan(8)[1])
 
 
-def paced(steps: int, axis: TimeAxis, pace: float, profiles=OWN, **own) -> tuple[Plan, Plan]:
-    """The plan of a pace under Euler's method, and the one that the rules make of it."""
+def paced_errors(steps: int, axis: TimeAxis, profiles=OWN) -> ErrorModel:
+    """With the response of Euler's method."""
     known = errors_of(steps, axis, profiles)
     sigmas = [*known.sigmas, 0.0]
-    response = impulse_response(lambda answer, x: euler(answer, x, sigmas), known.prediction)
+    return replace(known, response=impulse_response(lambda answer, x: euler(answer, x, sigmas), known.prediction))
+
+
+def paced(steps: int, axis: TimeAxis, pace: float, profiles=OWN, **own) -> tuple[Plan, Plan]:
+    """The plan of a pace under Euler's method, and the one that the rules make of it."""
+    errors = paced_errors(steps, axis, profiles)
     config = HighlightConfig(pace=pace, **own.pop("config", {}))
-    given = {"regional": False, "errors": replace(known, response=response)} | own
-    context = Context.of(known.sigmas, config, axis=axis, **given)
+    context = Context.of(errors.sigmas, config, axis=axis, **{"regional": False, "errors": errors} | own)
     return Plan(context), Plan(replace(context, errors=None))
 
 
@@ -271,12 +275,6 @@ def test_a_pace_says_how_many_steps_are_dense_and_the_path_which(axis, steps, pa
     assert len(dense[0]) == len(dense[1])
     expected = [errors.of(own) for own in dense]
     assert path.expected == expected[0] >= (expected[1] or 0)
-
-
-def paced_errors(steps: int, axis: TimeAxis) -> ErrorModel:
-    known = errors_of(steps, axis)
-    sigmas = [*known.sigmas, 0.0]
-    return replace(known, response=impulse_response(lambda answer, x: euler(answer, x, sigmas), known.prediction))
 
 
 @pytest.mark.parametrize(
