@@ -72,8 +72,7 @@ class Bench:
             own, expected = self.off(start, length), float(self.errors.costs[start, 0, length - 1])
             figures = [expected, np.exp(np.log(own).mean()), own.mean(), np.percentile(own, 100 - DECILE), own.max()]
             told = " | ".join(f"{value:.1e}" for value in figures)
-            undecided = f"{self.errors.undecided[start + length - 1]:.2f}"
-            yield f"| {start} to {start + length} | {self.errors.sigmas[start]:.2f} | {undecided} | {told} |"
+            yield f"| {start} to {start + length} | {self.errors.sigmas[start]:.2f} | {self.errors.undecided[start]:.2f} | {told} |"
 
 
 def main() -> int:
