@@ -72,7 +72,8 @@ class Bench:
             own, expected = self.off(start, length), float(self.errors.costs[start, 0, length - 1])
             figures = [expected, np.exp(np.log(own).mean()), own.mean(), np.percentile(own, 100 - DECILE), own.max()]
             told = " | ".join(f"{value:.1e}" for value in figures)
-            yield f"| {start} to {start + length} | {self.errors.sigmas[start]:.2f} | {self.errors.undecided[start]:.2f} | {told} |"
+            sigma, undecided = self.errors.sigmas[start], self.errors.undecided[start]
+            yield f"| {start} to {start + length} | {sigma:.2f} | {undecided:.2f} | {told} |"
 
 
 def main() -> int:

@@ -51,8 +51,8 @@ UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
 MERGING_PACE = 8.0
 DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
 # Of a state's error that a normal distribution would leave: this share in pictures that are decided, 0.2 to 1.4 of it by single
-# gaps; and 1 + (OPEN * what is open yet)^2 times as much as that, which is the mean over pictures where what is open before a gap
-# is taken, and less where what is open after it is, as `errors` does (python run.py gaps).
+# gaps; and 1 + (OPEN * what is open yet)^2 times as much as that, which is the mean over pictures where what is open before a
+# gap is taken, and less where what is open after it is, as `errors` does (python run.py gaps).
 CARRIED, OPEN = 0.6, 7.4
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
