@@ -69,6 +69,7 @@ COMMANDS = {
     "control": Command("measures a ControlNet beside Highlight Diffusion", "bench.control"),
     "stochastic": Command("measures what is saved under samplers that add noise, and what appears", "bench.stochastic"),
     "inpainting": Command("measures masked work: speed, and fidelity inside a noise mask", "bench.inpainting"),
+    "promises": Command("measures whether presets keep what they promise", "bench.promises"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),
     "gaps": Command("measures what single gaps cost, beside what the bundled profile expects", "bench.gaps"),
     "few": Command("measures presets in few steps beside dense runs of even fewer", "bench.few"),

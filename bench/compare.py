@@ -305,12 +305,9 @@ class Progress:
         sys.stdout.write("\n")
 
 
-PROFILED = ("a bowl of fruit on a table", "a narrow street after rain", "a sleeping dog", "mountains at dawn")  # never judged
-
-
-def log_profile(subject: Subject, sampling: Sampling) -> None:
+def log_profile(subject: Subject, sampling: Sampling, asked: Sequence[str]) -> None:
     """Make the profile of a model that has none of its own, as Profile a Model does, from dense runs on prompts that are not
-    judged. It is kept in ComfyUI's user directory, where every Highlight node finds it."""
+    judged and that it knows how to draw. It is kept in ComfyUI's user directory, where every Highlight node finds it."""
     from ..engine.profile import write_profile
     from ..host.profiles import begun, path_of
     from ..host.profiling import with_picture
@@ -320,8 +317,8 @@ def log_profile(subject: Subject, sampling: Sampling) -> None:
     if path.exists():
         return
     profile = begun(subject.model, path, time_axis_of(subject.model))
-    for number, prompt in enumerate(PROFILED):
-        say(f"profile: picture {number + 1} of {len(PROFILED)}")
+    for number, prompt in enumerate(asked):
+        say(f"profile: picture {number + 1} of {len(asked)}")
         sample = partial(subject.sample, prompt=prompt, seed=number, sampling=sampling)
         profile = with_picture(profile, subject.model, sampling.cfg, sample)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -407,7 +404,7 @@ def main() -> int:
     ways = samplings(args, subject)
     for sampling in ways:
         if not (args.no_profile or (demo_of(args) and args.model != "second")):
-            log_profile(subject, sampling)
+            log_profile(subject, sampling, prompts.profiled(demo_of(args)))
         comparison.fidelity(sampling, args.seeds)
         if args.clock:
             comparison.seconds(sampling)

@@ -21,7 +21,7 @@ import torch
 from ..demo.control import WEIGHTS, moved, outline
 from ..demo.detector import colour_map
 from ..demo.scenes import Scene, held_out, object_masks, sample_scene
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PRESETS, HighlightConfig
 from ..engine.trace import RunRecord, Trace
 from ..tools.comfy import Sampling, Subject, boot, node
 from ..tools.console import say
@@ -115,7 +115,7 @@ def attached(model: Any, settings: dict | None, trace: Trace) -> Any:
 
     settings = dict(settings)
     preset = settings.pop("preset")
-    return attach(model, HighlightConfig(pace=PACES[preset], **settings), trace)
+    return attach(model, HighlightConfig(**PRESETS[preset], **settings), trace)
 
 
 @torch.no_grad()

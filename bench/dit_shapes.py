@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PRESETS, HighlightConfig
 from ..engine.job import Job
 from ..engine.merging.config import SDTMConfig
 from ..engine.merging.job import MergeJob
@@ -158,7 +158,7 @@ def costs_of(subject: Subject, repeats: int, device: torch.device) -> dict[str, 
     raise AssertionError("the model was never called")
 
 
-def planned(subject: Subject, steps: int, pace: float, masked: bool) -> list[tuple[str, str]]:
+def planned(subject: Subject, steps: int, preset: str, masked: bool) -> list[tuple[str, str]]:
     """The letter of every evaluation that the node plans, and which of `jobs` it is; the network itself does not run."""
     from comfy.patcher_extension import WrappersMP
 
@@ -170,7 +170,7 @@ def planned(subject: Subject, steps: int, pace: float, masked: bool) -> list[tup
         states[:] = [transformer_options[KEY]]
         return torch.zeros_like(x)
 
-    model = attach(subject.model, HighlightConfig(pace=pace), trace, given=UserMasks(subject.mask) if masked else None)
+    model = attach(subject.model, HighlightConfig(**PRESETS[preset]), trace, given=UserMasks(subject.mask) if masked else None)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "idle", idle)
     subject.sample(model, steps)
     assert trace.last is not None
@@ -199,9 +199,9 @@ def measure_transformer(name: str, repeats: int) -> list[str]:
     lines += ["", "| plan, euler, simple, CFG 1 | steps | evaluations | times faster, by MACs | by the sum of medians |",
               "|---|---|---|---|---|"]  # fmt: skip
     for steps in model.steps:
-        for preset, pace in PACES.items():
+        for preset in PRESETS:
             for masked in (False, True):
-                plan = planned(subject, steps, pace, masked)
+                plan = planned(subject, steps, preset, masked)
                 by_macs, by_clock = (steps / sum(cost[name][i] for _, name in plan) for i in range(2))
                 title = f"{preset}, mask of {MASK:.0%}" if masked else preset
                 letters = "".join(letter for letter, _ in plan)

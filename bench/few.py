@@ -17,7 +17,7 @@ from ..demo.plain import sample
 from ..demo.plain_flow import plain_class
 from ..demo.scenes import unseen_scenes
 from ..demo.vae import picture_of
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PRESETS, HighlightConfig
 from ..tools.console import say
 from ..tools.server import PACK
 from .demo import steps_and_cfg
@@ -50,7 +50,7 @@ def table(kind: str, side: int, steps: int, cfg: float, count: int) -> str:
         right, computed = sum(map(objects_right, scenes, pictures)), plan.count("D") + MERGED_COST * plan.count("M")
         return f"| {name} | {computed:.3g} | `{plan}` | {spread(near)} | {right} of {total} |", computed
 
-    rows = [row(name, steps, HighlightConfig(pace=pace)) for name, pace in PACES.items()]
+    rows = [row(name, steps, HighlightConfig(**own)) for name, own in PRESETS.items()]
     fewer = sorted({round(computed) for _, computed in rows if computed < steps}, reverse=True)
     rows += [row(f"{number} steps", number, HighlightConfig(enabled=False)) for number in fewer]
     right = sum(map(objects_right, scenes, reference))

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..demo.scenes import Scene, render, unseen_scenes
 from ..demo.vae import PIXELS
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PRESETS, HighlightConfig
 from ..engine.trace import Trace
 from ..tools.comfy import Subject, boot
 from ..tools.console import say
@@ -96,7 +96,7 @@ class Inpainting:
                 near, ratios, trace = [], [], Trace()
                 for task, (picture, cost) in zip(self.tasks, dense, strict=True):
                     with nullified(not known):
-                        model = attach(self.subject.model, HighlightConfig(pace=PACES[preset]), trace)
+                        model = attach(self.subject.model, HighlightConfig(**PRESETS[preset]), trace)
                         own, own_cost = self.sampled(model, task, steps)
                     near.append(psnr(picture, own, task.inside))
                     ratios.append(own_cost / cost)
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--model", choices=list(SCHEDULERS), default="mmdit")
     parser.add_argument("--size", type=int, default=64, help="of the latent")
     parser.add_argument("--steps", default="8,20")
-    parser.add_argument("--presets", default=",".join(PACES))
+    parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=2121, help="of the scenes and of the noise")
     args = parser.parse_args()

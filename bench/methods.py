@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..engine.config import ADAPTIVE, PACES, HighlightConfig
-from ..engine.merging.config import PRESETS, SDTMConfig
+from ..engine.config import ADAPTIVE, PACES, PRESETS, HighlightConfig
+from ..engine.merging.config import PRESETS as MERGING_PRESETS
+from ..engine.merging.config import SDTMConfig
 from ..engine.trace import Trace
 from ..engine.tuning import REGIONAL_PACE
 from ..tools.comfy import Sampling, Subject, installed, node
@@ -185,7 +186,7 @@ PIECES: dict[str, dict[str, Any]] = {
 
 def sdtm() -> Iterator[Method]:
     """Our token merging at several strengths, with Highlight Diffusion, alone without memory, and its ablations."""
-    presets = {(own["r"], own["protect_steps"]): f" ({name})" for name, own in PRESETS.items()}
+    presets = {(own["r"], own["protect_steps"]): f" ({name})" for name, own in MERGING_PRESETS.items()}
     for r, protect in MERGED:
         setting = f"r={r:g} protect={protect}{presets.get((r, protect), '')}"
         yield _merging("SDTM", setting, r=r, protect_steps=protect)
@@ -193,7 +194,7 @@ def sdtm() -> Iterator[Method]:
         yield _merging("SDTM, merging alone", f"r={r:g}", r=r, mcw=1.0, protect_steps=0)
     yield _merging("SDTM, merging alone", "r=0.2 matched anew each time", r=0.2, mcw=1.0, protect_steps=0, reuse=1)
     for setting, changed in PIECES.items():
-        yield _merging("SDTM ablated", setting, **{**PRESETS["balanced"], **changed})
+        yield _merging("SDTM ablated", setting, **{**MERGING_PRESETS["balanced"], **changed})
     for pace, protect, r in TOGETHER:
         setting = f"pace={pace:g} r={r:g} protect={protect}"
         yield _merging("Highlight and SDTM", setting, pace, r=r, protect_steps=protect)
@@ -206,8 +207,8 @@ INTERVALS = ((2,), (3,), (4,), (1, 3, 5, 7, 9), (9, 7, 5, 3, 1))
 
 def ours() -> Iterator[Method]:
     """Highlight Diffusion by its presets, and by how many times cheaper a run is asked to be."""
-    for name, pace in PACES.items():
-        yield _highlight("Highlight Diffusion", name, pace=pace)
+    for name, settings in PRESETS.items():
+        yield _highlight("Highlight Diffusion", name, **settings)
     for speed in SPEEDS:
         yield _highlight("Highlight Diffusion", f"speed={speed:g}", speed=speed)
 

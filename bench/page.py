@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 
 from ..demo.vae import PIXELS
-from ..engine.config import PACES
+from ..engine.config import PRESETS
 from ..tools.console import say
 from ..tools.server import PACK
 from .fidelity import DECILE, spread
@@ -243,7 +243,7 @@ def _head(first: str, cells: Iterable[Cell]) -> str:
 def presets(cells: dict[Cell, dict[str, Points]]) -> list[str]:
     """What ours gives by itself: times cheaper, PSNR mean / worst decile / worst."""
     lines = [_head("preset", cells), "|---" * (len(cells) + 1) + "|"]
-    for setting in PACES:
+    for setting in PRESETS:
         lines.append(f"| {setting} | " + " | ".join(_preset(methods[OURS], setting) for methods in cells.values()) + " |")
     return lines
 

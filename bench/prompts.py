@@ -46,6 +46,16 @@ def judged(count: int) -> list[Prompt]:
     return [Prompt(scene.caption, kinds[len(scene.things)], scene) for scene in unseen_scenes(count, JUDGED, OBJECTS)]
 
 
+PROFILED = ("a bowl of fruit on a table", "a narrow street after rain", "a sleeping dog", "mountains at dawn")
+PROFILED_SCENES, PROFILED_SEED = 8, 1920
+
+
+def profiled(demo: bool) -> list[str]:
+    """What a model's profile is made with, and never judged: prompts, or captions of scenes for a demo model, which knows
+    nothing else."""
+    return [scene.caption for scene in unseen_scenes(PROFILED_SCENES, PROFILED_SEED, OBJECTS)] if demo else list(PROFILED)
+
+
 def demo(limit: int | None = None) -> list[Prompt]:
     """The demo's own, with their scenes."""
     return [Prompt(p.text, p.kind, parse_caption(p.text)) for p in read(FOLDER / "demo.txt", limit)]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ..demo.diffusion import normal_sigmas
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PRESETS, HighlightConfig
 from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
 from ..engine.partial.unet_window import Window
 from ..engine.placement.context import Context
@@ -37,7 +37,7 @@ def build_net(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
 
 def plan(sampler: str, preset: str, correct: str) -> Counter:
     """How many evaluations of each kind a preset plans over SD1.5's schedule."""
-    config = HighlightConfig(pace=PACES[preset], correct=correct)
+    config = HighlightConfig(**PRESETS[preset], correct=correct)
     sigmas = normal_sigmas(STEPS)[:-1].tolist()
     return Counter(step.kind for step in make_plan(Context.of(sigmas, config, sampler=sampler)))
 
@@ -87,7 +87,7 @@ def report(seconds: dict[str, float], counted: dict[str, int], size: int, where:
               f"| {STEPS} steps | preset | highlight | dense / partial / skipped | speed-up reused | computed |",
               "|---|---|---|---|---|---|"]  # fmt: skip
     for sampler in SAMPLERS:
-        for preset in PACES:
+        for preset in PRESETS:
             for correct in ("never", "always"):
                 kinds = plan(sampler, preset, correct)
                 speeds = [_speed(kinds, costs["seconds"], key) for key in ("reuse", "compute")]

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..demo.detector import MAX_OFFSET, MIN_OVERLAP, Found, detect, matches
 from ..demo.scenes import Scene, unseen_scenes
-from ..engine.config import PACES, HighlightConfig
+from ..engine.config import PRESETS, HighlightConfig
 from ..engine.trace import RunRecord, Trace
 from ..tools.comfy import Sampling, Subject, boot
 from ..tools.console import say
@@ -100,16 +101,23 @@ class Stochastic:
         self.results = Table(out / "stochastic.csv", Result)
 
     @torch.no_grad()
-    def pictures(self, model: Any, sampling: Sampling) -> np.ndarray:
-        """RGB (scenes, H, W, 3) in 0..1."""
+    def latents(self, model: Any, sampling: Sampling) -> Tensor:
+        """What comes out (scenes, 4, h, w)."""
         import comfy.sample
 
         latent = torch.zeros(len(self.scenes), 4, self.subject.size, self.subject.size)
-        sampled = comfy.sample.sample(
+        return comfy.sample.sample(
             model, comfy.sample.prepare_noise(latent, self.seed), sampling.steps, sampling.cfg, sampling.sampler,
             sampling.scheduler, self.positive, self.subject.cond(""), latent, disable_pbar=True, seed=self.seed,
         )  # fmt: skip
-        return self.subject.vae.decode(sampled).float().clamp(0, 1).numpy()
+
+    def decoded(self, latents: Tensor) -> np.ndarray:
+        """RGB (scenes, H, W, 3) in 0..1."""
+        return self.subject.vae.decode(latents).float().clamp(0, 1).numpy()
+
+    def pictures(self, model: Any, sampling: Sampling) -> np.ndarray:
+        """What comes out as RGB (scenes, H, W, 3) in 0..1."""
+        return self.decoded(self.latents(model, sampling))
 
     def dense(self, sampling: Sampling) -> np.ndarray:
         """The same without the pack, kept in a file."""
@@ -152,7 +160,7 @@ class Stochastic:
 def attached(model: Any, preset: str, trace: Trace) -> Any:
     from ..host.attach import attach
 
-    return attach(model, HighlightConfig(pace=PACES[preset]), trace)
+    return attach(model, HighlightConfig(**PRESETS[preset]), trace)
 
 
 @dataclass(frozen=True)
@@ -223,10 +231,10 @@ def report(rows: list[Row]) -> list[str]:
         groups[row.key[:-1]][row.method] = row
     lines = []
     for model in sorted({row.model for row in rows}, reverse=True):
-        head = f"| sampler, scheduler, steps | scenes, weights | {' | '.join(PACES)} |"
-        lines += [f"### Demo {model}", "", head, "|---" * (2 + len(PACES)) + "|"]
+        head = f"| sampler, scheduler, steps | scenes, weights | {' | '.join(PRESETS)} |"
+        lines += [f"### Demo {model}", "", head, "|---" * (2 + len(PRESETS)) + "|"]
         for key, methods in sorted(item for item in groups.items() if item[0][0] == model):
-            cells = [_cell(methods.get(preset), methods.get(preset + FEWER)) for preset in PACES]
+            cells = [_cell(methods.get(preset), methods.get(preset + FEWER)) for preset in PRESETS]
             lines.append(f"| {', '.join(map(str, key[1:4]))} | {key[4]}, {key[5]} | {' | '.join(cells)} |")
         lines.append("")
     return lines
@@ -244,7 +252,7 @@ def main() -> int:
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
     parser.add_argument("--schedulers", default="normal,karras,simple,beta")
     parser.add_argument("--steps", default="8,12,20,30")
-    parser.add_argument("--presets", default=",".join(PACES))
+    parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=4242, help="of the scenes and of the noise")
     parser.add_argument("--no-fewer", action="store_true", help="leave out dense runs of fewer steps")

@@ -17,7 +17,13 @@ FORECASTS, WHENS, MEMORIES, CONTROLS = (get_args(kind) for kind in (ForecastOf, 
 AUTO, ADAPTIVE = "auto", "adaptive"
 DEFAULT_PREDICTOR = "damped linear"  # those that there are stand in prediction/history.py
 Interval = tuple[int, ...] | Literal["adaptive"] | None
-PACES = {"quality": 2.0, "balanced": 5.0, "fast": 8.0}  # of the presets
+# What is asked for by a preset's name.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quality": {"pace": 2.0, "promise": 36.0},
+    "balanced": {"pace": 5.0, "promise": 28.0},
+    "fast": {"pace": 8.0, "promise": 22.0},
+}
+PACES = {name: own["pace"] for name, own in PRESETS.items()}
 
 
 def check_shares(config: Any, *names: str) -> None:
@@ -95,6 +101,8 @@ class HighlightConfig:
     speed: how many times fewer evaluations are to be dense, placed by the shortest path; 0 leaves it to pace and interval.
     fidelity: least signal-to-noise ratio, in decibels, that the result is expected to have, with as few dense evaluations as
     that takes; 0 for none. Where a speed is given too, the slower of both counts.
+    promise: the same, as a preset has it: of what the pace leaves where too little is known to expect anything, or where
+    anything but forecasts is wanted. 0 for none.
     """
 
     pace: float = PACES["balanced"]
@@ -115,6 +123,7 @@ class HighlightConfig:
     revise: bool = True
     speed: float = 0.0
     fidelity: float = 0.0
+    promise: float = 0.0
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -145,12 +154,16 @@ class HighlightConfig:
             raise ValueError(f"levels is {self.levels}; it must be 1 or more, or 0 for all of the UNet's")
         if self.speed != 0 and not 1 <= self.speed < float("inf"):
             raise ValueError(f"speed is {self.speed}; it must be a finite number, 1 or more, or 0 to leave it to the preset")
-        if not 0 <= self.fidelity < float("inf"):
-            raise ValueError(f"fidelity is {self.fidelity}; it must be a finite number of decibels, or 0 for no limit")
+        self._check_limits()
         if self.speed or self.fidelity:
             self._check_path()
         if not 1 <= self.pace < float("inf"):
             raise ValueError(f"pace is {self.pace}; it must be a finite number, 1 or more")
+
+    def _check_limits(self) -> None:
+        for name in ("fidelity", "promise"):
+            if not 0 <= (limit := getattr(self, name)) < float("inf"):
+                raise ValueError(f"{name} is {limit}; it must be a finite number of decibels, or 0 for no limit")
 
     def _check_path(self) -> None:
         """Whoever asks for a speed or a fidelity leaves the gaps to the path."""

@@ -74,7 +74,7 @@ def start_run(
         _error_model(config, sigmas, profile, prediction, response), unknown, inpaints,
     )  # fmt: skip
     plan = Plan(context, can_merge=any(own.merges for own in methods))
-    record.expected_error = plan.expected
+    record.expected_error, record.asked_error = plan.expected, plan.asked
     record.limits = (*record.limits, *said_of(context), *_lacking(config, shallow))
     return SamplingRun(RunState(
         config, record, plan, Forecasts(prediction, response, axis, config.predictor),

@@ -114,7 +114,7 @@ class RunRecord:
     revises: whether computed evaluations make up for the forecasts before them, as they can under a linear sampler.
     cache_bytes: the most that recorded surroundings took, on the model's device.
     expected_error: signal-to-noise ratio, in decibels, that the plan's result is expected to have to the dense one, None where
-    that is not known.
+    that is not known. asked_error: what it had to be at least, by preset or fidelity, None where nothing was asked for.
     words: those that have heatmaps of their own. key: names this run and no other. preview_seconds: what showing it took
     of the sampler's thread. not_finite: index of the first evaluation whose latent or prediction was not finite, None where all
     were; from there on everything was computed. limits: what cannot be saved on this model, and why. learnt: what became of the
@@ -133,6 +133,7 @@ class RunRecord:
     depth: int | None = None
     revises: bool = False
     expected_error: float | None = None
+    asked_error: float | None = None
     cache_bytes: int = 0
     seconds: float = 0.0
     completed: bool = False

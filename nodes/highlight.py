@@ -6,7 +6,7 @@ from ..engine.config import (
     CONTROLS,
     FORECASTS,
     MEMORIES,
-    PACES,
+    PRESETS,
     WHENS,
     Control,
     ForecastOf,
@@ -39,7 +39,7 @@ class HighlightDiffusion(io.ComfyNode):
                 ),
                 io.Boolean.Input("enabled", default=True, tooltip="Off gives exactly the unaccelerated picture."),
                 io.Combo.Input(
-                    "preset", options=list(PACES), default="balanced",
+                    "preset", options=list(PRESETS), default="balanced",
                     tooltip="quality stays closest to the unaccelerated picture, fast saves most.",
                 ),
                 io.Combo.Input(
@@ -157,8 +157,9 @@ class HighlightDiffusion(io.ComfyNode):
         memory: Memory = "device", control: Control = "auto", shallow: When = "auto",
         speed: float = 0.0, fidelity: float = 0.0, learn: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
+        asked = {"pace": pace} if pace else PRESETS[preset]
         config = HighlightConfig(
-            pace=pace or PACES[preset], warmup=warmup, interval=parse_interval(interval),
+            **asked, warmup=warmup, interval=parse_interval(interval),
             start_percent=start_percent, end_percent=end_percent, correct=correct, threshold=threshold, halo=halo,
             levels=levels, max_area=max_area, forecast=forecast, shallow=shallow, memory=memory, control=control,
             enabled=enabled, speed=speed, fidelity=fidelity,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...demo.load import encode_prompt, load_plain
-from ...engine.config import PACES, HighlightConfig
+from ...engine.config import PRESETS, HighlightConfig
 from ...engine.merging.config import SDTMConfig
 from ...engine.region.regions import UserMasks
 from ...engine.trace import RunRecord, Trace
@@ -181,7 +181,7 @@ def methods(subject: Subject) -> dict[str, Method]:
         return lambda model, trace: attach(model, HighlightConfig(max_area=1.0, **settings), trace, given=given)
 
     found = {"vanilla": lambda model, trace: model, "off": node(enabled=False)}
-    found |= {name: node(pace=pace) for name, pace in PACES.items()}
+    found |= {name: node(**own) for name, own in PRESETS.items()}
     found["forecast"] = node(None, correct="never")
     found["partial"] = node(interval=(4,), warmup=3, correct="always")
     if subject.transformer:

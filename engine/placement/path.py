@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..config import HighlightConfig
 from ..tuning import CAREFUL_DB, LEAST_UNGUIDED, REGIONAL_COST, REGIONAL_GAP, UNGUIDED_PACE, UNGUIDED_SCALE
 from .context import FORECAST, Context, PlannedStep, filled
 
@@ -108,6 +109,13 @@ def chosen(paths: Paths, context: Context, start: int) -> tuple[int, ...]:
     return tuple(range(start + 1, context.last + 1))
 
 
+def nothing_left(config: HighlightConfig) -> str:
+    """Why a path computes every step."""
+    if config.fidelity:
+        return f"a fidelity of {config.fidelity:g} dB leaves nothing to forecast"
+    return f"a speed of {config.speed:g} leaves nothing to forecast" if config.speed else "too few steps to forecast one"
+
+
 def said_of(context: Context) -> tuple[str, ...]:
     """What is to be said of a path, for people: nothing, or that it is a careful one, and what would make it a better one."""
     if context.careful_gap is None or not (context.config.active and context.config.by_path):
@@ -132,6 +140,8 @@ class ShortestPath:
         if (longest := context.careful_gap) is not None:
             costs = costs[:, :longest, :longest]
         dense = chosen(cheapest(costs, start, end), context, start)
+        if len(dense) == context.last - start:
+            return [PlannedStep("dense", nothing_left(context.config))] * len(dense)
         ends = [start, *dense, context.last + 1]
         gaps = [b - a for a, b in pairwise(ends)]
         return filled(context, start, gaps, FORECAST, REGIONAL_GAP if context.regional else math.inf)

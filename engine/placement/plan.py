@@ -71,12 +71,15 @@ def regional_pays(steps: int, noisy: bool, one_step: bool | None, axis: TimeAxis
 
 
 def placed_by_path(context: Context) -> Context:
-    """The context of a pace whose dense steps the path is to place: that of the speed which costs as much as what the rules
-    make of the pace. Any other context as it is."""
+    """The context of a pace whose dense steps the path is to place: that of the fidelity which its preset promises, or of the
+    speed which costs as much as what the rules make of the pace. Any other context as it is."""
     if not places_a_pace(context):
         return context
-    speed = context.steps / dense_at_cost(make_plan(replace(context, errors=None)))
-    return replace(context, config=replace(context.config, speed=speed, shallow="auto"), regional=False)
+    if context.config.promise:
+        asked = {"fidelity": context.config.promise}
+    else:
+        asked = {"speed": context.steps / dense_at_cost(make_plan(replace(context, errors=None)))}
+    return replace(context, config=replace(context.config, **asked, shallow="auto"), regional=False)
 
 
 def make_plan(context: Context) -> list[PlannedStep]:
@@ -126,7 +129,7 @@ class Plan:
         self.without_shallow = make_plan(replace(context, shallow=False)) if shallow else None
         self.merges = any(step.merged for step in self.steps)
         self.tail = context.traits.dense_tail
-        self.expected = expected_error(context, self.steps)
+        self.expected, self.asked = expected_error(context, self.steps), context.config.fidelity or None
         self.adaptive = AdaptiveGaps(context.config.pace) if context.config.interval == ADAPTIVE else None
         regional = set(range(context.last)) if self.adaptive and self.regional else self._before("partial")
         self._recorded = {"partial": regional, "shallow": self._before("shallow")}

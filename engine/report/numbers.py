@@ -21,9 +21,10 @@ class Fallback(TypedDict):
 class Report(TypedDict):
     """`ratio`: how many times longer the run would have taken dense; None, as `dense_seconds`, where nothing tells.
     `planned` counts what the plan wanted, `evaluations` what was done. `not_finite` names the first evaluation that was
-    not, and is empty where all were. `expected_error` is the plan's, in decibels, None where that is not known. `idle` says why
-    nothing was saved; None where something was. `limits`: what cannot be saved on this model, and why. `learnt`: what
-    became of the run in the model's profile, empty where none was asked for."""
+    not, and is empty where all were. `expected_error` is the plan's, in decibels, None where that is not known, and
+    `asked_error` what it had to be at least, None where nothing was asked for. `idle` says why nothing was saved; None where
+    something was. `limits`: what cannot be saved on this model, and why. `learnt`: what became of the run in the model's
+    profile, empty where none was asked for."""
 
     sampler: str
     shape: list[int]
@@ -40,6 +41,7 @@ class Report(TypedDict):
     highlight: str
     not_finite: str
     expected_error: float | None
+    asked_error: float | None
     fallbacks: list[Fallback]
     idle: str | None
     limits: list[str]
@@ -83,7 +85,8 @@ def report(run: RunRecord) -> Report:
         mean_active=round(run.mean_active, 4), mean_merged=_mean_merged(run), cache_mb=round(run.cache_bytes / MB, 2),
         preview_ms=round(run.preview_seconds / max(len(run.evaluations), 1) * 1000, 3),
         highlight=run.highlight_reason, not_finite=run.not_finite_in_words,
-        expected_error=None if run.expected_error is None else round(run.expected_error, 2), fallbacks=fallbacks(run),
+        expected_error=None if run.expected_error is None else round(run.expected_error, 2), asked_error=run.asked_error,
+        fallbacks=fallbacks(run),
         idle=_idle(run), limits=list(run.limits), learnt=run.learnt,
     )  # fmt: skip
 
@@ -119,7 +122,8 @@ def as_text(told: Report) -> str:
     lines.append(f"cache at most {told['cache_mb']:.1f} MB; live preview {told['preview_ms']:.2f} ms an evaluation")
     lines.append(f"region: {told['highlight']}")
     if told["expected_error"] is not None:
-        lines.append(f"expected signal-to-noise ratio to the dense run: {told['expected_error']:.1f} dB")
+        asked = "" if told["asked_error"] is None else f", of {told['asked_error']:g} dB asked for"
+        lines.append(f"expected signal-to-noise ratio to the dense run: {told['expected_error']:.1f} dB{asked}")
     if told["learnt"]:
         lines.append(told["learnt"])
     if told["not_finite"]:

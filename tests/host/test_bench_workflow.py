@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from highlight_diffusion.bench import compare
+from highlight_diffusion.bench import compare, prompts
 from highlight_diffusion.bench.workflow import WorkflowSubject, read_prompt
 from highlight_diffusion.tools import workflows
 from highlight_diffusion.tools.comfy import Sampling, Subject
@@ -108,8 +108,8 @@ def test_a_model_of_one_s_own_is_profiled_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     subject = WorkflowSubject(custom(tmp_path / "mine.json"))
-    compare.log_profile(subject, subject.sampling)
+    compare.log_profile(subject, subject.sampling, prompts.PROFILED)
     found = own_profile(subject.model)
-    assert found is not None and len(found.runs) == len(compare.PROFILED)
-    compare.log_profile(subject, subject.sampling)
+    assert found is not None and len(found.runs) == len(prompts.PROFILED)
+    compare.log_profile(subject, subject.sampling, prompts.PROFILED)
     assert own_profile(subject.model).runs == found.runs, "it was made again"
