@@ -72,6 +72,7 @@ COMMANDS = {
     "promises": Command("measures whether presets keep what they promise", "bench.promises"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),
     "gaps": Command("measures what single gaps cost, beside what the bundled profile expects", "bench.gaps"),
+    "tail": Command("shows which gap leads the worst pictures astray, and whether anything told", "bench.tail"),
     "few": Command("measures presets in few steps beside dense runs of even fewer", "bench.few"),
     "evaluations": Command("measures how far each kind of evaluation is off, step by step", "bench.evaluations"),
     "care": Command("measures what careful plans by another model's profile cost and spare", "bench.care"),

@@ -410,6 +410,6 @@ def main() -> int:
             comparison.seconds(sampling)
     path = folder / worst.NAME.format(name)
     if (comparison.added or not path.exists()) and (pictures := comparison.worst(ways)):
-        worst.draw(pictures, path)
+        worst.draw([pictures], path)
     say(str(page.write(folder)))
     return 0

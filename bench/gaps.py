@@ -7,7 +7,7 @@ is off, of each scene; expected what `engine.placement.errors` makes of the bund
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -40,9 +40,9 @@ class Bench:
     """Scenes in one batch on a demo model, and their dense run."""
 
     def __init__(self, kind: str, side: int, steps: int, count: int, seed: int):
-        network, text, _ = load_plain(kind)
-        scenes = unseen_scenes(count, seed, OBJECTS)
-        contexts = torch.cat([encode_prompt(text, scene.caption) for scene in scenes])
+        network, text, self.vae = load_plain(kind)
+        self.scenes = unseen_scenes(count, seed, OBJECTS)
+        contexts = torch.cat([encode_prompt(text, scene.caption) for scene in self.scenes])
         self.model = plain_class(kind)(network, contexts, encode_prompt(text, ""))
         self.noise = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed))
         self.steps, self.cfg = steps, steps_and_cfg(kind)[1]
@@ -55,21 +55,24 @@ class Bench:
     def _run(self, config: HighlightConfig) -> Tensor:
         return sample(self.model, self.noise, self.steps, self.cfg, config)[0]
 
-    def off(self, start: int, length: int) -> np.ndarray:
-        """The mean square (scenes,) by which the latent is off where the steps after `start`, one fewer than `length`, are
-        forecast."""
+    def latents(self, forecast: Collection[int]) -> Tensor:
+        """What comes out where these steps are forecast and all others dense."""
 
         def make_plan(context: Context) -> list[PlannedStep]:
-            return [FORECAST if start < i < start + length else DENSE for i in range(context.steps)]
+            return [FORECAST if i in forecast else DENSE for i in range(context.steps)]
 
         with mock.patch.object(plan, "make_plan", make_plan):
-            latents = self._run(HighlightConfig(correct="never", shallow="never"))
+            return self._run(HighlightConfig(correct="never", shallow="never"))
+
+    def off(self, latents: Tensor) -> np.ndarray:
+        """The mean square (scenes,) by which latents are off the dense ones."""
         return (latents - self.dense).square().mean((1, 2, 3)).double().numpy()
 
     def rows(self, length: int, every: int) -> Iterator[str]:
         """A row of the table for gaps of a length, from every so many steps on."""
         for start in range(1, self.steps - length + 1, every):
-            own, expected = self.off(start, length), float(self.errors.costs[start, 0, length - 1])
+            own = self.off(self.latents(range(start + 1, start + length)))
+            expected = float(self.errors.costs[start, 0, length - 1])
             figures = [expected, np.exp(np.log(own).mean()), own.mean(), np.percentile(own, 100 - DECILE), own.max()]
             told = " | ".join(f"{value:.1e}" for value in figures)
             sigma, undecided = self.errors.sigmas[start], self.errors.undecided[start]

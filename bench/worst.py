@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
@@ -29,10 +30,11 @@ def pair(dense: np.ndarray, own: np.ndarray, steps: int, setting: str) -> list[P
     return [(dense, f"{steps} steps, dense"), (own, f"{setting}, {psnr(dense, own):.1f} dB")]
 
 
-def draw(pictures: Sequence[Picture], path: Path) -> None:
-    """One row of pictures under their captions, as a JPEG file."""
-    figure, axes = plt.subplots(1, len(pictures), figsize=(1.6 * len(pictures), 1.85), layout="constrained", squeeze=False)
-    for axis, (picture, caption) in zip(axes[0], pictures, strict=True):
+def draw(rows: Sequence[Sequence[Picture]], path: Path) -> None:
+    """Rows of pictures, as many in each, under their captions, as a JPEG file."""
+    size = (1.6 * len(rows[0]), 1.85 * len(rows))
+    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, layout="constrained", squeeze=False)
+    for axis, (picture, caption) in zip(axes.flat, chain(*rows), strict=True):
         axis.imshow(np.clip(picture, 0, 1))
         axis.set_title(caption, fontsize=8)
         axis.axis("off")

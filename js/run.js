@@ -5,14 +5,14 @@ const KEEP = 8 // runs of one node
 
 export function newRun(key) {
   return {
-    key, nodes: [], sampler: "", shape: [], expected: 0, words: [], started: 0, note: "", cells: [], heatmaps: new Map(),
+    key, nodes: [], sampler: "", shape: [], expected: 0, fidelity: null, words: [], started: 0, note: "", cells: [], heatmaps: new Map(),
     merged: new Map(), wordMaps: null, highlight: null, pictures: null, done: null
   }
 }
 
 /** Take up a message; returns the run. Cells come in order and once; maps and pictures may be left out on the way. */
 export function take(run, message) {
-  for (const name of ["nodes", "sampler", "shape", "expected", "words", "started", "note"])
+  for (const name of ["nodes", "sampler", "shape", "expected", "fidelity", "words", "started", "note"])
     if (message[name] !== undefined) run[name] = message[name]
   for (const cell of message.cells ?? []) run.cells[cell.index] = cell
   for (const name of ["heatmaps", "merged"])
@@ -107,6 +107,12 @@ export function describe(cell, total, text) {
   if (cell.error != null) parts.push(`${text.error} ${number(cell.error * 100)}%`)
   if (cell.planned && cell.planned !== cell.kind) parts.push(`${text.planned} ${text[cell.planned]}`)
   return parts.join(" · ")
+}
+
+/** How far a run is, and how near to the dense one its plan is expected to come. */
+export function sampled(run, text) {
+  const far = `${text.sampling} ${run.cells.length}/${run.expected}`
+  return run.fidelity == null ? far : `${far} · ${text.expected} ${number(run.fidelity)} dB`
 }
 
 export const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3))))

@@ -1,6 +1,6 @@
 // The widget of the preview node: what arrives, what the user chooses, and the controls. stage.js draws.
 
-import { describe, evaluationAt, newRun, pictureCount, take, takeInto, takeWords } from "./run.js"
+import { describe, evaluationAt, newRun, pictureCount, sampled, take, takeInto, takeWords } from "./run.js"
 import { drawTimeline, Stage } from "./stage.js"
 
 const PLAYING = 120 // milliseconds an evaluation
@@ -202,7 +202,7 @@ export class HighlightView {
     this.controls(run)
     this.hintElement.hidden = Boolean(run?.cells.length)
     this.hintElement.textContent = this.hint
-    this.sum.textContent = run && !run.done ? `${this.texts.sampling} ${run.cells.length}/${run.expected}` : this.summary
+    this.sum.textContent = run && !run.done ? sampled(run, this.texts) : this.summary
     this.sum.title = this.sum.textContent
     const told = run?.cells[this.hovered ?? this.index]
     this.now.textContent = told ? describe(told, run.cells.length, this.texts) : ""

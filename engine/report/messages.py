@@ -66,7 +66,7 @@ class Messages:
         message = {
             "key": run.key, "nodes": list(run.node_ids), "sampler": run.sampler, "shape": list(run.shape),
             "expected": len(run.sigmas) - 1, "words": list(run.words), "started": run.started, "note": run.highlight_reason,
-            "cells": [cell(e) for e in fresh],
+            "fidelity": run.expected_error, "cells": [cell(e) for e in fresh],
         }  # fmt: skip
         self._add_maps(message, evaluations, done)
         self._add_pictures(message, evaluations)

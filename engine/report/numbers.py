@@ -136,6 +136,7 @@ def as_line(run: RunRecord) -> str:
     """A run in one line, for the console."""
     dense, _ = estimate_dense(run)
     ratio = f", about {dense / run.seconds:.2f} times faster than dense" if dense else ""
+    expected = "" if run.expected_error is None else f", {run.expected_error:.1f} dB expected"
     fallen = sum(f["count"] for f in fallbacks(run))
     told = "".join(f"; {limit}" for limit in (*run.limits, run.learnt) if limit)
-    return f"{run.summary()}{ratio}{f'; {fallen} fall-backs' if fallen else ''}{told}"
+    return f"{run.summary()}{ratio}{expected}{f'; {fallen} fall-backs' if fallen else ''}{told}"

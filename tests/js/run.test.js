@@ -67,6 +67,12 @@ test("an evaluation is told in words", () => {
   assert.ok(!runs.describe({ ...cell, planned: "dense", ms: 0, error: null }, 30, TEXTS.en).includes("planned"))
 })
 
+test("while it samples a run says how near it is expected to come, where that is known", () => {
+  const run = runs.take(runs.newRun("a"), { expected: 20, fidelity: 28.46, cells: [{ index: 0, kind: "dense", active: 1 }] })
+  assert.equal(runs.sampled(run, TEXTS.en), "sampling 1/20 · expected 28.5 dB")
+  assert.equal(runs.sampled(runs.take(runs.newRun("b"), { expected: 20, fidelity: null, cells: [] }), TEXTS.en), "sampling 0/20")
+})
+
 test("pictures of batches and videos find their images and their files", () => {
   const video = { pictures: { images: 1, frames: 5 }, shape: [1, 16, 21, 60, 104] }
   assert.deepEqual([runs.pictureCount(video), runs.imageOf(video, 4)], [5, 0])

@@ -19,7 +19,7 @@ def test_the_row_is_a_picture_for_each_it_shows(tmp_path):
     dense = np.zeros((32, 32, 3))
     pictures = worst.pair(dense, dense + 0.1, 8, "fast")
     assert [caption for _, caption in pictures] == ["8 steps, dense", "fast, 20.0 dB"]
-    worst.draw(pictures, tmp_path / "row.jpg")
-    worst.draw(pictures * 2, tmp_path / "long.jpg")
+    worst.draw([pictures], tmp_path / "row.jpg")
+    worst.draw([pictures * 2], tmp_path / "long.jpg")
     sizes = [Image.open(tmp_path / name).size for name in ("row.jpg", "long.jpg")]
     assert sizes[1][0] == 2 * sizes[0][0]

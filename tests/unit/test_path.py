@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from highlight_diffusion.demo.diffusion import flow_sigmas, normal_sigmas
 from highlight_diffusion.demo.plain import euler
-from highlight_diffusion.engine.config import PACES, HighlightConfig
+from highlight_diffusion.engine.config import PACES, PRESETS, HighlightConfig
 from highlight_diffusion.engine.placement.context import Context
 from highlight_diffusion.engine.placement.errors import ErrorModel
 from highlight_diffusion.engine.placement.path import cheapest, said_of
@@ -257,10 +258,10 @@ def paced_errors(steps: int, axis: TimeAxis, profiles=OWN) -> ErrorModel:
     return replace(known, response=impulse_response(lambda answer, x: euler(answer, x, sigmas), known.prediction))
 
 
-def paced(steps: int, axis: TimeAxis, pace: float, profiles=OWN, **own) -> tuple[Plan, Plan]:
-    """The plan of a pace under Euler's method, and the one that the rules make of it."""
+def paced(steps: int, axis: TimeAxis, pace: float, profiles=OWN, promise: float = 0.0, **own) -> tuple[Plan, Plan]:
+    """The plan of a pace under Euler's method, or of a preset, and the one that the rules make of it."""
     errors = paced_errors(steps, axis, profiles)
-    config = HighlightConfig(pace=pace, **own.pop("config", {}))
+    config = HighlightConfig(pace=pace, promise=promise, **own.pop("config", {}))
     context = Context.of(errors.sigmas, config, axis=axis, **{"regional": False, "errors": errors} | own)
     return Plan(context), Plan(replace(context, errors=None))
 
@@ -291,8 +292,49 @@ def test_a_pace_says_how_many_steps_are_dense_and_the_path_which(axis, steps, pa
     ],
 )
 def test_where_the_path_knows_too_little_a_pace_goes_by_the_rules(why, steps, own):
-    path, rules = paced(steps, DIFFUSION, PACES["fast"], **own)
-    assert path.steps == rules.steps, why
+    for preset in (PRESETS["fast"], {"pace": PACES["fast"]}):
+        path, rules = paced(steps, DIFFUSION, **preset, **deepcopy(own))
+        assert path.steps == rules.steps and path.asked is None, why
+
+
+@pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
+@pytest.mark.parametrize("steps", [12, 20, 30, 50, 100])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_takes_as_few_dense_steps_as_its_promise_is_expected_to_be_kept_with(axis, steps, preset):
+    plan, promise = paced(steps, axis, **PRESETS[preset])[0], PRESETS[preset]["promise"]
+    fewer = paced(steps, axis, PACES[preset], config={"speed": steps / (kinds(plan).count("d") - 1)})[0]
+    assert plan.expected >= promise > fewer.expected and plan.asked == promise
+    assert set(kinds(plan)) == {"d", "s"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_saves_more_on_an_easier_model_and_in_more_steps(preset):
+    """One whose predictions change half as much, and the same model."""
+    means = [run.eps.mean(1, keepdims=True) for run in OWN[DIFFUSION].runs]
+    runs = [replace(run, eps=(run.eps + mean) / 2) for run, mean in zip(OWN[DIFFUSION].runs, means, strict=True)]
+    easier = {DIFFUSION: replace(OWN[DIFFUSION], runs=tuple(runs))}
+    dense = {steps: kinds(paced(steps, DIFFUSION, **PRESETS[preset])[0]).count("d") for steps in (12, 20, 30, 50)}
+    shares = [count / steps for steps, count in dense.items()]
+    assert shares == sorted(shares, reverse=True) and len(set(shares)) == 4
+    assert kinds(paced(30, DIFFUSION, **PRESETS[preset], profiles=easier)[0]).count("d") < dense[30]
+
+
+def test_a_preset_that_leaves_nothing_to_forecast_says_so():
+    plan, _ = paced(6, FLOW, **PRESETS["quality"])
+    assert {step.reason for step in plan.steps[2:]} == {"a fidelity of 36 dB leaves nothing to forecast"}
+    assert plan.steps[2].kind == "dense" and plan.expected == 100 and plan.asked == 36
+    assert paced(6, FLOW, 2.0, config={"speed": 1.0})[0].steps[3].reason == "a speed of 1 leaves nothing to forecast"
+    context = Context.of(
+        errors_of(4, FLOW).sigmas, HighlightConfig(**PRESETS["quality"]), axis=FLOW, errors=errors_of(4, FLOW), unguided=True
+    )
+    assert Plan(context).steps[3].reason == "too few steps to forecast one"
+
+
+def test_a_pace_of_ones_own_is_no_promise():
+    """The knob for people who know how many they want: as before there were promises."""
+    for preset, own in PRESETS.items():
+        plan, rules = paced(30, DIFFUSION, own["pace"])
+        assert kinds(plan).count("d") == kinds(rules).count("d") and plan.asked is None, preset
 
 
 def test_the_path_of_a_pace_spends_on_dense_steps_what_the_rules_would_on_regional_ones():
