@@ -113,7 +113,7 @@ class Tail:
             caption = self.bench.scenes[index].caption
             pictures = [picture_of(self.bench.vae, latents[index : index + 1]).numpy() for latents in (
                 self.bench.dense, self.latents, mended)]  # fmt: skip
-            names = ("dense", f"path, {own:.1f} dB", f"steps {gap.start + 1} to {gap.end - 1} dense, {left:.1f} dB")
+            names = ("dense", f"path, {own:.1f} dB", f"{gap.start} to {gap.end} dense, {left:.1f} dB")
             row = f"| {caption} | {own:.1f} | {gap.start} to {gap.end} | {alone:.1f} | {left:.1f} | {rank} |"
             yield row, list(zip(pictures, names, strict=True))
 
