@@ -187,6 +187,19 @@ def test_two_runs_of_a_trace_are_told_apart_and_reported(model):
     assert all(e["planned"] == e["kind"] for e in told["evaluations"]) == (told["report"]["fallbacks"] == [])
 
 
+@pytest.mark.parametrize(
+    ("change", "asked"), [({}, 28.0), ({"preset": "fast"}, 22.0), ({"pace": 5.0}, None), ({"speed": 2.0}, None)]
+)
+def test_a_preset_is_a_promise_in_the_report_and_a_pace_or_a_speed_is_none(model, change, asked):
+    patcher, trace = HighlightDiffusion.execute(model=model.patcher, **{**DEFAULTS, **change}).result
+    latent = tiny.sample(model, patcher, steps=20)
+    text, full, _ = HighlightReport.execute(trace=trace, after={"samples": latent}).result
+    told = json.loads(full)["report"]
+    assert told["asked_error"] == asked
+    assert (f"of {asked or 0:g} dB asked for" in text) == (asked is not None)
+    assert asked is None or told["expected_error"] >= asked
+
+
 def test_a_report_of_an_empty_trace_says_so():
     text, full, picture = HighlightReport.execute(trace=Trace(), after=None).result
     assert "No sampling run" in text and json.loads(full) == {} and picture.ndim == 4
