@@ -78,11 +78,11 @@ class Promises:
         for preset in left:
             trace = Trace()
             latents = self.bench.latents(attach(model, HighlightConfig(**PRESETS[preset]), trace), sampling)
-            near = [psnr(a, b) for a, b in zip(reference, self.bench.decoded(latents), strict=True)]
+            near = snr(dense, latents), [psnr(a, b) for a, b in zip(reference, self.bench.decoded(latents), strict=True)]
             run, cost, promise = trace.last, self.costs.of(trace.last), PRESETS[preset]["promise"]
-            for index, own in enumerate(zip(snr(dense, latents), near, strict=True)):
+            for index, own in enumerate(zip(*near, strict=True)):
                 self.results.add(Result(*key, preset, index, *own, promise, run.expected_error, cost, run.letters))
-            say(f"{' '.join(map(str, key))} {preset}: {spread(snr(dense, latents))}, {spread(near)} {run.letters}")
+            say(f"{' '.join(map(str, key))} {preset}: {', '.join(map(spread, near))} {run.letters}")
 
 
 def report(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -103,9 +104,14 @@ class Tail:
 
     def worst(self, count: int) -> Iterator[tuple[str, list[worst.Picture]]]:
         """The worst pictures: a row of text and one of pictures each, with the gap that costs it most, and without that."""
+
+        @cache  # most of them have the same one
+        def dense_in(forecast: range) -> Tensor:
+            return self.bench.latents([i for i in self.forecast if i not in forecast])
+
         for index in self.off.argsort()[::-1][:count]:
             gap = max(self.gaps, key=lambda own: own.off[index])
-            mended = self.bench.latents([i for i in self.forecast if i not in gap.forecast])
+            mended = dense_in(gap.forecast)
             own, alone, left = (
                 float(self.decibels(off)) for off in (self.off[index], gap.off[index], self.bench.off(mended)[index])
             )

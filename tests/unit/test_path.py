@@ -1,4 +1,3 @@
-from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 
@@ -293,7 +292,7 @@ def test_a_pace_says_how_many_steps_are_dense_and_the_path_which(axis, steps, pa
 )
 def test_where_the_path_knows_too_little_a_pace_goes_by_the_rules(why, steps, own):
     for preset in (PRESETS["fast"], {"pace": PACES["fast"]}):
-        path, rules = paced(steps, DIFFUSION, **preset, **deepcopy(own))
+        path, rules = paced(steps, DIFFUSION, **preset, **own)
         assert path.steps == rules.steps and path.asked is None, why
 
 
