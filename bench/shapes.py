@@ -12,14 +12,19 @@ from pathlib import Path
 
 import torch
 
-from ..engine.config import HighlightConfig
+from ..demo.diffusion import normal_sigmas
+from ..engine.config import PRESETS, HighlightConfig
 from ..engine.partial.attention_override import SubsetOverride
 from ..engine.partial.token_gather import TokenGather
 from ..engine.partial.token_subset import TokenGrid, TokenSubset
 from ..engine.partial.transformer import patched_blocks, record_subsets
 from ..engine.partial.unet_blocks import computing_window, depth_and_alignment, recording_windows
 from ..engine.partial.unet_window import Window, shallow_window
+from ..engine.placement.context import Context
+from ..engine.placement.plan import make_plan
 from ..engine.region.heatmap import HeatmapAccumulator, token_maps
+from ..engine.region.regions import grow
+from ..engine.trace import LETTERS
 from ..tools.comfy import boot
 from ..tools.console import say
 from ..tools.server import PACK
@@ -32,6 +37,8 @@ from .true_shape import SIDE, STREAMS, build, build_sd3, square
 
 FAMILIES = ("SD15", "SD15+ControlNet", "SDXL", "SD3", "SDTM-1024", "SDTM-2048", *TURBO)
 AREAS = (0.05, 0.10, 0.25, 0.50, 0.75)
+MASKS = (0.05, 0.10)  # of inpainting: what the node computes for one has a halo around it
+INPAINTING_STEPS = (20, 8, 4)
 
 
 def by_kind(window: Window) -> tuple[int, int, int]:
@@ -60,6 +67,9 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
     dense = lambda: unet(x, timesteps, context, labels, transformer_options={})  # noqa: E731
     frame = (side, side)
     windows = {f"{area:.0%}": Window(square(area, side, align), frame, depth=depth) for area in AREAS}
+    for area in MASKS:
+        around = grow(square(area, side, align), HighlightConfig.halo, align, frame)
+        windows[f"mask of {area:.0%}"] = Window(around, frame, depth=depth)
     windows["shallow"] = shallow_window(frame)
 
     def record(windows: Sequence[Window], sigma: float = 1.0) -> None:
@@ -101,7 +111,25 @@ def measure(family: str, repeats: int, levels: int) -> list[str]:
         recorded = " | ".join(f"{size / 2**20:.1f}" for size in by_kind(window)) if window else "- | - | -"
         lines.append(f"| {name} | {(y1 - y0) * (x1 - x0) / side**2:.0%} | {cost:.3f} | {took:.3f} | "
                      f"{1.15 * cost + 0.03:.3f} | {recorded} |")  # fmt: skip
+    costs = {name: (counted[name] / counted["dense"], seconds[name] / seconds["dense"]) for name in calls}
+    lines += ["", *inpainting_plans(costs)]
     return [*lines, "", f"Dense: {seconds['dense']:.2f} s, {counted['dense'] / 1e9:.0f} GMACs.", ""]
+
+
+def inpainting_plans(costs: dict[str, tuple[float, float]]) -> list[str]:
+    """What the node's plans behind noise masks cost, as markdown. costs: multiply-accumulates and seconds of each kind of
+    evaluation, in dense ones; every dense evaluation of such a plan is a recording one."""
+    lines = ["| inpainting plan, euler, normal | steps | evaluations | times faster, by MACs | by the sum of medians |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for steps in INPAINTING_STEPS:
+        for preset, own in PRESETS.items():
+            context = Context.of(normal_sigmas(steps)[:-1].tolist(), HighlightConfig(**own), inpaints=True)
+            letters = "".join(LETTERS[step.kind] for step in make_plan(context))
+            for area in MASKS:
+                kinds = {"D": costs["recording"], "P": costs[f"mask of {area:.0%}"]}
+                faster = [steps / sum(kinds[letter][i] for letter in letters) for i in range(2)]
+                lines.append(f"| {preset}, mask of {area:.0%} | {steps} | `{letters}` | {faster[0]:.2f} | {faster[1]:.2f} |")
+    return lines
 
 
 def subset(share: float, grid: TokenGrid) -> TokenSubset:

@@ -89,7 +89,7 @@ def _area(box: Box) -> int:
     return (box[1] - box[0]) * (box[3] - box[2])
 
 
-def _grow(box: Box, by: int, align: int, frame: tuple[int, int]) -> Box:
+def grow(box: Box, by: int, align: int, frame: tuple[int, int]) -> Box:
     """Widen a box and snap it outwards to the alignment, within the frame."""
     y0, y1, x0, x1 = box
     height, width = frame
@@ -209,7 +209,7 @@ def _region(
         return Region((), (), frame, "no highlight: the mask that was given is empty")
     region = _tiled(highlight, frame, align, config.halo, reason) if exact else None
     if region is None:
-        boxes, grown = _bounding_boxes(highlight[0].numpy(), frame), partial(_grow, by=config.halo, align=align, frame=frame)
+        boxes, grown = _bounding_boxes(highlight[0].numpy(), frame), partial(grow, by=config.halo, align=align, frame=frame)
         inner = _merge(boxes, grown)
         region = Region(tuple(inner), tuple(grown(box) for box in inner), frame, reason)
     if region.area > max_area and max_area < 1:

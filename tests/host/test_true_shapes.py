@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from highlight_diffusion.bench import dit_shapes
+from highlight_diffusion.bench import dit_shapes, shapes
 from highlight_diffusion.bench.gpu.models import Shape
 
 
@@ -37,3 +37,14 @@ def test_a_plan_costs_the_sum_of_its_evaluations(narrow):
 def test_masked_plans_have_regional_evaluations(narrow):
     lines = dit_shapes.measure_transformer(narrow, repeats=1)
     assert "P" in "".join(own[2] for own in rows(lines, 5).values() if "mask" in own[0]), lines
+
+
+def test_an_inpainting_plan_costs_its_dense_evaluations_and_windows():
+    costs = {"recording": (1.0, 1.5), "mask of 5%": (0.05, 0.1), "mask of 10%": (0.1, 0.2)}
+    lines = shapes.inpainting_plans(costs)
+    plan = rows(lines, 5)["fast, mask of 10%", "20"]
+    letters = plan[2].strip("`")
+    assert letters.startswith("DDP"), letters
+    dense, windows = letters.count("D"), letters.count("P")
+    assert float(plan[3]) == pytest.approx(20 / (dense + 0.1 * windows), abs=0.006)
+    assert float(plan[4]) == pytest.approx(20 / (1.5 * dense + 0.2 * windows), abs=0.006)
