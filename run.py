@@ -70,6 +70,7 @@ COMMANDS = {
     "stochastic": Command("measures what is saved under samplers that add noise, and what appears", "bench.stochastic"),
     "inpainting": Command("measures masked work: speed, and fidelity inside a noise mask", "bench.inpainting"),
     "promises": Command("measures whether presets keep what they promise", "bench.promises"),
+    "plans": Command("measures whether plans rank as their expected errors do", "bench.plans"),
     "paths": Command("compares the placement by rules and by the shortest path at equal cost", "bench.paths"),
     "gaps": Command("measures what single gaps cost, beside what the bundled profile expects", "bench.gaps"),
     "tail": Command("shows which gap leads the worst pictures astray, and whether anything told", "bench.tail"),

@@ -49,11 +49,9 @@ UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
 # From this pace on, dense evaluations between the gaps of few steps at CFG 1 merge tokens: below it that costs more fidelity
 # than one evaluation less (python run.py few: at 8 steps quality fell from 52.0 to 47.7 dB for 8% of its cost).
 MERGING_PACE = 8.0
-DRIFT_SHARE = 0.03  # of what a gap's forecasts have moved the state before the corrector brings it back
-# Of a state's error that a normal distribution would leave: this share in pictures that are decided, 0.2 to 1.4 of it by single
-# gaps; and 1 + (OPEN * what is open yet)^2 times as much as that, which is the mean over pictures where what is open before a
-# gap is taken, and less where what is open after it is, as `errors` does (python run.py gaps).
-CARRIED, OPEN = 0.6, 7.4
+# The largest variance of pictures in any direction, in mean squares of their latents: it is what the first gaps' errors depend
+# on, which with 2 are expected 3 dB smaller, with 8 3 dB larger (python run.py plans, gaps).
+WIDEST = 4.0
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
 SHALLOW_WARMUP = 1

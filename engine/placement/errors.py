@@ -14,7 +14,7 @@ from ..extrapolation import PredictionType
 from ..prediction.drift import euler_moves, gaps
 from ..prediction.response import ImpulseResponse
 from ..profile import Profile
-from ..tuning import CARRIED, DRIFT_SHARE, LONGEST_GAP, OPEN
+from ..tuning import LONGEST_GAP, WIDEST
 
 BEST_DB = 100.0  # stands for no error at all
 
@@ -54,31 +54,12 @@ class ErrorModel:
         return self.profile.at(self.sigmas, "x0")
 
     @cached_property
-    def undecided(self) -> np.ndarray:
-        """How far the denoised image at the start of each step is from what the run ends at, a mean square as a share of
-        that of a picture's latent: what of the picture is open yet. By the profile's runs."""
-        results = np.stack([run.result for run in self.profile.runs])
-        return np.square(self._denoised - results[:, None]).sum(-1).mean(0) / self.scale
-
-    @cached_property
-    def gains(self) -> np.ndarray:
-        """How much of a mean square by which the state is off at the start of each step, and at the end, is left of it in the
-        result, a mean over pictures: a share of what would be if pictures were normally distributed with the latent's
-        variance, and more the more of the picture is open yet, since in some it is decided otherwise then."""
-        signal = (1 - np.array(self.sigmas)) ** 2 if self.profile.axis.is_flow else 1.0
-        normal = self.scale / (signal * self.scale + np.square(self.sigmas))
-        return np.append(CARRIED * normal * (1 + np.square(OPEN * self.undecided)), 1.0)
-
-    @cached_property
     def costs(self) -> np.ndarray:
-        """The mean square that every gap adds to the error of the result, as `drift.Gaps` has them: of what the corrector
-        leaves all, and of the drift a share, since what is computed at its end is computed off the path."""
+        """The mean square that every gap adds to the error of the result, as `drift.Gaps` has them."""
         moves = np.array(self.response.weights) if self.exact and self.response else euler_moves(self.sigmas, self.prediction)
         values = self._denoised if self.prediction == "x0" else self.profile.at(self.sigmas, self.prediction)
-        longest = min(LONGEST_GAP, len(self.sigmas))
-        found = gaps(values, self.sigmas, moves, self.prediction, self.profile.axis, longest, self.corrected)
-        ends = np.minimum(np.arange(self.steps)[:, None] + np.arange(1, longest + 1), self.steps)
-        return self.gains[ends][:, None] * (found.kept + DRIFT_SHARE * found.drift)
+        longest, widest = min(LONGEST_GAP, len(self.sigmas)), WIDEST * self.scale
+        return gaps(values, self.sigmas, moves, self.prediction, self.profile.axis, longest, widest, self.corrected).result
 
     def decibels(self, error: float) -> float:
         """The signal-to-noise ratio of the result for the mean square of its error."""

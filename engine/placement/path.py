@@ -86,14 +86,6 @@ def places_a_pace(context: Context) -> bool:
     return forecasts_alone and errors.exact and config.revise and context.careful_gap is None
 
 
-def keeps_a_promise(context: Context) -> bool:
-    """Whether the expected error is right enough to promise: in flows, and elsewhere under samplers of one step. What forecast
-    noise does to a multistep sampler's next steps is not reckoned with yet (docs/paths.md, promises)."""
-    errors = context.errors
-    one_step = errors is not None and errors.response is not None and errors.response.one_step
-    return context.config.promise > 0 and (context.axis.is_flow or one_step)
-
-
 def dense_at_cost(plan: Sequence[PlannedStep]) -> int:
     """How many dense steps cost as much as a plan of dense, regional and forecast ones."""
     kinds = [step.kind for step in plan]

@@ -32,7 +32,7 @@ from .interval import Intervals
 from .log_sigma import LogSigmaGaps
 from .merged import merged_in_few
 from .noise import hold_to_noise
-from .path import ShortestPath, dense_at_cost, keeps_a_promise, places_a_pace
+from .path import ShortestPath, dense_at_cost, places_a_pace
 from .shallow import ShallowGaps
 
 # The first that suits is used.
@@ -75,7 +75,7 @@ def placed_by_path(context: Context) -> Context:
     speed which costs as much as what the rules make of the pace. Any other context as it is."""
     if not places_a_pace(context):
         return context
-    if keeps_a_promise(context):
+    if context.config.promise:
         asked = {"fidelity": context.config.promise}
     else:
         asked = {"speed": context.steps / dense_at_cost(make_plan(replace(context, errors=None)))}

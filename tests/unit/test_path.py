@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import combinations
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from highlight_diffusion.engine.placement.context import Context
 from highlight_diffusion.engine.placement.errors import ErrorModel
 from highlight_diffusion.engine.placement.path import cheapest, said_of
 from highlight_diffusion.engine.placement.plan import Plan
+from highlight_diffusion.engine.prediction import drift
 from highlight_diffusion.engine.prediction.drift import euler_moves, gaps
 from highlight_diffusion.engine.prediction.forecast import Forecast
+from highlight_diffusion.engine.prediction.propagation import Propagation, propagation
 from highlight_diffusion.engine.prediction.response import impulse_response
 from highlight_diffusion.engine.profile import Profile, ProfiledRun, bundled
 from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW, TimeAxis
@@ -79,21 +82,88 @@ def test_the_drift_is_what_the_engines_own_forecasts_do_to_the_sampler(sampler, 
         return [*states, result]
 
     sketches = values.flatten(1).numpy()[None] / 8**0.5
-    found = gaps(sketches, SIGMAS[:-1], np.array(response.weights), prediction, DIFFUSION, n, False).drift
+    found = gaps(sketches, SIGMAS[:-1], np.array(response.weights), prediction, DIFFUSION, n, 1.0, False).drift
     dense = run()
-    for p, a, b in ((0, 1, 3), (1, 3, 6), (4, 5, 9), (6, 8, n)):
+    for p, a, b in ((0, 1, 3), (1, 2, 6), (4, 5, 9), (7, 8, n)):
         true = (run(p, a, b)[b] - dense[b]).square().mean()
         assert found[a, a - p - 1, b - a - 1] == pytest.approx(float(true), rel=1e-3)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_a_gap_costs_what_the_engine_makes_of_it_where_pictures_are_normally_distributed(sampler, prediction, corrected):
+    """The model answers to a state that is off as the best denoiser of pictures of one variance would, in every direction."""
+    n, draw, variance = len(SIGMAS) - 1, torch.Generator().manual_seed(1), 1e-3
+    time = torch.tensor([DIFFUSION.half_log_snr(sigma) for sigma in SIGMAS[:-1]])[:, None]
+    bends = torch.cat([torch.sin(time * (0.2 + 0.2 * i) + i) for i in range(6)], 1) @ torch.randn(6, 8, generator=draw)
+    values = (5.0 + 0.03 * bends).double().reshape(n, 1, 8, 1, 1)
+    response = impulse_response(SAMPLERS[sampler], prediction)
+    on_path: list[torch.Tensor] = []
+
+    def run(p: int = n, a: int = n, b: int = n) -> torch.Tensor:
+        """The result, with forecasts in the gap alone."""
+        forecast, states = Forecast(prediction, response if corrected else None), []
+
+        def answer(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            k = len(states)
+            states.append(x)
+            if a < k < b:
+                return forecast.predict(k, x, sigma)
+            path = on_path[k] if on_path else x
+            denoised = path - sigma * values[k] if prediction == "eps" else values[k]
+            denoised = denoised + variance / (variance + sigma**2) * (x - path)
+            return forecast.add_dense(k, x, denoised, sigma) if k in (p, a) or k >= b else denoised
+
+        result = SAMPLERS[sampler](answer, torch.ones(1, 8, 1, 1, dtype=torch.float64))
+        on_path[:] = on_path or states
+        return result
+
+    sketches = values.flatten(1).numpy()[None] / 8**0.5
+    moves = np.array(response.weights)
+    counted_on = gaps(sketches, SIGMAS[:-1], moves, prediction, DIFFUSION, n, variance, corrected).result
+
+    def lucky(*args) -> Propagation:
+        return replace(propagation(*args), at_least=np.zeros_like(moves))
+
+    with mock.patch.object(drift, "propagation", lucky):
+        found = gaps(sketches, SIGMAS[:-1], moves, prediction, DIFFUSION, n, variance, corrected).result
+    dense = run()
+    for p, a, b in ((1, 2, 4), (2, 3, 6), (4, 5, 8), (6, 7, 10), (n - 4, n - 3, n)):
+        at = a, a - p - 1, b - a - 1
+        true = float((run(p, a, b) - dense).square().mean())
+        beyond = 10 * np.log10(found[at] / true)
+        learnt = 3.0 if prediction == "eps" and corrected else 0.05  # by the corrector, of the value at b; not reckoned with
+        assert -0.05 < beyond < learnt, (p, a, b)
+        assert counted_on[at] >= found[at]
+        assert sampler != "euler" or counted_on[at] == pytest.approx(found[at], rel=1e-3) or learnt > 1
+
+
+def test_what_was_computed_off_the_path_costs_the_next_gap():
+    """In noise prediction, where the denoised image is held: the value at the end of a gap is off by what the state is."""
+    errors = errors_of(20)
+    with mock.patch.object(drift, "_stale", lambda *args: 0.0):
+        on_the_path = errors_of(20).costs
+    assert np.allclose(errors.costs[:, 0, 1:], on_the_path[:, 0, 1:])  # after a dense step all is as it was
+    worse = errors.costs[2:, 1:4, 1:4] / on_the_path[2:, 1:4, 1:4]
+    assert np.nanmin(worse) >= 1 and np.nanmax(np.where(np.isfinite(worse), worse, 1)) > 1.5
+    flow = errors_of(20, FLOW).costs
+    with mock.patch.object(drift, "_stale", lambda *args: 0.0):
+        assert np.array_equal(flow, errors_of(20, FLOW).costs)  # there the denoised image is what is forecast
 
 
 def test_the_corrector_leaves_nothing_of_a_parabola():
     """Forecasts miss a parabola; through its three points it is known exactly."""
     time = np.array([DIFFUSION.half_log_snr(sigma) for sigma in SIGMAS[:-1]])
     values = 1e-3 * np.stack([time**2, time, np.ones_like(time)], -1)[None] + np.array([1.0, 1.0, 1.0])
-    found = gaps(values, SIGMAS[:-1], euler_moves(SIGMAS[:-1], "eps"), "eps", DIFFUSION, 6, True)
-    assert found.kept[3, 1, 2] < 1e-3 * found.drift[3, 1, 2]
-    assert np.isclose(found.kept[3, 0, 5], found.drift[3, 0, 5])  # too far beyond two points to be trusted
-    assert np.isclose(found.kept[-3, 0, 2], found.drift[-3, 0, 2])  # nothing comes after it
+
+    def at(corrected: bool) -> np.ndarray:
+        return gaps(values, SIGMAS[:-1], euler_moves(SIGMAS[:-1], "eps"), "eps", DIFFUSION, 6, 1e-9, corrected).result
+
+    with_it, without = at(True), at(False)
+    assert with_it[3, 0, 2] < 1e-3 * without[3, 0, 2]
+    assert np.isclose(with_it[3, 0, 5], without[3, 0, 5])  # too far beyond two points to be trusted
+    assert np.isclose(with_it[-3, 0, 2], without[-3, 0, 2])  # nothing comes after it
 
 
 @given(st.integers(0, 99), st.integers(2, 7))
@@ -320,23 +390,13 @@ def test_a_preset_saves_more_on_an_easier_model_and_in_more_steps(preset):
 
 def test_a_preset_that_leaves_nothing_to_forecast_says_so():
     plan, _ = paced(6, FLOW, **PRESETS["quality"])
-    assert {step.reason for step in plan.steps[2:]} == {"a fidelity of 36 dB leaves nothing to forecast"}
-    assert plan.steps[2].kind == "dense" and plan.expected == 100 and plan.asked == 36
+    assert {step.reason for step in plan.steps[2:]} == {"a fidelity of 34 dB leaves nothing to forecast"}
+    assert plan.steps[2].kind == "dense" and plan.expected == 100 and plan.asked == 34
     assert paced(6, FLOW, 2.0, config={"speed": 1.0})[0].steps[3].reason == "a speed of 1 leaves nothing to forecast"
     context = Context.of(
         errors_of(4, FLOW).sigmas, HighlightConfig(**PRESETS["quality"]), axis=FLOW, errors=errors_of(4, FLOW), unguided=True
     )
     assert Plan(context).steps[3].reason == "too few steps to forecast one"
-
-
-def test_a_multistep_sampler_of_noise_is_promised_nothing():
-    """The UNet under dpmpp_2m in 20 steps was at 19 dB where 29 were expected. Flows under it keep their promises."""
-    for axis, sampler, promised in ((DIFFUSION, "dpmpp_2m", False), (FLOW, "dpmpp_2m", True), (DIFFUSION, "euler", True)):
-        errors = paced_errors(20, axis)
-        response = replace(errors.response, one_step=sampler == "euler")
-        plan, rules = paced(20, axis, **PRESETS["balanced"], sampler=sampler, errors=replace(errors, response=response))
-        assert plan.asked == (28.0 if promised else None)
-        assert promised or kinds(plan).count("d") == kinds(rules).count("d")
 
 
 def test_a_pace_of_ones_own_is_no_promise():
@@ -356,18 +416,6 @@ def test_the_path_of_a_pace_spends_on_dense_steps_what_the_rules_would_on_region
 def test_a_warm_up_that_is_asked_for_is_kept_by_the_path_of_a_pace():
     path, rules = paced(20, DIFFUSION, 8.0, config={"warmup": 6})
     assert kinds(path).startswith("d" * 6) and kinds(path).count("d") == kinds(rules).count("d")
-
-
-@pytest.mark.parametrize("axis", [DIFFUSION, FLOW])
-def test_what_is_open_yet_in_a_picture_falls_along_the_schedule_and_weighs_its_errors(axis):
-    errors = errors_of(20, axis)
-    assert (np.diff(errors.undecided) < 0.01).all() and errors.undecided[0] > 0.5 > 0.05 > errors.undecided[-1]
-    decided = replace(errors, profile=Profile(tuple(
-        replace(run, x0=np.repeat(run.x0[:, -1:], len(run.sigmas), 1)) for run in errors.profile.runs
-    ), axis))  # fmt: skip
-    assert np.allclose(decided.undecided, 0, atol=1e-6)
-    weight = errors.gains / decided.gains
-    assert weight[0] > 10 and weight[-1] == 1 and (weight >= 1 - 1e-9).all()
 
 
 def merged_steps(steps: int, pace: float, merges: bool = True, axis: TimeAxis = FLOW, unguided: bool = True, **config) -> str:
