@@ -29,7 +29,7 @@ from ..tools.console import say
 from ..tools.server import PACK
 from .compare import Table
 from .paths import SCHEDULERS
-from .promises import snr
+from .promises import give_profile, snr
 from .prompts import OBJECTS
 from .stochastic import Stochastic
 
@@ -146,6 +146,7 @@ def main() -> int:
     boot()
     with torch.no_grad():
         bench = Plans(args.model, args.scenes, args.seed, args.out)
+        give_profile(bench.bench.subject, args.model)
         for sampler in args.samplers.split(","):
             bench.measure(sampler, args.steps, drawn(args.steps, seed=7))
     text = "\n".join(report(args.out / "plans.csv"))
