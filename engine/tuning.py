@@ -51,7 +51,7 @@ UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
 MERGING_PACE = 8.0
 # The largest variance of pictures in any direction, in mean squares of their latents: it is what the first gaps' errors depend
 # on, which with 2 are expected 3 dB smaller, with 8 3 dB larger (python run.py plans, gaps).
-WIDEST = 8.0
+WIDEST = 4.0
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
 SHALLOW_WARMUP = 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..extrapolation import PredictionType
 from ..prediction.drift import euler_moves, gaps
+from ..prediction.propagation import Answers
 from ..prediction.response import ImpulseResponse
 from ..profile import Profile
 from ..tuning import LONGEST_GAP, WIDEST
@@ -57,9 +58,9 @@ class ErrorModel:
     def costs(self) -> np.ndarray:
         """The mean square that every gap adds to the error of the result, as `drift.Gaps` has them."""
         moves = np.array(self.response.weights) if self.exact and self.response else euler_moves(self.sigmas, self.prediction)
-        values = self._denoised if self.prediction == "x0" else self.profile.at(self.sigmas, self.prediction)
-        longest, widest = min(LONGEST_GAP, len(self.sigmas)), WIDEST * self.scale
-        return gaps(values, self.sigmas, moves, self.prediction, self.profile.axis, longest, widest, self.corrected).result
+        answers = Answers(self.sigmas, self.prediction, self.profile.axis, WIDEST * self.scale)
+        values = answers.on_own_path(self._denoised, self.profile.at(self.sigmas, "eps"), moves)
+        return gaps(values, moves, answers, min(LONGEST_GAP, len(self.sigmas)), self.corrected).result
 
     def decibels(self, error: float) -> float:
         """The signal-to-noise ratio of the result for the mean square of its error."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from ..extrapolation import PredictionType, damping
 from ..time_axis import TimeAxis
 from ..tuning import MAX_EXTRAPOLATION, MAX_PARABOLA, TRUSTED_SHARE
-from .propagation import propagation
+from .propagation import Answers, Propagation
 
 TINY = 1e-30
 Numbers = np.ndarray | float
+SPREADS = (0.25, 1.0, 4.0)  # how many times as widely as the noise pictures spread where a forecast is wrong, in equal shares
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,20 @@ def euler_moves(sigmas: Sequence[float], prediction: PredictionType) -> np.ndarr
     return moves
 
 
-def gaps(
-    values: np.ndarray, sigmas: Sequence[float], moves: np.ndarray, prediction: PredictionType, axis: TimeAxis, longest: int,
-    widest: float, corrected: bool,
-) -> Gaps:  # fmt: skip
+def gaps(values: np.ndarray, moves: np.ndarray, answers: Answers, longest: int, corrected: bool) -> Gaps:
     """All gaps of at most `longest` steps.
 
     values: sketches (runs, n, features) of what the sampler is given in each step. moves: the sampler's impulse response
-    (n + 1, n). widest: as of `propagation`. corrected: whether the corrector works.
+    (n + 1, n). corrected: whether the corrector works.
     """
-    lines = _Lines.of(values, sigmas, prediction, axis, longest)
+    lines = _Lines.of(values, answers, longest)
     at_end = lines.sums(moves)
     drift = lines.square(at_end, at_end.slope, 0)
-    stale = _stale(drift, sigmas) if prediction == "eps" else 0.0
+    stale = _stale(drift, answers.sigmas) if answers.prediction == "eps" else 0.0
     drift = lines.square(at_end, at_end.slope, 0, stale)
-    trust = lines.trust(drift, sigmas if prediction == "eps" else None) if corrected else np.float32(0)
-    tables = propagation(sigmas, moves, prediction, axis, widest)
-    unknown, known, least = map(lines.sums, (tables.unknown, tables.known, tables.at_least))
-    left, newer = (1 - trust) * unknown.slope - trust * unknown.older, trust * unknown.newer
-    result = lines.square(unknown, left + trust * (known.slope + known.older), newer - trust * known.newer, stale)
-    one_step = lines.square(least, (1 - trust) * least.slope - trust * least.older, trust * least.newer, stale)
-    return Gaps(lines.mean(drift), lines.mean(np.maximum(result, one_step)))
+    trust = lines.trust(drift, answers) if corrected else np.float32(0)
+    results = [lines.result(answers.propagation(moves, spread), trust, stale) for spread in SPREADS]
+    return Gaps(lines.mean(drift), lines.mean(sum(results) / len(SPREADS)))
 
 
 def _stale(drift: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
@@ -81,13 +74,11 @@ def _stale(drift: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What forecasts of a gap are off by, each times its entry of a table, and summed. It is a vector in sketches: `held`
-    [a, b, runs, features] where the newest prediction is held, and so many times the rise from p to a and that from a to b,
-    [a, p, b, 1]: for forecasts `slope` and 0, for the parabola through p, a and b `-older` and `newer`. whole: the sum of the
-    entries, [a, 1, b, 1]."""
+    """What forecasts of a gap are off by, each times its entry `pull` [a, b, k] of a table, and summed: where the newest
+    prediction is held, and so many times the rise from p to a and that from a to b, [a, p, b, 1], which for forecasts are
+    `slope` and 0, for the parabola through p, a and b `-older` and `newer`."""
 
-    held: np.ndarray
-    whole: np.ndarray
+    pull: np.ndarray
     slope: np.ndarray
     older: np.ndarray
     newer: np.ndarray
@@ -95,17 +86,19 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Lines:
-    """The lines and parabolas that predictions of every gap are put on.
+    """The lines and parabolas that predictions of every gap are put on, k being a step after a.
 
-    after: b, [a, b]. points: sketches (n, runs, features). rise: from p to a, [a, p, runs, features]. end: from a to b, [a, b,
-    runs, features]. slope: how much of the rise a forecast of step k adds, [a, p, k]. older, newer: the shares of a parabola,
-    [a, p, b, k]. sound: where it is to be trusted. possible: where there is such a gap; both [a, p, b, 1].
+    after: b, [a, b]. size: squares of the predictions at b, [a, b, runs]. ends: inner products of the rises from a to two
+    later steps, [a, k, k, runs]. across: those of the rise from p to a and that from a to k, [a, p, k, runs]. rise: squares of
+    the former, [a, p, 1, runs]. slope: how much of the rise a forecast of k adds, [a, p, k]. older, newer: the shares of a
+    parabola, [a, p, b, k]. sound: where it is to be trusted. possible: where there is such a gap; both [a, p, b, 1].
     """
 
     after: np.ndarray
-    points: np.ndarray
+    size: np.ndarray
+    ends: np.ndarray
+    across: np.ndarray
     rise: np.ndarray
-    end: np.ndarray
     slope: np.ndarray
     older: np.ndarray
     newer: np.ndarray
@@ -113,62 +106,72 @@ class _Lines:
     possible: np.ndarray
 
     @classmethod
-    def of(
-        cls, values: np.ndarray, sigmas: Sequence[float], prediction: PredictionType, axis: TimeAxis, longest: int
-    ) -> _Lines:
+    def of(cls, values: np.ndarray, answers: Answers, longest: int) -> _Lines:
+        sigmas, axis = answers.sigmas, answers.axis
         n, reach = len(sigmas), np.arange(1, longest + 1)
         a = np.arange(n)
         before, after = a[:, None] - reach, a[:, None] + reach
         exists = before >= 0
         older, inside = np.clip(before, 0, n - 1), np.clip(after, 0, n - 1)
+        points = np.ascontiguousarray(np.moveaxis(values, 1, 0), dtype=np.float32)
+        rise, end = ((points[:, None] - points[older]), (points[inside] - points[:, None]))  # [a, p or k, runs, features]
         time = np.array([axis.half_log_snr(sigma) for sigma in sigmas], dtype=np.float32)
         along = (time[inside] - time[:, None])[:, None, :]  # [a, 1, k]
         spacing = np.where(exists, time[:, None] - time[older], 1.0)[:, :, None]  # [a, p, 1]
-        slope = _shares(sigmas, older, exists, prediction, axis)[:, :, None] * np.clip(along / spacing, 0, MAX_EXTRAPOLATION)
-        points = np.moveaxis(values, 1, 0).astype(np.float32)
-        at, end, back = along[:, :, None, :], along.swapaxes(1, 2)[:, None], -spacing[..., None]  # a being at 0
+        damped = _shares(sigmas, older, exists, answers.prediction, axis)[:, :, None]
+        at, last, back = along[:, :, None, :], along.swapaxes(1, 2)[:, None], -spacing[..., None]  # a being at 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            first = at * (at - end) / (back * (back - end))
-            last = (at - back) * at / ((end - back) * end)
-        sound = ((after < n)[:, None] & (end[..., 0] <= MAX_PARABOLA * spacing))[..., None]
-        possible = (exists[:, :, None] & (after <= n)[:, None, :])[..., None]
+            shares = at * (at - last) / (back * (back - last)), (at - back) * at / ((last - back) * last)
         return cls(
-            after, points, points[:, None] - points[older], points[inside] - points[:, None], slope.astype(np.float32),
-            np.nan_to_num(first, posinf=0, neginf=0), np.nan_to_num(last, posinf=0, neginf=0), sound, possible,
-        )  # fmt: skip
+            after=after,
+            size=(points[inside] ** 2).sum(-1),
+            ends=_products(end, end),
+            across=_products(rise, end),
+            rise=(rise**2).sum(-1)[:, :, None],
+            slope=(damped * np.clip(along / spacing, 0, MAX_EXTRAPOLATION)).astype(np.float32),
+            older=np.nan_to_num(shares[0], posinf=0, neginf=0),
+            newer=np.nan_to_num(shares[1], posinf=0, neginf=0),
+            sound=((after < n)[:, None] & (last[..., 0] <= MAX_PARABOLA * spacing))[..., None],
+            possible=(exists[:, :, None] & (after <= n)[:, None, :])[..., None],
+        )
 
     def sums(self, table: np.ndarray) -> _Sums:
         """What the forecasts of every gap are off by, by a table (n + 1, n) of the step after the gap and that forecast."""
-        n, longest = len(self.points), self.after.shape[1]
+        n, longest = len(self.after), self.after.shape[1]
         rows, columns = np.minimum(self.after, n), np.minimum(self.after, n - 1)
         steps = np.arange(longest)
         within = (steps[None, :] < steps[:, None])[None] & (self.after < n)[:, None, :] & (self.after <= n)[:, :, None]
-        pull = np.where(within, table[rows[:, :, None], columns[:, None, :]], 0).astype(np.float32)  # [a, b, k]
-        held = (pull @ -self.end.reshape(n, longest, -1)).reshape(n, longest, *self.points.shape[1:])
+        pull = np.where(within, table[rows[:, :, None], columns[:, None, :]], 0).astype(np.float32)
         slope = (self.slope @ pull.swapaxes(1, 2))[..., None]
         older, newer = (np.einsum("abk,apbk->apb", pull, own)[..., None] for own in (self.older, self.newer))
-        return _Sums(held, pull.sum(-1)[:, None, :, None], slope, older, newer)
+        return _Sums(pull, slope, older, newer)
 
     def square(self, sums: _Sums, rise: Numbers, end: Numbers, stale: Numbers = 0.0) -> np.ndarray:
-        """The squares [a, p, b, runs] of a sum's `held` with so many times the rise and the end. stale: the square of what the
+        """The squares [a, p, b, runs] of a sum with so many times the rise and the end. stale: the square of what the
         prediction at a itself is off by, [a, p, 1, runs]."""
-        held, (rise2, end2, both) = sums.held, self.squares
-        square = (held**2).sum(-1)[:, None] + rise**2 * rise2 + 2 * rise * _products(self.rise, held)
-        square += (sums.whole + rise - end) ** 2 * stale
-        return square + end * (end * end2 + 2 * (held * self.end).sum(-1)[:, None] + 2 * rise * both)
+        n, longest, _, runs = self.ends.shape
+        held = (sums.pull @ -self.ends.reshape(n, longest, -1)).reshape(self.ends.shape)  # with the rise to k: [a, b, k, runs]
+        with_rise = -(sums.pull[:, None] @ self.across)  # [a, p, b, runs]
+        held2 = -(held * sums.pull[..., None]).sum(2)[:, None]
+        with_end, end2 = (np.einsum("abbr->abr", own)[:, None] for own in (held, self.ends))
+        square = held2 + rise * (rise * self.rise + 2 * with_rise)
+        square += (sums.pull.sum(-1)[:, None, :, None] + rise - end) ** 2 * stale
+        return square + end * (end * end2 + 2 * with_end + 2 * rise * self.across)
 
-    @cached_property
-    def squares(self) -> tuple[np.ndarray, ...]:
-        """Of the rise and of the end, and the inner product of the two, [a, p, b, runs]."""
-        rise2, end2 = (self.rise**2).sum(-1)[:, :, None], (self.end**2).sum(-1)[:, None]
-        return rise2, end2, _products(self.rise, self.end)
+    def result(self, tables: Propagation, trust: Numbers, stale: Numbers) -> np.ndarray:
+        """By what squares [a, p, b, runs] the result is off."""
+        unknown, known, least = map(self.sums, (tables.unknown, tables.known, tables.at_least))
+        rise, end = ((1 - trust) * unknown.slope - trust * unknown.older), trust * unknown.newer
+        own = self.square(unknown, rise + trust * (known.slope + known.older), end - trust * known.newer, stale)
+        one_step = self.square(least, (1 - trust) * least.slope - trust * least.older, trust * least.newer, stale)
+        return np.maximum(own, one_step)
 
-    def trust(self, drift: np.ndarray, heights: Sequence[float] | None) -> np.ndarray:
-        """How much of what it knows the corrector repays, [a, p, b, runs]. heights: sigmas, where predictions are noise."""
-        inside = np.minimum(self.after, len(self.points) - 1)
-        size = (self.points[inside] ** 2).sum(-1)
-        if heights is not None:
-            size = size * np.square(np.array(heights, dtype=np.float32))[inside][..., None]
+    def trust(self, drift: np.ndarray, answers: Answers) -> np.ndarray:
+        """How much of what it knows the corrector repays, [a, p, b, runs]."""
+        size = self.size
+        if answers.prediction == "eps":
+            inside = np.minimum(self.after, len(self.after) - 1)
+            size = size * np.square(np.array(answers.sigmas, dtype=np.float32))[inside][..., None]
         return np.where(self.sound, 1 / (1 + drift / (size[:, None] + TINY) / TRUSTED_SHARE**2), np.float32(0))
 
     def mean(self, squares: np.ndarray) -> np.ndarray:
@@ -176,9 +179,9 @@ class _Lines:
         return np.where(self.possible, np.maximum(squares, 0), np.inf).mean(-1)
 
 
-def _products(rise: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Inner products [a, p, b, runs] of [a, p, runs, features] and [a, b, runs, features]."""
-    return np.moveaxis(np.moveaxis(rise, 2, 1) @ np.moveaxis(other, 2, 1).swapaxes(-1, -2), 1, -1)
+def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Inner products [a, i, j, runs] of [a, i, runs, features] and [a, j, runs, features]."""
+    return np.moveaxis(np.moveaxis(one, 2, 1) @ np.moveaxis(other, 2, 1).swapaxes(-1, -2), 1, -1)
 
 
 def _shares(

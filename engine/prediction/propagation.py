@@ -1,9 +1,9 @@
-"""What an error in one prediction becomes in the result of a run.
+"""What an error in one prediction becomes in the result of a run, and what a sampler is given on its own path.
 
 Between evaluations a sampler is linear, and its impulse response known. What the model answers to a state that is off is taken
 for what would be right if pictures were normally distributed: where they spread with the variance v, the denoised image follows
 the state by s v / (s^2 v + sigma^2), s being the signal's share of the state. What a forecast is wrong in is what is being
-decided at its sigma, so there v is sigma^2 / s^2, but no more than the widest spread that pictures have.
+decided at its sigma, so there pictures spread about as widely as the noise.
 """
 
 from __future__ import annotations
@@ -34,29 +34,55 @@ class Propagation:
     at_least: np.ndarray
 
 
-def propagation(
-    sigmas: Sequence[float], moves: np.ndarray, prediction: PredictionType, axis: TimeAxis, widest: float
-) -> Propagation:
-    """The tables of one schedule.
+@dataclass(frozen=True)
+class Answers:
+    """How the model answers to states that are off, on one schedule.
 
-    sigmas: (n,), descending. moves: the sampler's impulse response (n + 1, n). widest: the largest variance of pictures in any
-    direction.
+    sigmas: (n,), descending. widest: the largest variance of pictures in any direction.
     """
-    noise, n = np.array(sigmas), len(sigmas)
-    signal = np.maximum(1 - noise, LEAST_SIGNAL) if axis.is_flow else np.ones(n)
-    variance = np.minimum((noise / signal) ** 2, widest)  # [k]
-    of_state = signal[:, None] ** 2 * variance + noise[:, None] ** 2  # [j, k]
-    follows = signal[:, None] * variance / of_state  # the denoised image of evaluation j, a state that is off by 1
-    if prediction == "eps":
-        answers = (1 - signal[:, None] * follows) / noise[:, None]
-        mistaken = -signal[:, None] * follows / noise[:, None]  # beside the held denoised image that the corrector reckons with
-    else:
+
+    sigmas: Sequence[float]
+    prediction: PredictionType
+    axis: TimeAxis
+    widest: float
+
+    @property
+    def signal(self) -> np.ndarray:
+        """The signal's share (n,) of the state."""
+        noise = np.array(self.sigmas)
+        return np.maximum(1 - noise, LEAST_SIGNAL) if self.axis.is_flow else np.ones_like(noise)
+
+    def following(self, spread: float) -> np.ndarray:
+        """How much of what its state is off by the denoised image of evaluation j follows, in directions in which pictures
+        spread so many times as widely as the noise of evaluation k: [j, k]."""
+        signal, noise = self.signal, np.array(self.sigmas)
+        variance = np.minimum((spread * noise / signal) ** 2, self.widest)
+        return signal[:, None] * variance / (signal[:, None] ** 2 * variance + noise[:, None] ** 2)
+
+    def propagation(self, moves: np.ndarray, spread: float) -> Propagation:
+        """The tables for errors in such directions. moves: the sampler's impulse response (n + 1, n)."""
+        noise, n, follows = np.array(self.sigmas)[:, None], len(self.sigmas), self.following(spread)
         answers = mistaken = follows
-    later = np.zeros((n, n))  # [j, k]: how far the result moves with prediction j, the model answering from then on
-    for j in range(n - 1, -1, -1):
-        later[j] = moves[n, j] + moves[j + 1 : n, j] @ (later[j + 1 :] * answers[j + 1 :])
-    unknown = moves[n] + np.cumsum((later * answers * moves[:n])[::-1], 0)[::-1]
-    kept = np.append(noise[1:], 0)[:, None] / noise[:, None]  # of the state, in a step of Euler's method; the rest is the image
-    left = np.cumprod((kept + (1 - kept) * follows)[::-1], 0)[::-1]
-    tables = (unknown, moves[n]), (later * mistaken * moves[:n], 0 * moves[n]), (left * moves[:n], moves[n])
-    return Propagation(*(np.vstack(own) for own in tables))
+        if self.prediction == "eps":
+            image = self.signal[:, None] * follows
+            answers, mistaken = (1 - image) / noise, -image / noise  # the corrector reckons with 1 / noise
+        later = np.zeros((n, n))  # [j, k]: how far the result moves with prediction j, the model answering from then on
+        for j in range(n - 1, -1, -1):
+            later[j] = moves[n, j] + moves[j + 1 : n, j] @ (later[j + 1 :] * answers[j + 1 :])
+        unknown = moves[n] + np.cumsum((later * answers * moves[:n])[::-1], 0)[::-1]
+        kept = np.append(noise[1:], 0)[:, None] / noise  # of the state, in a step of Euler's method; the rest is the image
+        left = np.cumprod((kept + (1 - kept) * follows)[::-1], 0)[::-1]
+        tables = (unknown, moves[n]), (later * mistaken * moves[:n], 0 * moves[n]), (left * moves[:n], moves[n])
+        return Propagation(*(np.vstack(own) for own in tables))
+
+    def on_own_path(self, images: np.ndarray, noises: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """What a sampler is given in a dense run of its own, which large steps take off the path of small ones: sketches (runs,
+        n, features). images, noises: of the denoised images along that path, and of (state - image) / sigma."""
+        states = images + np.array(self.sigmas)[:, None] * noises
+        follows, given = np.diagonal(self.following(1.0)), np.zeros_like(images)
+        for k, sigma in enumerate(self.sigmas):
+            start = states[:, 0] * (1.0 if self.prediction == "eps" else sigma / self.sigmas[0])
+            state = start + np.tensordot(moves[k, :k], given[:, :k], (0, 1))
+            image = images[:, k] + follows[k] * (state - states[:, k])
+            given[:, k] = (state - image) / sigma if self.prediction == "eps" else image
+        return given
