@@ -50,7 +50,7 @@ UNGUIDED_PACE, UNGUIDED_SCALE, LEAST_UNGUIDED = 3, 17, 4
 # than one evaluation less (python run.py few: at 8 steps quality fell from 52.0 to 47.7 dB for 8% of its cost).
 MERGING_PACE = 8.0
 # The largest variance of pictures in any direction, in mean squares of their latents: it is what the first gaps' errors depend
-# on, which with 2 are expected 3 dB smaller, with 8 3 dB larger (python run.py plans, gaps).
+# on, which with 2 are expected 2 dB better, with 8 2 dB worse (python run.py plans, gaps).
 WIDEST = 4.0
 
 # -- placement of shallow evaluations; bench --steps 12, with and without `shallow: always` -------------------------------
