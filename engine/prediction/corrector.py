@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..extrapolation import PredictionType, is_below, parabola_weights, spacings
 from ..time_axis import DIFFUSION, TimeAxis
-from ..tuning import CORRECTED_WITHIN, MAX_PARABOLA, TRUSTED_SHARE
+from ..tuning import CORRECTED_WITHIN, MAX_PARABOLA, TRUSTED_SHARE, WIDEST
 from .predictor import Point
 from .response import ImpulseResponse
 
@@ -55,17 +55,28 @@ class DeferredCorrection:
         self._before_forecast = index, dict(self.residuals)
         return self._repaid(index, value)
 
-    def answer_computed(self, index: int, sigma: float, value: Tensor, points: Sequence[Point]) -> Tensor:
+    def answer_computed(
+        self, index: int, sigma: float, value: Tensor, points: Sequence[Point]
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Revise the forecasts before evaluation `index`, whose prediction `value` was computed at sigma; returns the answer,
-        residuals repaid: `value` itself where there are none. points: the computed predictions before it; the last two
-        count."""
+        residuals repaid, and what the prediction would have been on the path, both `value` itself where nothing is owed.
+        points: the computed predictions before it; the last two count."""
         if self._before_forecast[0] == index:  # the forecast of this very evaluation was not what the sampler got
             self.residuals = dict(self._before_forecast[1])
         off = self._revise(index, sigma, value, points)
         self.forecasts.clear()
         # The denoised image is what holds where the state is off: the noise in that state is more or less by as much.
         held = value if off is None or self.prediction == "x0" else value + off / sigma
-        return self._repaid(index, held)
+        return self._repaid(index, held), self._on_path(sigma, value, off)
+
+    def _on_path(self, sigma: float, value: Tensor, off: Tensor | None) -> Tensor:
+        """What later forecasts are to stand on where the state is `off`: of normally distributed pictures that spread as widely
+        as the noise, but no more than `WIDEST`, the denoised image follows the state by a share, and by as much less the noise
+        does. Under samplers of one step, which have to bring back less, it is worth nothing (docs/paths.md)."""
+        if off is None or self.prediction == "x0" or self.response.one_step:
+            return value
+        spread = min(sigma**2, WIDEST)
+        return value + sigma / (sigma**2 + spread) * off
 
     def _revise(self, index: int, sigma: float, value: Tensor, points: Sequence[Point]) -> Tensor | None:
         """Add the residuals of this gap; returns how far the state is off its path, None where that is not known."""

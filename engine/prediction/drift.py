@@ -57,9 +57,9 @@ def gaps(values: np.ndarray, moves: np.ndarray, answers: Answers, longest: int, 
     drift = lines.square(at_end, at_end.slope, 0)
     stale = _stale(drift, answers.sigmas) if answers.prediction == "eps" else 0.0
     drift = lines.square(at_end, at_end.slope, 0, stale)
-    trust = lines.trust(drift, answers) if corrected else np.float32(0)
+    trust = lines.trust(drift, answers) if corrected else 0.0
     results = [lines.result(answers.propagation(moves, spread), trust, stale) for spread in SPREADS]
-    return Gaps(lines.mean(drift), lines.mean(sum(results) / len(SPREADS)))
+    return Gaps(lines.mean(drift), lines.mean(np.mean(results, 0)))
 
 
 def _stale(drift: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:

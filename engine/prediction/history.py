@@ -38,8 +38,8 @@ class History:
 
     def take(self, index: int, sigma: float, value: Tensor) -> Tensor:
         """Take up the computed `value` of evaluation `index`; returns the answer, `value` itself where nothing is owed."""
-        answer = self.corrector.answer_computed(index, sigma, value, self.predictor.points)
-        self.predictor.add(sigma, value)
+        answer, on_path = self.corrector.answer_computed(index, sigma, value, self.predictor.points)
+        self.predictor.add(sigma, on_path)
         return answer
 
     def copy_from(self, other: History) -> None:

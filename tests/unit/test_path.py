@@ -19,7 +19,7 @@ from highlight_diffusion.engine.prediction.propagation import Answers, Propagati
 from highlight_diffusion.engine.prediction.response import impulse_response
 from highlight_diffusion.engine.profile import Profile, ProfiledRun, bundled
 from highlight_diffusion.engine.time_axis import DIFFUSION, FLOW, TimeAxis
-from highlight_diffusion.engine.tuning import CAREFUL_DB
+from highlight_diffusion.engine.tuning import CAREFUL_DB, WIDEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_response import SAMPLERS, SIGMAS
@@ -139,6 +139,43 @@ def test_a_gap_costs_what_the_engine_makes_of_it_where_pictures_are_normally_dis
         assert -0.05 < beyond < learnt, (p, a, b)
         assert counted_on[at] >= found[at]
         assert sampler != "euler" or counted_on[at] == pytest.approx(found[at], rel=1e-3) or learnt > 1
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_under_a_multistep_sampler_a_gap_is_forecast_from_what_its_start_would_have_been_on_the_path(sampler):
+    """Noise that is computed where a gap has taken the state off; pictures spread as widely there as the noise."""
+    n, a, b = len(SIGMAS) - 1, 2, 4
+    time = torch.tensor([DIFFUSION.half_log_snr(sigma) for sigma in SIGMAS[:-1]])
+    values = (5.0 + 0.02 * time[:, None] ** 2 * torch.tensor([1.0, -2.0, 0.5, 3.0])).double().reshape(n, 1, 4, 1, 1)
+    response = impulse_response(SAMPLERS[sampler], "eps")
+    on_path: list[torch.Tensor] = []
+
+    def run(end: int) -> tuple[Forecast, list[torch.Tensor]]:
+        """Forecasts between a and `end`."""
+        forecast, states = Forecast("eps", response), []
+
+        def answer(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            k = len(states)
+            states.append(x)
+            if a < k < end or k > b:
+                return forecast.predict(k, x, sigma)
+            path = on_path[k] if on_path else x
+            share = sigma**2 / (sigma**2 + min(sigma**2, WIDEST))
+            return forecast.add_dense(k, x, path - sigma * values[k] + (1 - share) * (x - path), sigma)
+
+        SAMPLERS[sampler](answer, torch.ones(1, 4, 1, 1, dtype=torch.float64))
+        return forecast, states
+
+    on_path[:] = run(a)[1]
+    forecast, states = run(b)
+    sigma, newest = SIGMAS[b], forecast.frame.predictor.points[-1]
+    share = sigma**2 / (sigma**2 + min(sigma**2, WIDEST))
+    raw = values[b] + share / sigma * (states[b] - on_path[b])
+    assert newest.sigma == sigma and (raw - values[b]).abs().max() > 1e-3
+    if sampler == "euler":
+        assert torch.equal(newest.value, raw) or torch.allclose(newest.value, raw)
+    else:
+        assert (newest.value - values[b]).abs().max() < 0.5 * (raw - values[b]).abs().max()
 
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
