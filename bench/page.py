@@ -33,7 +33,7 @@ RESAMPLES = 1000
 FOLDER = PACK / "docs" / "benchmarks"
 # The models that share a table, by the names of their files; a file that is not here has a table of its own.
 GROUPS = {
-    "Demo transformer (MMDiT); 8 steps are of its turbo LoRA at CFG 1": ("mmdit-turbo-8", "mmdit"),
+    "Demo transformer (MMDiT); 4 and 8 steps are of its turbo LoRAs at CFG 1": ("mmdit-turbo-4", "mmdit-turbo-8", "mmdit"),
     "Demo UNet": ("unet",),
     "The model that nothing is tuned to (a UNet of SDXL's layout)": ("second",),
 }
