@@ -49,7 +49,8 @@ class HighlightDiffusion(io.ComfyNode):
                 io.Combo.Input(
                     "correct", options=list(WHENS), default="auto",
                     tooltip="Compute the highlight once in each longer gap and correct the forecast with it. auto: with a "
-                    "mask, and under samplers and schedules where it was measured to be worth its cost. never: forecast alone.",
+                    "mask, and under samplers and schedules where it was measured to be worth its cost; elsewhere another "
+                    "evaluation in full is worth more. never: forecast alone.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
