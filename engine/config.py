@@ -19,9 +19,9 @@ DEFAULT_PREDICTOR = "damped linear"  # those that there are stand in prediction/
 Interval = tuple[int, ...] | Literal["adaptive"] | None
 # What is asked for by a preset's name.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quality": {"pace": 2.0, "promise": 34.0},
-    "balanced": {"pace": 5.0, "promise": 26.0},
-    "fast": {"pace": 8.0, "promise": 20.0},
+    "quality": {"pace": 2.0, "promise": 36.0},
+    "balanced": {"pace": 5.0, "promise": 28.0},
+    "fast": {"pace": 8.0, "promise": 22.0},
 }
 PACES = {name: own["pace"] for name, own in PRESETS.items()}
 

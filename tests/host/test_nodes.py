@@ -188,7 +188,7 @@ def test_two_runs_of_a_trace_are_told_apart_and_reported(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "asked"), [({}, 26.0), ({"preset": "fast"}, 20.0), ({"pace": 5.0}, None), ({"speed": 2.0}, None)]
+    ("change", "asked"), [({}, 28.0), ({"preset": "fast"}, 22.0), ({"pace": 5.0}, None), ({"speed": 2.0}, None)]
 )
 def test_a_preset_is_a_promise_in_the_report_and_a_pace_or_a_speed_is_none(model, change, asked):
     patcher, trace = HighlightDiffusion.execute(model=model.patcher, **{**DEFAULTS, **change}).result

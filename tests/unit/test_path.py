@@ -457,8 +457,8 @@ def test_a_preset_saves_more_on_an_easier_model_and_in_more_steps(preset):
 
 def test_a_preset_that_leaves_nothing_to_forecast_says_so():
     plan, _ = paced(6, FLOW, **PRESETS["quality"])
-    assert {step.reason for step in plan.steps[2:]} == {"a fidelity of 34 dB leaves nothing to forecast"}
-    assert plan.steps[2].kind == "dense" and plan.expected == 100 and plan.asked == 34
+    assert {step.reason for step in plan.steps[2:]} == {"a fidelity of 36 dB leaves nothing to forecast"}
+    assert plan.steps[2].kind == "dense" and plan.expected == 100 and plan.asked == 36
     assert paced(6, FLOW, 2.0, config={"speed": 1.0})[0].steps[3].reason == "a speed of 1 leaves nothing to forecast"
     context = Context.of(
         errors_of(4, FLOW).sigmas, HighlightConfig(**PRESETS["quality"]), axis=FLOW, errors=errors_of(4, FLOW), unguided=True
