@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -36,6 +37,17 @@ SEED = 6161  # of scenes and noise; `tuning.WIDEST` was chosen on 16 scenes of i
 DENSE = PlannedStep("dense", "outside the gap")
 
 
+@contextmanager
+def forecasting(forecast: Collection[int]) -> Iterator[None]:
+    """While this holds, plans forecast these steps, and all others are dense."""
+
+    def make_plan(context: Context) -> list[PlannedStep]:
+        return [FORECAST if i in forecast else DENSE for i in range(context.steps)]
+
+    with mock.patch.object(plan, "make_plan", make_plan):
+        yield
+
+
 class Bench:
     """Scenes in one batch on a demo model, and their dense run."""
 
@@ -57,11 +69,7 @@ class Bench:
 
     def latents(self, forecast: Collection[int]) -> Tensor:
         """What comes out where these steps are forecast and all others dense."""
-
-        def make_plan(context: Context) -> list[PlannedStep]:
-            return [FORECAST if i in forecast else DENSE for i in range(context.steps)]
-
-        with mock.patch.object(plan, "make_plan", make_plan):
+        with forecasting(forecast):
             return self._run(HighlightConfig(correct="never", shallow="never"))
 
     def off(self, latents: Tensor) -> np.ndarray:

@@ -12,7 +12,6 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -20,20 +19,18 @@ from scipy.stats import spearmanr
 
 from ..demo.scenes import unseen_scenes
 from ..engine.config import HighlightConfig
-from ..engine.placement import plan as planning
-from ..engine.placement.context import FORECAST, Context, PlannedStep
 from ..engine.trace import Trace
 from ..engine.tuning import LONGEST_GAP, PATH_WARMUP
 from ..tools.comfy import Sampling, boot
 from ..tools.console import say
 from ..tools.server import PACK
 from .compare import Table
+from .gaps import forecasting
 from .paths import SCHEDULERS
 from .promises import give_profile, snr
 from .prompts import OBJECTS
 from .stochastic import Stochastic
 
-DENSE = PlannedStep("dense", "drawn")
 PAIRS = (((1, 3), (3, 6)), ((2, 4), (4, 7)), ((1, 3), (3, 5)), ((5, 8), (8, 11)), ((10, 13), (13, 17)))  # of 20 steps
 DRAWN = 2  # plans for every number of dense evaluations
 
@@ -96,11 +93,8 @@ class Plans:
         """What a plan's pictures are at, and what it was expected to be at."""
         from ..host.attach import attach
 
-        def make_plan(context: Context) -> list[PlannedStep]:
-            return [DENSE if letter == "D" else FORECAST for letter in letters]
-
         trace = Trace()
-        with mock.patch.object(planning, "make_plan", make_plan):
+        with forecasting({k for k, letter in enumerate(letters) if letter == "."}):
             model = attach(self.bench.subject.model, HighlightConfig(correct="never", shallow="never"), trace)
             latents = self.bench.latents(model, sampling)
         run = trace.last

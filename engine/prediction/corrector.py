@@ -10,6 +10,7 @@ from ..extrapolation import PredictionType, is_below, parabola_weights, spacings
 from ..time_axis import DIFFUSION, TimeAxis
 from ..tuning import CORRECTED_WITHIN, MAX_PARABOLA, TRUSTED_SHARE, WIDEST
 from .predictor import Point
+from .propagation import followed
 from .response import ImpulseResponse
 
 NO_LEVERAGE = 1e-3  # share of the largest weight under which a prediction hardly moves the next state
@@ -55,9 +56,7 @@ class DeferredCorrection:
         self._before_forecast = index, dict(self.residuals)
         return self._repaid(index, value)
 
-    def answer_computed(
-        self, index: int, sigma: float, value: Tensor, points: Sequence[Point]
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def answer_computed(self, index: int, sigma: float, value: Tensor, points: Sequence[Point]) -> tuple[Tensor, Tensor]:
         """Revise the forecasts before evaluation `index`, whose prediction `value` was computed at sigma; returns the answer,
         residuals repaid, and what the prediction would have been on the path, both `value` itself where nothing is owed.
         points: the computed predictions before it; the last two count."""
@@ -75,8 +74,7 @@ class DeferredCorrection:
         does. Under samplers of one step, which have to bring back less, it is worth nothing (docs/paths.md)."""
         if off is None or self.prediction == "x0" or self.response.one_step:
             return value
-        spread = min(sigma**2, WIDEST)
-        return value + sigma / (sigma**2 + spread) * off
+        return value + (1 - followed(min(sigma**2, WIDEST), sigma)) / sigma * off
 
     def _revise(self, index: int, sigma: float, value: Tensor, points: Sequence[Point]) -> Tensor | None:
         """Add the residuals of this gap; returns how far the state is off its path, None where that is not known."""

@@ -10,10 +10,9 @@ import numpy as np
 from ..extrapolation import PredictionType, damping
 from ..time_axis import TimeAxis
 from ..tuning import MAX_EXTRAPOLATION, MAX_PARABOLA, TRUSTED_SHARE
-from .propagation import Answers, Propagation
+from .propagation import Answers, Numbers, Propagation
 
 TINY = 1e-30
-Numbers = np.ndarray | float
 SPREADS = (0.25, 1.0, 4.0)  # how many times as widely as the noise pictures spread where a forecast is wrong, in equal shares
 
 
@@ -56,8 +55,8 @@ def gaps(values: np.ndarray, moves: np.ndarray, answers: Answers, longest: int, 
     at_end = lines.sums(moves)
     drift = lines.square(at_end, at_end.slope, 0)
     stale = _stale(drift, answers.sigmas) if answers.prediction == "eps" else 0.0
-    drift = lines.square(at_end, at_end.slope, 0, stale)
-    trust = lines.trust(drift, answers) if corrected else 0.0
+    drift += at_end.newest(at_end.slope, 0) ** 2 * stale
+    trust = lines.trust(drift) if corrected else 0.0
     results = [lines.result(answers.propagation(moves, spread), trust, stale) for spread in SPREADS]
     return Gaps(lines.mean(drift), lines.mean(np.mean(results, 0)))
 
@@ -83,15 +82,24 @@ class _Sums:
     older: np.ndarray
     newer: np.ndarray
 
+    def newest(self, rise: Numbers, end: Numbers) -> np.ndarray:
+        """How often the prediction at a itself is in such a sum with so many times the rise and the end, [a, p, b, 1]."""
+        return self.pull.sum(-1)[:, None, :, None] + rise - end
+
+    def corrected(self, trust: Numbers) -> tuple[np.ndarray, np.ndarray]:
+        """How many times the rise and the end are left of it where the corrector trusts the parabola so much."""
+        return (1 - trust) * self.slope - trust * self.older, trust * self.newer
+
 
 @dataclass(frozen=True)
 class _Lines:
     """The lines and parabolas that predictions of every gap are put on, k being a step after a.
 
-    after: b, [a, b]. size: squares of the predictions at b, [a, b, runs]. ends: inner products of the rises from a to two
-    later steps, [a, k, k, runs]. across: those of the rise from p to a and that from a to k, [a, p, k, runs]. rise: squares of
-    the former, [a, p, 1, runs]. slope: how much of the rise a forecast of k adds, [a, p, k]. older, newer: the shares of a
-    parabola, [a, p, b, k]. sound: where it is to be trusted. possible: where there is such a gap; both [a, p, b, 1].
+    after: b, [a, b]. size: squares of the predictions at b, as far as they move a state, [a, b, runs]. ends: inner products of
+    the rises from a to two later steps, [a, k, k, runs]. across: those of the rise from p to a and that from a to k, [a, p, k,
+    runs]. rise: squares of the former, [a, p, 1, runs]. slope: how much of the rise a forecast of k adds, [a, p, k]. older,
+    newer: the shares of a parabola, [a, p, b, k]. sound: where it is to be trusted. possible: where there is such a gap; both
+    [a, p, b, 1].
     """
 
     after: np.ndarray
@@ -115,6 +123,7 @@ class _Lines:
         older, inside = np.clip(before, 0, n - 1), np.clip(after, 0, n - 1)
         points = np.ascontiguousarray(np.moveaxis(values, 1, 0), dtype=np.float32)
         rise, end = ((points[:, None] - points[older]), (points[inside] - points[:, None]))  # [a, p or k, runs, features]
+        heights = np.array(sigmas if answers.prediction == "eps" else np.ones(n), dtype=np.float32)
         time = np.array([axis.half_log_snr(sigma) for sigma in sigmas], dtype=np.float32)
         along = (time[inside] - time[:, None])[:, None, :]  # [a, 1, k]
         spacing = np.where(exists, time[:, None] - time[older], 1.0)[:, :, None]  # [a, p, 1]
@@ -124,7 +133,7 @@ class _Lines:
             shares = at * (at - last) / (back * (back - last)), (at - back) * at / ((last - back) * last)
         return cls(
             after=after,
-            size=(points[inside] ** 2).sum(-1),
+            size=(points[inside] ** 2).sum(-1) * (heights[inside] ** 2)[..., None],
             ends=_products(end, end),
             across=_products(rise, end),
             rise=(rise**2).sum(-1)[:, :, None],
@@ -155,24 +164,19 @@ class _Lines:
         held2 = -(held * sums.pull[..., None]).sum(2)[:, None]
         with_end, end2 = (np.einsum("abbr->abr", own)[:, None] for own in (held, self.ends))
         square = held2 + rise * (rise * self.rise + 2 * with_rise)
-        square += (sums.pull.sum(-1)[:, None, :, None] + rise - end) ** 2 * stale
+        square += sums.newest(rise, end) ** 2 * stale
         return square + end * (end * end2 + 2 * with_end + 2 * rise * self.across)
 
     def result(self, tables: Propagation, trust: Numbers, stale: Numbers) -> np.ndarray:
         """By what squares [a, p, b, runs] the result is off."""
         unknown, known, least = map(self.sums, (tables.unknown, tables.known, tables.at_least))
-        rise, end = ((1 - trust) * unknown.slope - trust * unknown.older), trust * unknown.newer
+        rise, end = unknown.corrected(trust)
         own = self.square(unknown, rise + trust * (known.slope + known.older), end - trust * known.newer, stale)
-        one_step = self.square(least, (1 - trust) * least.slope - trust * least.older, trust * least.newer, stale)
-        return np.maximum(own, one_step)
+        return np.maximum(own, self.square(least, *least.corrected(trust), stale))
 
-    def trust(self, drift: np.ndarray, answers: Answers) -> np.ndarray:
+    def trust(self, drift: np.ndarray) -> np.ndarray:
         """How much of what it knows the corrector repays, [a, p, b, runs]."""
-        size = self.size
-        if answers.prediction == "eps":
-            inside = np.minimum(self.after, len(self.after) - 1)
-            size = size * np.square(np.array(answers.sigmas, dtype=np.float32))[inside][..., None]
-        return np.where(self.sound, 1 / (1 + drift / (size[:, None] + TINY) / TRUSTED_SHARE**2), np.float32(0))
+        return np.where(self.sound, 1 / (1 + drift / (self.size[:, None] + TINY) / TRUSTED_SHARE**2), np.float32(0))
 
     def mean(self, squares: np.ndarray) -> np.ndarray:
         """Their mean over the runs, [a, p, b]; infinite where there is no such gap."""

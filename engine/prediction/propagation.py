@@ -16,7 +16,13 @@ import numpy as np
 from ..extrapolation import PredictionType
 from ..time_axis import TimeAxis
 
+Numbers = np.ndarray | float
 LEAST_SIGNAL = 1e-3  # of a flow's first state, which has none
+
+
+def followed(variance: Numbers, sigma: Numbers, signal: Numbers = 1.0) -> Numbers:
+    """How much of what a state is off by its denoised image follows, in a direction in which pictures have that variance."""
+    return signal * variance / (signal**2 * variance + sigma**2)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Answers:
         spread so many times as widely as the noise of evaluation k: [j, k]."""
         signal, noise = self.signal, np.array(self.sigmas)
         variance = np.minimum((spread * noise / signal) ** 2, self.widest)
-        return signal[:, None] * variance / (signal[:, None] ** 2 * variance + noise[:, None] ** 2)
+        return np.asarray(followed(variance, noise[:, None], signal[:, None]))
 
     def propagation(self, moves: np.ndarray, spread: float) -> Propagation:
         """The tables for errors in such directions. moves: the sampler's impulse response (n + 1, n)."""

@@ -84,7 +84,8 @@ def test_the_drift_is_what_the_engines_own_forecasts_do_to_the_sampler(sampler, 
     sketches = values.flatten(1).numpy()[None] / 8**0.5
     found = gaps(sketches, np.array(response.weights), Answers(SIGMAS[:-1], prediction, DIFFUSION, 1.0), n, False).drift
     dense = run()
-    for p, a, b in ((0, 1, 3), (1, 2, 6), (4, 5, 9), (7, 8, n)):
+    gapped = ((1, 3, 6), (6, 8, n)) if prediction == "x0" else ()  # of noise the value at a counts as off the path
+    for p, a, b in ((0, 1, 3), (1, 2, 6), (4, 5, 9), (7, 8, n), *gapped):
         true = (run(p, a, b)[b] - dense[b]).square().mean()
         assert found[a, a - p - 1, b - a - 1] == pytest.approx(float(true), rel=1e-3)
 
